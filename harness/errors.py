@@ -1,0 +1,164 @@
+"""Every error the harness raises: what happened, where, whose fault it is, and what to do next.
+
+One root, :class:`HilError`; the branches answer the question a lab engineer asks first:
+*who fixes this?*  Library errors never leave the harness bare: the layer that meets one
+raises the matching class ``from`` it.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import ClassVar
+
+
+class Fault(StrEnum):
+    """Who can put an error right."""
+
+    FIRMWARE = "firmware"
+    KERNEL = "kernel"
+    CABLE = "cable"
+    LAB = "lab"
+    HOST = "host"
+    CONFIGURATION = "configuration"
+    TEST = "test"
+
+
+class HilError(Exception):
+    """Root of all errors of this project.
+
+    ``what`` is one sentence without a full stop; ``remedy`` says what to do next.
+    ``board`` and ``link`` name the place (``link`` is e.g. ``ssh root@10.0.0.7:22``);
+    ``command`` is the command that was running, if any.
+    """
+
+    fault: ClassVar[Fault] = Fault.HOST
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        remedy: str,
+        board: str | None = None,
+        link: str | None = None,
+        command: str | None = None,
+    ) -> None:
+        self.what = what
+        self.remedy = remedy
+        self.board = board
+        self.link = link
+        self.command = command
+        super().__init__(what)
+
+    def located(self, *, board: str | None = None, link: str | None = None) -> HilError:
+        """Fill in the board or link where a lower layer did not know it; returns self."""
+        self.board = self.board or board
+        self.link = self.link or link
+        return self
+
+    def __str__(self) -> str:
+        where = [f"board {self.board}"] if self.board else []
+        where += [f"link {self.link}"] if self.link else []
+        where += [f"command {self.command!r}"] if self.command else []
+        place = f" ({', '.join(where)})" if where else ""
+        return f"{self.what}{place}. Fault: {self.fault}. Next: {self.remedy}"
+
+
+class ConfigurationError(HilError):
+    """A board file, option or environment value is wrong; mend it where the message points."""
+
+    fault = Fault.CONFIGURATION
+
+
+class ConsentMissing(ConfigurationError):
+    """An operation needs a consent that the board file does not give."""
+
+
+class HostError(HilError):
+    """This machine lacks something: a device node, a permission, a package, a kernel feature."""
+
+    fault = Fault.HOST
+
+
+class LabError(HilError):
+    """The bench is at fault: power, wiring, network, or the board is not the expected one."""
+
+    fault = Fault.LAB
+
+
+class WrongBoard(LabError):
+    """The board that answers is not the one the board file describes; the run must end."""
+
+
+class BoardWedged(LabError):
+    """Every recovery step failed; the remaining tests end as lab errors."""
+
+
+class PowerError(LabError):
+    """The power driver could not bring the board into the asked state."""
+
+
+class LinkError(LabError):
+    """A link (SSH, serial) failed."""
+
+
+class LinkRefused(LinkError):
+    """The other end answered and said no: refused connection, wrong key, failed login."""
+
+
+class LinkLost(LinkError):
+    """The link broke before a command was sent; the command certainly did not run."""
+
+
+class LinkTimeout(LinkError):
+    """No answer within the timeout; the lane was thrown away."""
+
+
+class OutcomeUnknown(LinkError):
+    """The command was sent and its result could not be fetched: it may or may not have run.
+
+    It is never run a second time by the harness.
+    """
+
+
+class SerialDamage(LinkError):
+    """Bytes on a serial line were lost or changed beyond repair."""
+
+    fault = Fault.CABLE
+
+
+class TargetError(HilError):
+    """The board's software did something it must not: a crash line in its kernel log, a refused
+    service command."""
+
+    fault = Fault.KERNEL
+
+
+class CommandFailed(TargetError):
+    """A command on the board ended with a status other than zero where zero was required."""
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        remedy: str,
+        status: int,
+        stdout: bytes,
+        stderr: bytes,
+        **where: str | None,
+    ) -> None:
+        self.status = status
+        self.stdout = stdout
+        self.stderr = stderr
+        super().__init__(what, remedy=remedy, **where)
+
+
+class FirmwareError(HilError):
+    """The firmware broke a promise that does not depend on the test."""
+
+    fault = Fault.FIRMWARE
+
+
+class MissingCapability(HilError):
+    """The board cannot do what a step needs; tests turn this into a skip that says why."""
+
+    fault = Fault.TEST
