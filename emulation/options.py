@@ -1,0 +1,118 @@
+"""What kind of board is emulated: a frozen record, written as ``key=value`` on the command line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from typing import Final, Literal, get_args, get_origin, get_type_hints
+
+Variant = Literal["mm-query", "mm", "file", "mm-kernel-rpmb"]
+EfivarfsSeries = Literal["K6", "K7"]
+OpteeRelease = Literal["4.10", "4.1"]
+RpmbProfile = Literal["qemu", "silicon"]
+DriverLoading = Literal["auto", "builtin", "manual"]
+SupplicantBuild = Literal["rpmb", "emulation"]
+
+_TRUE: Final = ("yes", "true", "on", "1")
+_FALSE: Final = ("no", "false", "off", "0")
+
+
+class OptionError(ValueError):
+    """An option that does not exist or cannot have that value; the text names the nearest word."""
+
+
+@dataclass(frozen=True)
+class BoardOptions:
+    """Everything that can differ between two emulated boards.
+
+    ``variant`` is the firmware and RPMB routing (truth/README): ``mm-query`` and ``mm`` keep
+    variables in StMM, with and without QueryVariableInfo at run time; ``file`` is a U-Boot that
+    keeps its own variables in a file; ``mm-kernel-rpmb`` is ``mm`` with RPMB routed in the kernel.
+    """
+
+    variant: Variant = "mm-query"
+    efivarfs: EfivarfsSeries = "K6"
+    """Kernel series whose efivarfs is modelled (contract 6)."""
+    optee: OpteeRelease = "4.10"
+    """4.1 has the relocation defect of contract 2.4."""
+    hostname: str = "board"
+    cid: str = "aa015851454d55212101deadbeef2900"
+    """The eMMC's CID, 32 hexadecimal digits."""
+    rpmb_size_mult: int = 16
+    """EXT_CSD[168], units of 128 KiB, 1..128."""
+    rpmb_rel_wr_sec_c: int = 1
+    """EXT_CSD[222], 1..255."""
+    rpmb_profile: RpmbProfile = "qemu"
+    """Whose result codes the RPMB answers with where implementations differ (contract 10.1)."""
+    write_key: bool = True
+    """OP-TEE programs the RPMB key of a blank part (CFG_RPMB_WRITE_KEY)."""
+    driver: DriverLoading = "auto"
+    """tee_stmm_efi: loaded by its alias when the device appears, built in, or by hand."""
+    supplicant: SupplicantBuild = "rpmb"
+    """``emulation`` is a tee-supplicant built with RPMB_EMU, the classic fault of bring-up."""
+    supplicant_autostart: bool = True
+    """The userland starts the supplicant at boot, as the udev rule of optee_client does."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.rpmb_size_mult <= 128:
+            raise OptionError(f"rpmb_size_mult={self.rpmb_size_mult}: must be 1..128 (of 128 KiB)")
+        if not 1 <= self.rpmb_rel_wr_sec_c <= 255:
+            raise OptionError(f"rpmb_rel_wr_sec_c={self.rpmb_rel_wr_sec_c}: must be 1..255")
+        if not _is_cid(self.cid):
+            raise OptionError(f"cid={self.cid}: must be 32 hexadecimal digits")
+
+    @property
+    def kernel_routed_rpmb(self) -> bool:
+        """Whether Linux answers OP-TEE's RPMB requests itself, without a supplicant."""
+        return self.variant == "mm-kernel-rpmb"
+
+    @classmethod
+    def parse(cls, words: Iterable[str] = ()) -> BoardOptions:
+        """Build the record from ``key=value`` words; the last of two equal keys wins.
+
+        Raises :class:`OptionError` naming the nearest valid key or value.
+        """
+        hints = get_type_hints(cls)
+        names = [option.name for option in fields(cls)]
+        values: dict[str, object] = {}
+        for word in words:
+            key, equals, text = word.partition("=")
+            key = key.replace("-", "_")
+            if not equals:
+                raise OptionError(f"{word}: write it as key=value; keys are {', '.join(names)}")
+            if key not in names:
+                raise OptionError(f"{word}: no option {key}{_nearest(key, names)}")
+            values[key] = _convert(key, text, hints[key])
+        return cls(**values)  # type: ignore[arg-type]
+
+
+def _convert(key: str, text: str, kind: object) -> object:
+    if get_origin(kind) is Literal:
+        choices = [str(choice) for choice in get_args(kind)]
+        if text not in choices:
+            raise OptionError(f"{key}={text}: no such value{_nearest(text, choices)}")
+        return text
+    if kind is bool:
+        if text not in _TRUE + _FALSE:
+            raise OptionError(f"{key}={text}: must be yes or no")
+        return text in _TRUE
+    if kind is int:
+        try:
+            return int(text, 0)
+        except ValueError:
+            raise OptionError(f"{key}={text}: must be a whole number") from None
+    return text
+
+
+def _nearest(word: str, choices: list[str]) -> str:
+    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    return f"{hint} (one of {', '.join(choices)})"
+
+
+def _is_cid(text: str) -> bool:
+    try:
+        return len(text) == 32 and len(bytes.fromhex(text)) == 16
+    except ValueError:
+        return False

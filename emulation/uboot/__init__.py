@@ -1,0 +1,1 @@
+"""The boot flow before Linux."""
