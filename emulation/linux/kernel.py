@@ -96,7 +96,7 @@ def running(task: Task) -> Iterator[Task]:
 
 @dataclass(frozen=True)
 class LogRecord:
-    """One printk line: ``sequence`` counts from 0 at power-on, ``seconds`` since the kernel's start."""
+    """One printk line; ``sequence`` counts from 0, ``seconds`` run from the kernel's start."""
 
     sequence: int
     seconds: float
@@ -174,17 +174,17 @@ class Kernel:
     """
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
-        started = clock()
-        self._uptime = lambda: clock() - started
+        self._clock = clock
+        self._started = clock()
         self.lock = threading.Condition()
-        self.log = KernelLog(self._uptime)
+        self.log = KernelLog(lambda: self.uptime)
         self.console_loglevel = 7
         self._powered = True
 
     @property
     def uptime(self) -> float:
         """Seconds since the kernel started."""
-        return self._uptime()
+        return self._clock() - self._started
 
     @property
     def powered(self) -> bool:
