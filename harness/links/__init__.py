@@ -1,0 +1,1 @@
+"""The links to a board: SSH and serial, both offering :class:`harness.shell.Shell`."""

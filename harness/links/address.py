@@ -1,0 +1,64 @@
+"""Where a board's links end: plain records, built from a board file or by a power driver."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class SshAddress:
+    """One SSH end point and how to prove both sides' identity.
+
+    The host key is always checked: against ``host_key_fingerprint`` (``SHA256:…`` as
+    ``ssh-keygen -l`` prints it) if given, else against ``known_hosts``, else against the
+    user's own ``~/.ssh/known_hosts``. ``shell`` is the POSIX shell the lanes run
+    (e.g. ``sh`` or ``busybox sh``).
+    """
+
+    host: str
+    port: int = 22
+    user: str = "root"
+    key: Path | None = None
+    host_key_fingerprint: str | None = None
+    known_hosts: Path | None = None
+    password: str | None = field(default=None, repr=False)
+    shell: str = "sh"
+
+    def __str__(self) -> str:
+        return f"{self.user}@{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    """The account used at a ``login:`` prompt; ``password`` None where none is asked."""
+
+    user: str = "root"
+    password: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """Regular expressions (bytes are decoded as Latin-1) that end the last line on a console
+    when the board waits for input. Escape sequences are removed before matching."""
+
+    login: str = r"\blogin: ?$"
+    password: str = r"[Pp]assword: ?$"
+    shell: str = r"[#$>] ?$"
+    firmware: str = r"^(=>|U-Boot>|[\w-]+=>) ?$"
+
+
+@dataclass(frozen=True, slots=True)
+class SerialAddress:
+    """One serial console: ``url`` is a device path, ``socket://host:port`` or
+    ``rfc2217://host:port``; ``baud`` in bit/s, 8N1; ``capture`` the file that keeps
+    everything the board says."""
+
+    url: str
+    baud: int = 115200
+    login: Login = Login()
+    prompts: Prompts = Prompts()
+    capture: Path | None = None
+
+    def __str__(self) -> str:
+        return self.url
