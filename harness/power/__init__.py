@@ -1,0 +1,84 @@
+"""Power: switch a board off and on.
+
+A driver is one small file with an options model and a class; ``boardfile.PowerSection`` names
+its options, :func:`open_driver` makes it. Drivers report the state they *verified*, or
+``UNKNOWN`` where the hardware cannot tell.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Protocol, assert_never
+
+if TYPE_CHECKING:
+    from harness.boardfile import PowerSection
+    from harness.links.serial import SerialAddress
+    from harness.links.ssh import SshAddress
+
+
+class PowerState(StrEnum):
+    """Power as the driver verified it; ``UNKNOWN`` where it cannot know."""
+
+    ON = "on"
+    OFF = "off"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoints:
+    """Links that the power driver itself provides; None where the board file names them."""
+
+    ssh: SshAddress | None = None
+    serial: SerialAddress | None = None
+
+
+class PowerDriver(Protocol):
+    """Switches one board. Timeouts are seconds; every failure is a
+    :class:`harness.errors.PowerError` (or :class:`~harness.errors.HostError` where this machine
+    lacks something)."""
+
+    def on(self, timeout: float) -> None:
+        """Power the board on; returns when power is on, not when the board has booted. A board
+        that is on stays as it is."""
+        ...
+
+    def off(self, timeout: float) -> None:
+        """Cut the power, as pulling the plug would. A board that is off stays so."""
+        ...
+
+    def cycle(self, timeout: float) -> None:
+        """Off, then on."""
+        ...
+
+    def state(self) -> PowerState:
+        """The verified state; never raises."""
+        ...
+
+    def endpoints(self) -> Endpoints:
+        """Where the board's links are now; valid after :meth:`on`."""
+        ...
+
+    def close(self) -> None:
+        """Give everything back; never raises, at most two seconds."""
+        ...
+
+
+def open_driver(section: PowerSection, *, board: str, assume_yes: bool = False) -> PowerDriver:
+    """The driver a board file's ``[power]`` table asks for. ``assume_yes`` tells the manual
+    driver that nobody will answer."""
+    match section.driver:
+        case "emulated":
+            from harness.power.emulated import EmulatedPower
+
+            return EmulatedPower(section, board=board)
+        case "command":
+            from harness.power.command import CommandPower
+
+            return CommandPower(section.options, board=board)
+        case "manual":
+            from harness.power.manual import ManualPower
+
+            return ManualPower(board=board, assume_yes=assume_yes)
+        case _:
+            assert_never(section.driver)

@@ -1,0 +1,387 @@
+"""Board files: ``boards/NAME.toml``, validated, with errors that name file, line and the nearest
+valid word.
+
+Import this module late: pydantic costs more than a whole ``hil --help``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+import tomllib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from harness.capabilities import Capability, Consent
+from harness.errors import ConfigurationError
+
+BOARDS_ENVIRONMENT = "HIL_BOARDS"
+_Seconds = Annotated[float, Field(gt=0, le=3600)]
+_Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class SshSection(_Table):
+    """``[ssh]``: how to log in over the network. The host key is always checked: give its
+    fingerprint or a known_hosts file."""
+
+    host: str = Field(min_length=1, description="name or address")
+    port: _Port = 22
+    user: str = "root"
+    key: Path | None = Field(None, description="private key file; without it ssh-agent is asked")
+    password: str | None = None
+    host_key_fingerprint: str | None = Field(
+        None,
+        pattern=r"^SHA256:[A-Za-z0-9+/]{43}=?$",
+        description="as `ssh-keygen -lf` prints it: SHA256:...",
+    )
+    known_hosts: Path | None = Field(None, description="OpenSSH known_hosts file")
+
+    @model_validator(mode="after")
+    def _host_key_is_known(self) -> SshSection:
+        if (self.host_key_fingerprint is None) == (self.known_hosts is None):
+            raise ValueError("give exactly one of host_key_fingerprint and known_hosts")
+        return self
+
+
+class UdevMatch(_Table):
+    """``[serial.udev]``: a serial adapter by what it is, not by its changing name. Every given
+    property must match."""
+
+    vendor_id: str | None = Field(None, description="ID_VENDOR_ID, e.g. 0403")
+    model_id: str | None = Field(None, description="ID_MODEL_ID, e.g. 6011")
+    serial: str | None = Field(None, min_length=1, description="ID_SERIAL_SHORT")
+    path: str | None = Field(None, description="ID_PATH: the USB port the adapter sits in")
+    interface: str | None = Field(None, description="ID_USB_INTERFACE_NUM of a multi-port adapter")
+
+    @model_validator(mode="after")
+    def _something_to_match(self) -> UdevMatch:
+        if not self.model_dump(exclude_none=True):
+            raise ValueError("give at least one property to match")
+        return self
+
+
+class LoginSection(_Table):
+    """``[serial.login]``: what to answer at the login prompt."""
+
+    user: str = "root"
+    password: str = ""
+
+
+class PromptsSection(_Table):
+    """``[serial.prompts]``: regular expressions for what the console shows where it differs
+    from the usual."""
+
+    login: str | None = None
+    password: str | None = None
+    firmware: str | None = None
+
+
+class SerialSection(_Table):
+    """``[serial]``: the console. Give a port (path or URL) or a udev match."""
+
+    port: str | None = Field(
+        None, description="device path, or a socket:// or rfc2217:// URL", min_length=1
+    )
+    udev: UdevMatch | None = None
+    baud: int = Field(115200, ge=300, le=4_000_000)
+    login: LoginSection = LoginSection()
+    prompts: PromptsSection = PromptsSection()
+
+    @model_validator(mode="after")
+    def _one_way_to_find_it(self) -> SerialSection:
+        if (self.port is None) == (self.udev is None):
+            raise ValueError("give exactly one of port and udev")
+        return self
+
+
+class EmulatedPowerSection(_Table):
+    """The board that exists only in software; ``[power.options]`` goes to the emulator as
+    ``key=value``."""
+
+    driver: Literal["emulated"]
+    state: Path | None = Field(
+        None, description="directory that keeps the eMMC between runs; without it a fresh one"
+    )
+    options: dict[str, str | int | bool] = Field(
+        {}, description="options of the emulated board; `hil emulate --help` lists them"
+    )
+
+
+class CommandPowerOptions(_Table):
+    """Shell commands that switch the power."""
+
+    on: str = Field(min_length=1)
+    off: str = Field(min_length=1)
+    cycle: str | None = Field(None, description="default: off, a pause, on")
+    status: str | None = Field(
+        None, description="prints `on` or `off`; without it the state is unknown"
+    )
+    off_seconds: _Seconds = Field(1.0, description="how long the power stays off in a cycle")
+    timeout: _Seconds = Field(30.0, description="for each command")
+
+
+class CommandPowerSection(_Table):
+    """Any command: a PDU's client, uhubctl, a relay."""
+
+    driver: Literal["command"]
+    options: CommandPowerOptions
+
+
+class ManualPowerOptions(_Table):
+    """The manual driver needs none."""
+
+
+class ManualPowerSection(_Table):
+    """A person switches when asked."""
+
+    driver: Literal["manual"]
+    options: ManualPowerOptions = ManualPowerOptions()
+
+
+PowerSection = EmulatedPowerSection | CommandPowerSection | ManualPowerSection
+
+
+class TimeoutsSection(_Table):
+    """``[timeouts]``: how long this board takes, in seconds."""
+
+    boot: _Seconds = Field(120.0, description="from power-on to the first answered command")
+    power: _Seconds = Field(60.0, description="for the power driver to switch")
+    command: _Seconds = Field(15.0, description="for one short command")
+
+
+class BoardFile(_Table):
+    """A board: what it is, how to reach it, what it can do and what its owner allows."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="default: file name")
+    description: str = ""
+    emmc_cid: str = Field(
+        pattern=r"^[0-9a-f]{32}$",
+        description="32 lower-case hex digits, from /sys/class/mmc_host/mmc0/mmc0:0001/cid; "
+        "the harness refuses to write to any other board",
+    )
+    disposable: bool = Field(
+        False, description="the board may be left changed in ways that cannot be undone"
+    )
+    rpmb_write_budget: int | None = Field(
+        None, ge=0, description="RPMB writes that one run may cost; without it unlimited"
+    )
+    ssh: SshSection | None = None
+    serial: SerialSection | None = None
+    power: Annotated[PowerSection, Field(discriminator="driver")]
+    timeouts: TimeoutsSection = TimeoutsSection()
+    capabilities: dict[Capability, bool] = Field(
+        {}, description="assertions: a value that the measurement contradicts fails"
+    )
+    consents: dict[Consent, bool] = Field({}, description="what the owner allows; default: no")
+
+    @model_validator(mode="after")
+    def _reachable(self) -> BoardFile:
+        if self.power.driver != "emulated" and self.ssh is None and self.serial is None:
+            raise ValueError("give [ssh] or [serial]: the board cannot be reached otherwise")
+        return self
+
+    def consents_to(self, consent: Consent) -> bool:
+        """Whether the owner allows it."""
+        return self.consents.get(consent, False)
+
+
+def load(path: Path) -> BoardFile:
+    """Read and validate one board file. Relative paths in it are relative to its directory, and
+    ``~`` is the user's home.
+
+    Raises :class:`ConfigurationError` naming the file and, for every problem at once, the line.
+    """
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise ConfigurationError(
+            f"cannot read the board file {path}: {reason}",
+            remedy="give the path of a readable board file, or a name from `hil boards`",
+        ) from error
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigurationError(
+            f"{path}: not valid TOML: {error}", remedy="mend the line named above"
+        ) from error
+    data.setdefault("name", path.stem)
+    try:
+        board = BoardFile.model_validate_json(json.dumps(data, default=str))
+    except ValidationError as error:
+        problems = [_explain(problem, text, path) for problem in error.errors()]
+        raise ConfigurationError(
+            "; ".join(problems), remedy="mend the lines named above; boards/example.toml shows all"
+        ) from error
+    return _with_absolute_paths(board, path.parent)
+
+
+def find(name: str) -> Path:
+    """The board file for a path or a bare name. Names are looked up in ``$HIL_BOARDS`` (a
+    directory), in ``./boards`` and in the ``boards`` beside the package. Raises
+    :class:`ConfigurationError` with the nearest names."""
+    if "/" in name or name.endswith(".toml"):
+        return Path(name)
+    known = {path.stem: path for path in reversed(list(board_files()))}
+    if name in known:
+        return known[name]
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise ConfigurationError(
+        f"there is no board file for {name!r}",
+        remedy=f"{hint}Known boards: {', '.join(sorted(known)) or 'none'}; or give a path",
+    )
+
+
+def board_files() -> Iterator[Path]:
+    """All board files that :func:`find` knows by name; earlier ones win."""
+    places = [Path("boards"), Path(__file__).resolve().parent.parent / "boards"]
+    if override := os.environ.get(BOARDS_ENVIRONMENT):
+        places.insert(0, Path(override))
+    seen: set[Path] = set()
+    for place in places:
+        if place.resolve() in seen:
+            continue
+        seen.add(place.resolve())
+        yield from sorted(place.glob("*.toml"))
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of board files, for editors."""
+    generated = BoardFile.model_json_schema()
+    # A board file need not repeat its own name.
+    generated["required"].remove("name")
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **generated}
+
+
+def schema_text() -> str:
+    """:func:`schema` as committed in ``boards/board.schema.json``."""
+    return json.dumps(schema(), indent=2) + "\n"
+
+
+def _with_absolute_paths(board: BoardFile, folder: Path) -> BoardFile:
+    def absolute(path: Path | None) -> Path | None:
+        return None if path is None else folder.resolve() / path.expanduser()
+
+    changes: dict[str, Any] = {}
+    if board.ssh is not None:
+        changes["ssh"] = board.ssh.model_copy(
+            update={
+                "key": absolute(board.ssh.key),
+                "known_hosts": absolute(board.ssh.known_hosts),
+            }
+        )
+    if board.power.driver == "emulated":
+        changes["power"] = board.power.model_copy(update={"state": absolute(board.power.state)})
+    return board.model_copy(update=changes)
+
+
+# --- explaining what is wrong -------------------------------------------------------------------
+
+_Location = Sequence[str | int]
+
+
+def _explain(problem: ErrorDetails, text: str, path: Path) -> str:
+    """One problem as ``file:line: what, and the nearest valid word``."""
+    location = [part for part in problem["loc"] if part != "[key]"]
+    schema_node, toml_path = _walk(location)
+    place = f"{path}:{_line_of(toml_path, text)}"
+    dotted = ".".join(toml_path) or "the board file"
+    word = toml_path[-1] if toml_path else ""
+    match problem["type"]:
+        case "extra_forbidden" | "enum" if _is_key_problem(problem):
+            return f"{place}: unknown key {dotted!r}{_nearest(word, _words(schema_node))}"
+        case "missing":
+            return f"{place}: missing {dotted!r}"
+        case "union_tag_not_found":
+            return f"{place}: missing '{dotted}.driver'"
+        case "union_tag_invalid":
+            tag = problem["ctx"]["tag"]
+            valid = [word.strip(" '") for word in problem["ctx"]["expected_tags"].split(",")]
+            return f"{place}: unknown driver {tag!r}{_nearest(tag, valid)}"
+        case "value_error":
+            return f"{place}: {dotted}: {problem['ctx']['error']}"
+        case _:
+            message = problem["msg"][:1].lower() + problem["msg"][1:]
+            return f"{place}: {dotted!r}: {message}, not {problem['input']!r}"
+
+
+def _is_key_problem(problem: ErrorDetails) -> bool:
+    return problem["type"] == "extra_forbidden" or problem["loc"][-1] == "[key]"
+
+
+def _nearest(word: str, valid: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word, valid, n=1, cutoff=0.5)
+    if near:
+        return f", did you mean {near[0]!r}?"
+    return f", valid are {', '.join(sorted(valid))}" if valid else ""
+
+
+def _walk(location: _Location) -> tuple[dict[str, Any], list[str]]:
+    """Follow a pydantic location through the JSON schema: the schema of the last table on the
+    way, and the location as the TOML file spells it (union tags are not keys)."""
+    root = schema()
+
+    def resolve(node: dict[str, Any]) -> dict[str, Any]:
+        if "$ref" in node:
+            return resolve(root["$defs"][node["$ref"].rpartition("/")[2]])
+        tables = [option for option in node.get("anyOf", ()) if "$ref" in option]
+        return resolve(tables[0]) if tables else node
+
+    node, toml_path = root, []
+    for part in map(str, location):
+        mapping = node.get("discriminator", {}).get("mapping")
+        if mapping and part in mapping:
+            node = resolve({"$ref": mapping[part]})
+            continue
+        toml_path.append(part)
+        child = node.get("properties", {}).get(part)
+        if child is None:
+            break
+        node = resolve(child)
+    return node, toml_path
+
+
+def _words(node: dict[str, Any]) -> list[str]:
+    """The keys that a table may have."""
+    if "propertyNames" in node:
+        names = node["propertyNames"]
+        if "$ref" in names:
+            names = schema()["$defs"][names["$ref"].rpartition("/")[2]]
+        return list(names.get("enum", ()))
+    return list(node.get("properties", ()))
+
+
+_HEADER = re.compile(r"^\s*\[+([^\]]+)\]+")
+_ASSIGNMENT = re.compile(r"""^\s*((?:[\w-]+|"[^"]*"|'[^']*')(?:\s*\.\s*[\w"'-]+)*)\s*=""")
+
+
+def _line_of(path: Sequence[str], text: str) -> int:
+    """The line on which ``path`` is set; for a missing key, the line of the nearest table above
+    it that exists (line 1 for the file itself)."""
+    lines: dict[tuple[str, ...], int] = {(): 1}
+    table: tuple[str, ...] = ()
+    for number, line in enumerate(text.splitlines(), 1):
+        if header := _HEADER.match(line):
+            table = _split_key(header[1])
+            lines.setdefault(table, number)
+        elif assignment := _ASSIGNMENT.match(line):
+            lines.setdefault((*table, *_split_key(assignment[1])), number)
+    wanted = tuple(path)
+    while wanted not in lines:
+        wanted = wanted[:-1]
+    return lines[wanted]
+
+
+def _split_key(dotted: str) -> tuple[str, ...]:
+    return tuple(part.strip().strip("\"'") for part in dotted.split("."))

@@ -1,0 +1,278 @@
+"""What a board can do, how that is measured, and what its owner allows.
+
+A capability is *measured* on the board once a boot, by one shell script for all of them. The
+board file may pin a value (an assertion): pinned true and measured absent fails, unpinned and
+absent skips. What the kernel series promises fails whenever it is absent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from harness.errors import MissingCapability, TargetError
+from harness.shell import Shell
+
+EFIVARS_PATH = "/sys/firmware/efi/efivars"
+STMM_DEVICE = "optee-ta-ed32d533-99e6-4209-9cc0-2d72cdd998a7"
+STMM_DRIVER = "/sys/bus/tee/drivers/tee-stmm-efi"
+
+# The first line is enough for a message; more is noise.
+_DETAIL_CHARS = 120
+
+
+class Consent(StrEnum):
+    """What the owner of a board may allow; each is given by itself in ``[consents]``."""
+
+    POWER_CYCLE = "power_cycle"  # also covers a reboot
+    WRITE_RPMB = "write_rpmb"
+    STOP_SUPPLICANT = "stop_supplicant"
+    UNBIND_DRIVER = "unbind_driver"
+    CRASH_KERNEL = "crash_kernel"
+    FOREIGN_RPMB_WRITE = "foreign_rpmb_write"
+    PROGRAM_KEY = "program_key"
+
+
+class Capability(StrEnum):
+    """Names as the board file and ``@pytest.mark.needs`` spell them."""
+
+    STMM_DEVICE = "stmm_device"
+    STMM_DRIVER = "stmm_driver"
+    DRIVER_BOUND = "driver_bound"
+    EFIVARFS = "efivarfs"
+    WRITABLE = "writable"
+    QUERY_VARIABLE_INFO = "query_variable_info"
+    SUPPLICANT_SERVICE = "supplicant_service"
+    SUPPLICANT_ROUTED_RPMB = "supplicant_routed_rpmb"
+    KERNEL_ROUTED_RPMB = "kernel_routed_rpmb"
+    RPMB_DEVICE = "rpmb_device"
+    RPMB_ACCESS = "rpmb_access"
+    KERNEL_LOG = "kernel_log"
+    PYTHON3 = "python3"
+    CHATTR = "chattr"
+    SECOND_USER = "second_user"
+    EFI_PSTORE = "efi_pstore"
+    SYSRQ = "sysrq"
+    MMC_UTILS = "mmc_utils"
+    EFIVAR = "efivar"
+    EFIBOOTMGR = "efibootmgr"
+    MOKUTIL = "mokutil"
+    EFITOOLS = "efitools"
+    SYSTEMD = "systemd"
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """How one capability is measured.
+
+    ``script`` is a POSIX shell fragment run in a subshell of its own: status 0 means present,
+    its first output line is kept as detail. ``series`` marks a promise of the kernel series
+    (drivers/firmware/efi/stmm): its absence is a failure, never a skip. ``remedy`` says how a
+    board gets the capability.
+    """
+
+    meaning: str
+    script: str
+    remedy: str
+    series: bool = False
+
+
+def _tool(command: str, package: str) -> Measurement:
+    return Measurement(
+        f"the command {command} on the board",
+        f"command -v {command}",
+        f"install the package {package} on the board",
+    )
+
+
+MEASUREMENTS: Mapping[Capability, Measurement] = {
+    Capability.STMM_DEVICE: Measurement(
+        "the StandaloneMM partition is a device of the TEE bus",
+        f"cd /sys/bus/tee/devices/{STMM_DEVICE} && echo {STMM_DEVICE}",
+        "use an OP-TEE with CFG_STMM_PATH; start tee-supplicant, whose connection enumerates it",
+        series=True,
+    ),
+    Capability.STMM_DRIVER: Measurement(
+        "the kernel has the tee-stmm-efi driver",
+        f"cd {STMM_DRIVER} && pwd",
+        "build the kernel with CONFIG_TEE_STMM_EFI and load the module",
+        series=True,
+    ),
+    Capability.DRIVER_BOUND: Measurement(
+        "the driver is bound to the StandaloneMM device",
+        f"test -e {STMM_DRIVER}/{STMM_DEVICE}",
+        "read the kernel log for tee-stmm-efi; bind it by hand with `hil shell`",
+        series=True,
+    ),
+    Capability.EFIVARFS: Measurement(
+        "efivarfs is mounted",
+        f"grep -E '^[^ ]+ {EFIVARS_PATH} efivarfs ' /proc/mounts",
+        f"mount -t efivarfs efivarfs {EFIVARS_PATH}",
+        series=True,
+    ),
+    Capability.WRITABLE: Measurement(
+        "efivarfs is mounted read-write",
+        f"grep -E '^[^ ]+ {EFIVARS_PATH} efivarfs rw[, ]' /proc/mounts",
+        "bind the driver; a mount made ro by hand or by fstab stays ro: mount -o remount,rw",
+        series=True,
+    ),
+    Capability.QUERY_VARIABLE_INFO: Measurement(
+        "the firmware advertises QueryVariableInfo at run time, so df shows figures",
+        f'set -- $(df -k {EFIVARS_PATH} | tail -n 1); test "$2" -gt 0 && echo "$2 KiB"',
+        "use a firmware whose RTPROP table has EFI_RT_SUPPORTED_QUERY_VARIABLE_INFO",
+    ),
+    Capability.SUPPLICANT_SERVICE: Measurement(
+        "tee-supplicant runs and can be stopped and started",
+        "for p in /proc/[0-9]*; do IFS= read -r n <$p/comm && case $n in tee-supplicant*) "
+        'echo "pid ${p#/proc/}"; exit 0;; esac; done 2>/dev/null; exit 1',
+        "start tee-supplicant; a kernel-routed board needs none",
+    ),
+    Capability.SUPPLICANT_ROUTED_RPMB: Measurement(
+        "OP-TEE reaches the RPMB through tee-supplicant",
+        "m=$(cat /sys/class/tee/tee0/rpmb_routing_model 2>/dev/null || echo user); "
+        'echo "$m"; test "$m" = user',
+        "this board routes RPMB requests in the kernel",
+    ),
+    Capability.KERNEL_ROUTED_RPMB: Measurement(
+        "OP-TEE reaches the RPMB through the kernel",
+        'm=$(cat /sys/class/tee/tee0/rpmb_routing_model 2>/dev/null); echo "$m"; '
+        'test "$m" = kernel',
+        "needs Linux 6.12 with CONFIG_RPMB and OP-TEE 4.4 or later",
+    ),
+    Capability.RPMB_DEVICE: Measurement(
+        "the eMMC has an RPMB device node",
+        "ls /dev/mmcblk*rpmb",
+        "the board needs an eMMC with an RPMB partition and CONFIG_MMC_BLOCK",
+    ),
+    Capability.RPMB_ACCESS: Measurement(
+        "the harness can send RPMB frames",
+        "ls /dev/mmcblk*rpmb && { command -v mmc || command -v python3; }",
+        "install mmc-utils or python3 on the board",
+    ),
+    Capability.KERNEL_LOG: Measurement(
+        "the kernel log can be read",
+        "dmesg | tail -n 1",
+        "log in as root, or set kernel.dmesg_restrict=0",
+    ),
+    Capability.PYTHON3: _tool("python3", "python3"),
+    Capability.CHATTR: _tool("chattr", "e2fsprogs"),
+    Capability.SECOND_USER: Measurement(
+        "commands can run as a user other than root",
+        "u=$(su -s /bin/sh nobody -c 'id -u' </dev/null 2>/dev/null || "
+        "setpriv --reuid=65534 --clear-groups id -u 2>/dev/null); "
+        'echo "uid $u"; test "${u:-0}" -gt 0',
+        "the board needs a user nobody and su or setpriv; an emulated board needs the host's "
+        "package uidmap",
+    ),
+    Capability.EFI_PSTORE: Measurement(
+        "efi-pstore is the kernel's crash record back-end",
+        "test -d /sys/module/efi_pstore && cat /sys/module/pstore/parameters/backend",
+        "build CONFIG_EFI_VARS_PSTORE and boot with efi_pstore.pstore_disable=0",
+    ),
+    Capability.SYSRQ: Measurement(
+        "the kernel takes SysRq commands from /proc",
+        "test -w /proc/sysrq-trigger && cat /proc/sys/kernel/sysrq",
+        "build CONFIG_MAGIC_SYSRQ",
+    ),
+    Capability.MMC_UTILS: _tool("mmc", "mmc-utils"),
+    Capability.EFIVAR: _tool("efivar", "efivar"),
+    Capability.EFIBOOTMGR: _tool("efibootmgr", "efibootmgr"),
+    Capability.MOKUTIL: _tool("mokutil", "mokutil"),
+    Capability.EFITOOLS: _tool("efi-readvar", "efitools"),
+    Capability.SYSTEMD: Measurement(
+        "systemd manages the services",
+        "test -d /run/systemd/system",
+        "the board uses another init",
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One capability as measured: present or not, and the first line the measurement printed."""
+
+    capability: Capability
+    present: bool
+    detail: str
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """All capabilities of one boot, with what the board file pinned."""
+
+    findings: Mapping[Capability, Finding]
+    pinned: Mapping[Capability, bool]
+    board: str
+
+    def has(self, capability: Capability | str) -> bool:
+        """Whether it was measured present."""
+        return self.findings[Capability(capability)].present
+
+    def require(self, capability: Capability | str) -> None:
+        """Return if present. Raises :class:`MissingCapability` (a skip) when an unpinned one is
+        absent, :class:`TargetError` (a failure) when the board file or the kernel series
+        promised it."""
+        finding = self.findings[Capability(capability)]
+        if finding.present:
+            return
+        measurement = MEASUREMENTS[finding.capability]
+        what = f"no {finding.capability} on this board ({measurement.meaning})"
+        what += f"; measured: {finding.detail}" if finding.detail else ""
+        if self.pinned.get(finding.capability):
+            raise TargetError(
+                f"{what}; its board file says that it has",
+                remedy=measurement.remedy,
+                board=self.board,
+            )
+        if measurement.series:
+            raise TargetError(
+                f"{what}; the kernel series promises it",
+                remedy=measurement.remedy,
+                board=self.board,
+            )
+        raise MissingCapability(what, remedy=measurement.remedy, board=self.board)
+
+    def contradictions(self) -> list[str]:
+        """Each pinned value that the measurement disagrees with, as a sentence."""
+        return [
+            f"{capability} is pinned {str(value).lower()} and measured "
+            f"{str(not value).lower()} ({self.findings[capability].detail or 'no output'})"
+            for capability, value in self.pinned.items()
+            if self.findings[capability].present != value
+        ]
+
+
+def measure(
+    shell: Shell, *, board: str, pinned: Mapping[Capability, bool], timeout: float = 20.0
+) -> Capabilities:
+    """Measure everything in one round trip on a lane of its own (``df`` can block behind a hung
+    writer). Raises the link's errors, and :class:`TargetError` when the script did not end."""
+    result = shell.run_isolated(_script(), timeout=timeout)
+    findings: dict[Capability, Finding] = {}
+    for line in result.text.splitlines():
+        name, _, rest = line.partition("=")
+        answer, _, detail = rest.partition(":")
+        if name in Capability.__members__.values() and answer in {"yes", "no"}:
+            capability = Capability(name)
+            findings[capability] = Finding(capability, answer == "yes", detail[:_DETAIL_CHARS])
+    missing = sorted(set(Capability) - set(findings))
+    if missing:
+        raise TargetError(
+            f"the capability script gave no answer for {', '.join(missing)}: "
+            f"{result.error_text[-200:] or 'no message'}",
+            remedy="run `hil shell` and see whether the board's /bin/sh works",
+            board=board,
+        )
+    return Capabilities(findings, dict(pinned), board)
+
+
+def _script() -> str:
+    lines = [
+        "m() { if d=$( (eval \"$2\") 2>&1 ); then a=yes; else a=no; fi; "
+        "d=$(printf '%s\\n' \"$d\" | head -n 1); printf '%s=%s:%s\\n' \"$1\" $a \"$d\"; }"
+    ]
+    for capability, measurement in MEASUREMENTS.items():
+        quoted = measurement.script.replace("'", "'\\''")
+        lines.append(f"m {capability} '{quoted}'")
+    return "\n".join(lines)
