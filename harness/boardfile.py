@@ -37,14 +37,17 @@ class SshSection(_Table):
     host: str = Field(min_length=1, description="name or address")
     port: _Port = 22
     user: str = "root"
-    key: Path | None = Field(None, description="private key file; without it ssh-agent is asked")
+    key: Path | None = Field(
+        default=None, description="private key file; without it ssh-agent is asked"
+    )
     password: str | None = None
+    shell: str = Field(default="sh", description="the POSIX shell to use, e.g. `busybox sh`")
     host_key_fingerprint: str | None = Field(
-        None,
+        default=None,
         pattern=r"^SHA256:[A-Za-z0-9+/]{43}=?$",
         description="as `ssh-keygen -lf` prints it: SHA256:...",
     )
-    known_hosts: Path | None = Field(None, description="OpenSSH known_hosts file")
+    known_hosts: Path | None = Field(default=None, description="OpenSSH known_hosts file")
 
     @model_validator(mode="after")
     def _host_key_is_known(self) -> SshSection:
@@ -57,11 +60,13 @@ class UdevMatch(_Table):
     """``[serial.udev]``: a serial adapter by what it is, not by its changing name. Every given
     property must match."""
 
-    vendor_id: str | None = Field(None, description="ID_VENDOR_ID, e.g. 0403")
-    model_id: str | None = Field(None, description="ID_MODEL_ID, e.g. 6011")
-    serial: str | None = Field(None, min_length=1, description="ID_SERIAL_SHORT")
-    path: str | None = Field(None, description="ID_PATH: the USB port the adapter sits in")
-    interface: str | None = Field(None, description="ID_USB_INTERFACE_NUM of a multi-port adapter")
+    vendor_id: str | None = Field(default=None, description="ID_VENDOR_ID, e.g. 0403")
+    model_id: str | None = Field(default=None, description="ID_MODEL_ID, e.g. 6011")
+    serial: str | None = Field(default=None, min_length=1, description="ID_SERIAL_SHORT")
+    path: str | None = Field(default=None, description="ID_PATH: the USB port the adapter sits in")
+    interface: str | None = Field(
+        default=None, description="ID_USB_INTERFACE_NUM of a multi-port adapter"
+    )
 
     @model_validator(mode="after")
     def _something_to_match(self) -> UdevMatch:
@@ -83,6 +88,7 @@ class PromptsSection(_Table):
 
     login: str | None = None
     password: str | None = None
+    shell: str | None = None
     firmware: str | None = None
 
 
@@ -90,10 +96,10 @@ class SerialSection(_Table):
     """``[serial]``: the console. Give a port (path or URL) or a udev match."""
 
     port: str | None = Field(
-        None, description="device path, or a socket:// or rfc2217:// URL", min_length=1
+        default=None, description="device path, or a socket:// or rfc2217:// URL", min_length=1
     )
     udev: UdevMatch | None = None
-    baud: int = Field(115200, ge=300, le=4_000_000)
+    baud: int = Field(default=115200, ge=300, le=4_000_000)
     login: LoginSection = LoginSection()
     prompts: PromptsSection = PromptsSection()
 
@@ -110,10 +116,11 @@ class EmulatedPowerSection(_Table):
 
     driver: Literal["emulated"]
     state: Path | None = Field(
-        None, description="directory that keeps the eMMC between runs; without it a fresh one"
+        default=None,
+        description="directory that keeps the eMMC between runs; without it a fresh one",
     )
     options: dict[str, str | int | bool] = Field(
-        {}, description="options of the emulated board; `hil emulate --help` lists them"
+        default={}, description="options of the emulated board; `hil emulate --help` lists them"
     )
 
 
@@ -122,12 +129,14 @@ class CommandPowerOptions(_Table):
 
     on: str = Field(min_length=1)
     off: str = Field(min_length=1)
-    cycle: str | None = Field(None, description="default: off, a pause, on")
+    cycle: str | None = Field(default=None, description="default: off, a pause, on")
     status: str | None = Field(
-        None, description="prints `on` or `off`; without it the state is unknown"
+        default=None, description="prints `on` or `off`; without it the state is unknown"
     )
-    off_seconds: _Seconds = Field(1.0, description="how long the power stays off in a cycle")
-    timeout: _Seconds = Field(30.0, description="for each command")
+    off_seconds: _Seconds = Field(
+        default=1.0, description="how long the power stays off in a cycle"
+    )
+    timeout: _Seconds = Field(default=30.0, description="for each command")
 
 
 class CommandPowerSection(_Table):
@@ -154,9 +163,15 @@ PowerSection = EmulatedPowerSection | CommandPowerSection | ManualPowerSection
 class TimeoutsSection(_Table):
     """``[timeouts]``: how long this board takes, in seconds."""
 
-    boot: _Seconds = Field(120.0, description="from power-on to the first answered command")
-    power: _Seconds = Field(60.0, description="for the power driver to switch")
-    command: _Seconds = Field(15.0, description="for one short command")
+    boot: _Seconds = Field(default=120.0, description="from power-on to the first answered command")
+    power: _Seconds = Field(default=60.0, description="for the power driver to switch")
+    ready: _Seconds = Field(
+        default=15.0,
+        description="from the first answered command to the driver bound and efivarfs rw",
+    )
+    shutdown: _Seconds = Field(
+        default=60.0, description="from `reboot` to the new boot's first sign"
+    )
 
 
 class BoardFile(_Table):
@@ -173,16 +188,18 @@ class BoardFile(_Table):
         False, description="the board may be left changed in ways that cannot be undone"
     )
     rpmb_write_budget: int | None = Field(
-        None, ge=0, description="RPMB writes that one run may cost; without it unlimited"
+        default=None, ge=0, description="RPMB writes that one run may cost; without it unlimited"
     )
     ssh: SshSection | None = None
     serial: SerialSection | None = None
     power: Annotated[PowerSection, Field(discriminator="driver")]
     timeouts: TimeoutsSection = TimeoutsSection()
     capabilities: dict[Capability, bool] = Field(
-        {}, description="assertions: a value that the measurement contradicts fails"
+        default={}, description="assertions: a value that the measurement contradicts fails"
     )
-    consents: dict[Consent, bool] = Field({}, description="what the owner allows; default: no")
+    consents: dict[Consent, bool] = Field(
+        default={}, description="what the owner allows; default: no"
+    )
 
     @model_validator(mode="after")
     def _reachable(self) -> BoardFile:

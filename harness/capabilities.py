@@ -269,8 +269,8 @@ def measure(
 
 def _script() -> str:
     lines = [
-        "m() { if d=$( (eval \"$2\") 2>&1 ); then a=yes; else a=no; fi; "
-        "d=$(printf '%s\\n' \"$d\" | head -n 1); printf '%s=%s:%s\\n' \"$1\" $a \"$d\"; }"
+        'm() { if d=$( (eval "$2") 2>&1 ); then a=yes; else a=no; fi; '
+        'd=$(printf \'%s\\n\' "$d" | head -n 1); printf \'%s=%s:%s\\n\' "$1" $a "$d"; }'
     ]
     for capability, measurement in MEASUREMENTS.items():
         quoted = measurement.script.replace("'", "'\\''")

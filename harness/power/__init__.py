@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Protocol, assert_never
 
 if TYPE_CHECKING:
     from harness.boardfile import PowerSection
-    from harness.links.serial import SerialAddress
-    from harness.links.ssh import SshAddress
+    from harness.links.address import SerialAddress, SshAddress
 
 
 class PowerState(StrEnum):

@@ -130,8 +130,7 @@ class EmulatedPower:
 
 
 def _endpoints_of(line: dict[str, Any]) -> Endpoints:
-    from harness.links.serial import Login, SerialAddress
-    from harness.links.ssh import SshAddress
+    from harness.links.address import Login, SerialAddress, SshAddress
 
     ssh = SshAddress(
         host=line["host"],

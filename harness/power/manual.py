@@ -14,9 +14,7 @@ class ManualPower:
     """Power driver ``manual``: asks at the controlling terminal and waits for Enter. Without a
     terminal, or when told that nobody will answer, switching is an error at once."""
 
-    def __init__(
-        self, *, board: str, assume_yes: bool = False, terminal: str = "/dev/tty"
-    ) -> None:
+    def __init__(self, *, board: str, assume_yes: bool = False, terminal: str = "/dev/tty") -> None:
         self._board = board
         self._assume_yes = assume_yes
         self._terminal = terminal

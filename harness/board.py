@@ -1,0 +1,561 @@
+"""A board: identity, links, power, capabilities, and the proof that it is the right one."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from threading import Event
+from types import TracebackType
+from typing import TYPE_CHECKING, Literal, Self
+
+from harness import capabilities
+from harness.capabilities import EFIVARS_PATH, STMM_DEVICE, STMM_DRIVER, Capabilities, Consent
+from harness.errors import (
+    CommandFailed,
+    ConsentMissing,
+    HilError,
+    HostError,
+    LabError,
+    LinkError,
+    MissingCapability,
+    WrongBoard,
+)
+from harness.instruments.efivars import VENDOR_GUID, Efivars
+from harness.instruments.kernel_log import KernelLog
+from harness.instruments.rpmb import Rpmb
+from harness.instruments.tee import Tee, routing_model
+from harness.power import Endpoints, PowerDriver, PowerState, open_driver
+from harness.probe import Probe
+from harness.shell import Shell
+
+if TYPE_CHECKING:
+    from harness.boardfile import BoardFile, UdevMatch
+    from harness.links.address import SerialAddress, SshAddress
+    from harness.links.console import Console
+    from harness.links.serial import SerialShell
+    from harness.links.ssh import SshShell
+
+LinkName = Literal["ssh", "serial"]
+
+_POLL_SECONDS = 0.05
+# A board that nobody has just switched on either answers soon or not at all.
+_ALREADY_ON_SECONDS = 10.0
+_BOOT_ID = "cat /proc/sys/kernel/random/boot_id"
+_CID = "cat /sys/class/mmc_host/mmc*/mmc*/cid"
+# The last byte holds the CRC, which some host controllers do not pass on.
+_CID_DIGITS = 30
+_IDENTITY = """uname -srm
+dmesg | sed -n 's/.*efi: EFI v/EFI v/p' | head -n 1
+dmesg | sed -n 's/.*optee: revision /OP-TEE /p' | head -n 1
+"""
+_STANDING = f"""test -e {STMM_DRIVER}/{STMM_DEVICE} && echo bound
+awk '$5 == "{EFIVARS_PATH}"' /proc/self/mountinfo | tail -n 1 | sed 's/^/mount /'
+for p in /proc/[0-9]*; do IFS= read -r n <$p/comm && case $n in tee-supplicant*) \
+echo supplicant; break;; esac; done 2>/dev/null
+ls {EFIVARS_PATH} | grep -F -e -{VENDOR_GUID} | sed 's/^/own /'; true
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What answered: for the report's header and for messages."""
+
+    board: str
+    link: str
+    firmware: str
+    kernel: str
+    emmc_cids: tuple[str, ...]
+    boot_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What a test may have left otherwise than it found it."""
+
+    bound: bool
+    mounted: bool
+    writable: bool
+    supplicant: bool
+    own_variables: tuple[str, ...] = ()
+
+    def lacks(self, wanted: Standing) -> list[str]:
+        """What ``wanted`` has and this has not, in the order in which it must be mended."""
+        pairs = {
+            "supplicant running": (self.supplicant, wanted.supplicant),
+            "driver bound": (self.bound, wanted.bound),
+            "efivarfs mounted": (self.mounted, wanted.mounted),
+            "efivarfs writable": (self.writable, wanted.writable),
+        }
+        return [what for what, (has, should) in pairs.items() if should and not has]
+
+
+class Board:
+    """One board as tests see it; a context manager.
+
+    ``link`` chooses the link that :attr:`shell` is; by default SSH where the board has it. The
+    other one stays available. Everything that changes the board asks the board file's consents
+    first and raises :class:`ConsentMissing`. Timeouts are seconds and default to the board
+    file's ``[timeouts]``.
+    """
+
+    def __init__(
+        self,
+        file: BoardFile,
+        *,
+        link: LinkName | None = None,
+        assume_yes: bool = False,
+        console_log: Path | None = None,
+    ) -> None:
+        self.file = file
+        self.name = file.name
+        self.power: PowerDriver = open_driver(file.power, board=file.name, assume_yes=assume_yes)
+        self._link = link
+        self._console_log = console_log
+        self._endpoints = Endpoints()
+        self._ssh: SshShell | None = None
+        self._serial: SerialShell | None = None
+        self._probe: Probe | None = None
+        self._capabilities: Capabilities | None = None
+        self._boot_id: str | None = None
+        self._standard: Standing | None = None
+        self._right_board = False
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # --- life ---------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Switch the board on if it is not, and wait until it answers on the chosen link.
+
+        Raises the power driver's and the link's errors, :class:`LabError` at the deadline.
+        """
+        with self._located():
+            was_on = self.power.state()
+            self.power.on(self.file.timeouts.power)
+            self._find_endpoints()
+            switched = self.power.state() is not was_on or was_on is PowerState.OFF
+            timeout = self.file.timeouts.boot if switched else _ALREADY_ON_SECONDS
+            self._wait_until_up(None, timeout)
+
+    def close(self) -> None:
+        """Give links and power driver back; never raises. The board stays as it is (a board that
+        exists only in software ends)."""
+        self.relink()
+        self.power.close()
+
+    # --- links --------------------------------------------------------------------------------
+
+    @property
+    def link(self) -> LinkName:
+        """Which link :attr:`shell` is."""
+        if self._link is not None:
+            return self._link
+        return "ssh" if self._endpoints.ssh is not None else "serial"
+
+    @property
+    def shell(self) -> Shell:
+        """The chosen link. Raises :class:`MissingCapability` when the board has no such link."""
+        return self.ssh if self.link == "ssh" else self.serial
+
+    @property
+    def ssh(self) -> SshShell:
+        """The SSH link, connected at its first use."""
+        if self._ssh is None:
+            from harness.links.ssh import SshShell
+
+            if self._endpoints.ssh is None:
+                raise self._no_link("ssh")
+            self._ssh = SshShell(self._endpoints.ssh)
+        return self._ssh
+
+    @property
+    def serial(self) -> SerialShell:
+        """The serial link, logged in at its first use."""
+        if self._serial is None:
+            from harness.links.serial import SerialShell
+
+            if self._endpoints.serial is None:
+                raise self._no_link("serial")
+            self._serial = SerialShell.open(self._endpoints.serial)
+        return self._serial
+
+    @property
+    def console(self) -> Console:
+        """The serial console under :attr:`serial`: log, boot stage, break."""
+        return self.serial.console
+
+    @property
+    def links(self) -> list[LinkName]:
+        """The links that this board has."""
+        ends: dict[LinkName, object | None] = {
+            "ssh": self._endpoints.ssh,
+            "serial": self._endpoints.serial,
+        }
+        return [name for name, end in ends.items() if end is not None]
+
+    # --- instruments --------------------------------------------------------------------------
+
+    @property
+    def probe(self) -> Probe:
+        """Raw system calls over :attr:`shell`."""
+        if self._probe is None:
+            self._probe = Probe(self.shell)
+        return self._probe
+
+    @cached_property
+    def efivars(self) -> Efivars:
+        return Efivars(self.shell, self.probe, consent=self.require_consent)
+
+    @cached_property
+    def rpmb(self) -> Rpmb:
+        return Rpmb(self.shell, consent=self.require_consent)
+
+    @cached_property
+    def tee(self) -> Tee:
+        return Tee(self.shell, consent=self.require_consent)
+
+    @cached_property
+    def kernel_log(self) -> KernelLog:
+        return KernelLog(self.shell)
+
+    # --- identity -----------------------------------------------------------------------------
+
+    @property
+    def boot_id(self) -> str:
+        """The kernel's random id of this boot; read once a boot."""
+        if self._boot_id is None:
+            self._boot_id = self._read_boot_id(self.shell)
+        return self._boot_id
+
+    def identity(self) -> Identity:
+        """What answers on the chosen link now."""
+        kernel, *lines = self.shell.run(_IDENTITY).check().text.split("\n")
+        firmware = ", ".join(line for line in lines if line)
+        return Identity(
+            board=self.name,
+            link=self.shell.name,
+            firmware=firmware or "unknown (no line in the kernel log)",
+            kernel=kernel,
+            emmc_cids=tuple(self._read_cids()),
+            boot_id=self.boot_id,
+        )
+
+    def check_right_board(self) -> None:
+        """Prove that this is the board of the board file: the boot id is the same over every
+        link, and one eMMC has the board file's CID. Raises :class:`WrongBoard`."""
+        with self._located():
+            seen = {name: self._read_boot_id(self._shell_of(name)) for name in self.links}
+            if len(set(seen.values())) > 1:
+                shown = ", ".join(f"{boot_id} over {name}" for name, boot_id in seen.items())
+                raise WrongBoard(
+                    f"the links reach different boards: boot id {shown}",
+                    remedy="compare the board file's ssh and serial entries with the wiring",
+                )
+            cids = self._read_cids()
+            wanted = self.file.emmc_cid[:_CID_DIGITS]
+            if not any(cid[:_CID_DIGITS] == wanted for cid in cids):
+                raise WrongBoard(
+                    f"no eMMC with the CID {self.file.emmc_cid}; this board has "
+                    f"{', '.join(cids) or 'none'}",
+                    remedy="check wiring and address, or correct emmc_cid in the board file",
+                )
+            self._boot_id = seen[self.link]
+            self._right_board = True
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the board can do; measured once a boot."""
+        if self._capabilities is None:
+            self._capabilities = capabilities.measure(
+                self.shell, board=self.name, pinned=self.file.capabilities
+            )
+        return self._capabilities
+
+    def require_consent(self, consent: Consent) -> None:
+        """Return if the owner allows it and this is the right board (checked before the first
+        use of any consent in a boot). Raises :class:`ConsentMissing`, :class:`WrongBoard`."""
+        if not self.file.consents_to(consent):
+            raise ConsentMissing(
+                f"the board file does not consent to {consent}",
+                remedy=f"if its owner agrees, set {consent} = true in [consents]",
+                board=self.name,
+            )
+        if not self._right_board:
+            self.check_right_board()
+
+    # --- power --------------------------------------------------------------------------------
+
+    def reboot(self, *, timeout: float | None = None) -> None:
+        """Restart from inside and wait until the board is ready; needs ``power_cycle``."""
+        self.require_consent(Consent.POWER_CYCLE)
+        before = self.boot_id
+        self._forget_boot()
+        # It may take the link down before the status is back: the new boot id is the proof.
+        with contextlib.suppress(LinkError):
+            self.shell.run_isolated("setsid reboot </dev/null >/dev/null 2>&1 & true")
+        self.wait_for_boot(after=before, timeout=timeout)
+
+    def power_off(self) -> None:
+        """Cut the power as pulling the plug would; needs ``power_cycle``."""
+        self.require_consent(Consent.POWER_CYCLE)
+        self._forget_boot()
+        with self._located():
+            self.power.off(self.file.timeouts.power)
+
+    def power_on(self, *, timeout: float | None = None) -> None:
+        """Switch on and wait until the board is ready."""
+        with self._located():
+            self.power.on(self.file.timeouts.power)
+            if self._find_endpoints():
+                self.relink()
+        self.wait_for_boot(after=None, timeout=timeout)
+
+    def power_cycle(self, *, timeout: float | None = None) -> None:
+        """Cut the power, switch it on, wait until the board is ready; needs ``power_cycle``."""
+        self.require_consent(Consent.POWER_CYCLE)
+        before = self._boot_id
+        self._forget_boot()
+        with self._located():
+            self.power.cycle(self.file.timeouts.power)
+            if self._find_endpoints():
+                self.relink()
+        self.wait_for_boot(after=before, timeout=timeout)
+
+    def wait_for_boot(self, *, after: str | None, timeout: float | None = None) -> None:
+        """Wait until a boot other than ``after`` (a boot id) answers, check that it is the right
+        board, and wait until it is ready. Raises :class:`LabError` at the deadline."""
+        self._forget_boot()
+        limits = self.file.timeouts
+        with self._located():
+            self._wait_until_up(after, timeout or limits.boot + (limits.shutdown if after else 0))
+            self.check_right_board()
+            self.wait_until_ready()
+
+    def wait_until_ready(self) -> None:
+        """Wait until the driver is bound and efivarfs writable, as after every boot; a board that
+        does not come so far is left to the capabilities to tell."""
+        deadline = time.monotonic() + self.file.timeouts.ready
+        standing = self.standing()
+        while not (standing.bound and standing.writable) and time.monotonic() < deadline:
+            Event().wait(_POLL_SECONDS)
+            standing = self.standing()
+        self._standard = replace(standing, own_variables=())
+
+    # --- standard state -----------------------------------------------------------------------
+
+    def standing(self) -> Standing:
+        """Driver, mount, supplicant and own variables, in one round trip."""
+        lines = self.shell.run_isolated(_STANDING).text.splitlines()
+        mount = next((line.split() for line in lines if line.startswith("mount ")), None)
+        writable = (
+            mount is not None and "rw" in mount[6].split(",") and "rw" in mount[-1].split(",")
+        )
+        return Standing(
+            bound="bound" in lines,
+            mounted=mount is not None,
+            writable=writable,
+            supplicant="supplicant" in lines,
+            own_variables=tuple(line[4:] for line in lines if line.startswith("own ")),
+        )
+
+    def restore_standing(self, standing: Standing | None = None) -> list[str]:
+        """Bring back what the last boot had and a test left otherwise; returns what was mended.
+        ``standing`` spares the round trip. Raises when something cannot be mended."""
+        if self._standard is None:
+            return []
+        mended = (standing or self.standing()).lacks(self._standard)
+        if not mended:
+            return []
+        for what in mended:
+            # Each mend may bring the next by itself: the supplicant enumerates the device.
+            if what in self.standing().lacks(self._standard):
+                self._mend(what)
+        left = self.standing().lacks(self._standard)
+        if left:
+            raise LabError(
+                f"the board could not be brought back to: {', '.join(left)}",
+                remedy="power-cycle it",
+                board=self.name,
+            )
+        return mended
+
+    def _mend(self, what: str) -> None:
+        with contextlib.suppress(CommandFailed, MissingCapability):
+            match what:
+                case "supplicant running":
+                    self.tee.start_supplicant()
+                case "driver bound":
+                    self.tee.bind()
+                case "efivarfs mounted":
+                    self.efivars.mount()
+                case "efivarfs writable":
+                    self.efivars.remount("rw")
+
+    def routing_model(self) -> str:
+        """``user`` or ``kernel``: who carries OP-TEE's RPMB requests."""
+        return routing_model(self.shell)
+
+    # --- helpers ------------------------------------------------------------------------------
+
+    def _shell_of(self, name: LinkName) -> Shell:
+        return self.ssh if name == "ssh" else self.serial
+
+    def _no_link(self, name: LinkName) -> MissingCapability:
+        return MissingCapability(
+            f"this board has no {name} link",
+            remedy=f"give its board file an [{name}] table, or choose the other link with --link",
+            board=self.name,
+        )
+
+    def _read_boot_id(self, shell: Shell) -> str:
+        return shell.run(_BOOT_ID).check().text
+
+    def _read_cids(self) -> list[str]:
+        return self.shell.run(_CID).text.split()
+
+    def _wait_until_up(self, after: str | None, timeout: float) -> None:
+        """Until a command is answered by a boot other than ``after``."""
+        deadline = time.monotonic() + timeout
+        last: HilError | None = None
+        while (left := deadline - time.monotonic()) > 0:
+            try:
+                self.shell.reconnect(deadline=left)
+                self._boot_id = self._read_boot_id(self.shell)
+            except (LinkError, CommandFailed) as error:
+                # Between the first answer and the last daemon a booting board may hang up.
+                last = error
+            else:
+                if self._boot_id != after:
+                    return
+                last = LabError("the old boot still answers", remedy="does `reboot` work on it?")
+            Event().wait(_POLL_SECONDS)
+        if isinstance(last, LinkError):
+            raise last
+        raise LabError(
+            f"the board was not up within {timeout:g} s: {last.what if last else 'no answer'}",
+            remedy="look at its console; raise timeouts.boot if it needs longer",
+            board=self.name,
+        )
+
+    def _forget_boot(self) -> None:
+        """Nothing measured in this boot holds in the next."""
+        self._boot_id = None
+        self._capabilities = None
+        self._right_board = False
+        if self._probe is not None:
+            self._probe.close()
+
+    def relink(self) -> None:
+        """Throw away every link, probe and instrument; they are made afresh at the next use."""
+        self._forget_boot()
+        self._probe = None
+        for name in ("efivars", "rpmb", "tee", "kernel_log"):
+            self.__dict__.pop(name, None)
+        for shell in (self._ssh, self._serial):
+            if shell is not None:
+                shell.close()
+        self._ssh = self._serial = None
+
+    def _find_endpoints(self) -> bool:
+        """Where the links are now: the board file's word, else the power driver's. True when that
+        changed, so that links made before lead nowhere."""
+        offered = self.power.endpoints()
+        found = Endpoints(
+            ssh=_ssh_address(self.file) or offered.ssh,
+            serial=_serial_address(self.file) or offered.serial,
+        )
+        if found.serial is not None and self._console_log is not None:
+            found = replace(found, serial=replace(found.serial, capture=self._console_log))
+        changed = found != self._endpoints
+        self._endpoints = found
+        return changed
+
+    @contextlib.contextmanager
+    def _located(self) -> Iterator[None]:
+        """Errors of lower layers learn which board it was."""
+        try:
+            yield
+        except HilError as error:
+            raise error.located(board=self.name) from error.__cause__
+
+
+def _ssh_address(file: BoardFile) -> SshAddress | None:
+    section = file.ssh
+    if section is None:
+        return None
+    from harness.links.address import SshAddress
+
+    return SshAddress(
+        host=section.host,
+        port=section.port,
+        user=section.user,
+        key=section.key,
+        host_key_fingerprint=section.host_key_fingerprint,
+        known_hosts=section.known_hosts,
+        password=section.password,
+        shell=section.shell,
+    )
+
+
+def _serial_address(file: BoardFile) -> SerialAddress | None:
+    section = file.serial
+    if section is None:
+        return None
+    from harness.links.address import Login, Prompts, SerialAddress
+
+    return SerialAddress(
+        url=section.port or _device_of(section.udev, file.name),
+        baud=section.baud,
+        login=Login(section.login.user, section.login.password),
+        prompts=Prompts(**section.prompts.model_dump(exclude_none=True)),
+    )
+
+
+_UDEV_PROPERTIES = {
+    "vendor_id": "ID_VENDOR_ID",
+    "model_id": "ID_MODEL_ID",
+    "serial": "ID_SERIAL_SHORT",
+    "path": "ID_PATH",
+    "interface": "ID_USB_INTERFACE_NUM",
+}
+
+
+def _device_of(match: UdevMatch | None, board: str) -> str:
+    """The one tty that has all properties of ``match``."""
+    import pyudev
+
+    wanted = match.model_dump(exclude_none=True) if match is not None else {}
+    found = [
+        device.device_node
+        for device in pyudev.Context().list_devices(subsystem="tty")
+        if device.device_node
+        and wanted
+        and all(device.get(_UDEV_PROPERTIES[key]) == value for key, value in wanted.items())
+    ]
+    if len(found) != 1:
+        shown = ", ".join(f"{key}={value}" for key, value in wanted.items())
+        raise HostError(
+            f"{len(found)} serial adapters match {shown}: {', '.join(found) or 'none'}",
+            remedy="plug it in, or give more properties in [serial.udev]; "
+            "`udevadm info /dev/ttyUSB0` shows them",
+            board=board,
+        )
+    return str(found[0])

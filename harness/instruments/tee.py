@@ -1,0 +1,197 @@
+"""The TEE side of Linux: the supplicant's service, the devices on the TEE bus, the driver."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from threading import Event
+
+from harness.capabilities import STMM_DEVICE, STMM_DRIVER, Consent
+from harness.errors import MissingCapability, TargetError
+from harness.shell import Shell
+
+_POLL_SECONDS = 0.02
+_FIND_PIDS = (
+    "for p in /proc/[0-9]*; do IFS= read -r n <$p/comm && case $n in "
+    "tee-supplicant*) echo ${p#/proc/};; esac; done 2>/dev/null; true"
+)
+_FIND_UNIT = (
+    "systemctl list-units --all --plain --no-legend 'tee-supplicant*' | "
+    "grep -Eo 'tee-supplicant[^ ]*[.]service' | head -n 1"
+)
+_FIND_SCRIPT = "ls /etc/init.d/*tee-supplicant* 2>/dev/null | head -n 1"
+
+
+class ServiceKind(StrEnum):
+    """What starts and stops the supplicant on this board."""
+
+    SYSTEMD = "systemd unit"
+    SCRIPT = "init script"
+    PROCESS = "bare process"
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """The supplicant's service; ``name`` is the unit, the script's path, or the command line."""
+
+    kind: ServiceKind
+    name: str
+
+
+class Tee:
+    """Supplicant, TEE devices and the ``tee-stmm-efi`` driver of one board.
+
+    ``consent`` is asked before anything is stopped or unbound. Refused commands raise
+    :class:`harness.errors.CommandFailed`; a wait that ends raises
+    :class:`harness.errors.TargetError`.
+    """
+
+    def __init__(self, shell: Shell, *, consent: Callable[[Consent], None]) -> None:
+        self._shell = shell
+        self._consent = consent
+        self._service: Service | None = None
+
+    # --- supplicant ---------------------------------------------------------------------------
+
+    @property
+    def service(self) -> Service:
+        """How this board starts and stops tee-supplicant; found once. A bare process must be
+        running to be found. Raises :class:`MissingCapability` when there is none."""
+        if self._service is None:
+            self._service = self._find_service()
+        return self._service
+
+    def supplicant_pids(self) -> list[int]:
+        """Process ids of all running supplicants."""
+        return [int(pid) for pid in self._shell.run(_FIND_PIDS).check().text.split()]
+
+    def stop_supplicant(self, *, timeout: float = 10.0) -> None:
+        """Stop the service as an administrator would; returns when the process is gone. Whether
+        the driver is unbound first is up to the board's service."""
+        self._consent(Consent.STOP_SUPPLICANT)
+        match self.service:
+            case Service(ServiceKind.SYSTEMD, unit):
+                self._command(f"systemctl stop {shlex.quote(unit)}", timeout)
+            case Service(ServiceKind.SCRIPT, script):
+                self._command(f"{shlex.quote(script)} stop", timeout)
+            case _:
+                self._command(f"kill -TERM {self._pid_words()}", timeout)
+        self._wait(lambda: not self.supplicant_pids(), "tee-supplicant to end", timeout)
+
+    def start_supplicant(self, *, timeout: float = 10.0) -> None:
+        """Start the service; returns when its process runs."""
+        match self.service:
+            case Service(ServiceKind.SYSTEMD, unit):
+                quoted = shlex.quote(unit)
+                # After a crash the unit may be held back by its start limit.
+                self._command(
+                    f"systemctl reset-failed {quoted} 2>/dev/null; systemctl start {quoted}",
+                    timeout,
+                )
+            case Service(ServiceKind.SCRIPT, script):
+                self._command(f"{shlex.quote(script)} start", timeout)
+            case Service(_, command_line):
+                self._command(
+                    f"setsid {command_line} </dev/null >/dev/null 2>&1 & true",
+                    timeout,
+                )
+        self._wait(lambda: bool(self.supplicant_pids()), "tee-supplicant to start", timeout)
+
+    def restart_supplicant(self, *, timeout: float = 10.0) -> None:
+        """Stop (if it runs) and start."""
+        if self.supplicant_pids():
+            self.stop_supplicant(timeout=timeout)
+        self.start_supplicant(timeout=timeout)
+
+    def kill_supplicant(self, signal: str = "KILL", *, timeout: float = 10.0) -> None:
+        """Send a signal to the process, past its service manager; for KILL and TERM returns when
+        those processes are gone (systemd may already have started another)."""
+        self._consent(Consent.STOP_SUPPLICANT)
+        service = self.service  # remember how to start it while it can still be found
+        victims = self.supplicant_pids()
+        if not victims:
+            raise TargetError(
+                "there is no tee-supplicant to kill",
+                remedy=f"start it first ({service.kind} {service.name})",
+            )
+        self._command(f"kill -{signal} {' '.join(map(str, victims))}", timeout)
+        if signal in {"KILL", "TERM"}:
+            self._wait(
+                lambda: not set(victims) & set(self.supplicant_pids()),
+                f"tee-supplicant to die of SIG{signal}",
+                timeout,
+            )
+
+    # --- bus and driver -----------------------------------------------------------------------
+
+    def devices(self) -> list[str]:
+        """Names of the devices on the TEE bus, sorted."""
+        return sorted(self._shell.run("ls /sys/bus/tee/devices").check().text.split())
+
+    def has_stmm_device(self) -> bool:
+        """Whether the StandaloneMM partition has been enumerated."""
+        return self._shell.run(f"test -e /sys/bus/tee/devices/{STMM_DEVICE}").ok
+
+    def is_bound(self) -> bool:
+        """Whether the driver is bound to the StandaloneMM device."""
+        return self._shell.run(f"test -e {STMM_DRIVER}/{STMM_DEVICE}").ok
+
+    def bind(self, device: str = STMM_DEVICE, *, timeout: float = 15.0) -> None:
+        """Bind the driver. Raises CommandFailed with the board's own words (``No such device``,
+        ``Device or resource busy``)."""
+        self._command(f"echo {shlex.quote(device)} > {STMM_DRIVER}/bind", timeout)
+
+    def unbind(self, device: str = STMM_DEVICE, *, timeout: float = 15.0) -> None:
+        """Unbind the driver; needs the consent ``unbind_driver``. Raises as :meth:`bind`."""
+        self._consent(Consent.UNBIND_DRIVER)
+        self._command(f"echo {shlex.quote(device)} > {STMM_DRIVER}/unbind", timeout)
+
+    def wait_until_bound(self, *, timeout: float = 10.0) -> None:
+        """Wait for the driver to be bound. Raises :class:`TargetError` at the deadline."""
+        self._wait(self.is_bound, "the tee-stmm-efi driver to bind", timeout)
+
+    # --- helpers ------------------------------------------------------------------------------
+
+    def _find_service(self) -> Service:
+        if self._shell.run("test -d /run/systemd/system").ok:
+            unit = self._shell.run(_FIND_UNIT).text
+            if unit:
+                return Service(ServiceKind.SYSTEMD, unit)
+        if script := self._shell.run(_FIND_SCRIPT).text:
+            return Service(ServiceKind.SCRIPT, script)
+        pids = self.supplicant_pids()
+        if not pids:
+            raise MissingCapability(
+                "no service, init script or process of tee-supplicant on this board",
+                remedy="start tee-supplicant; a kernel-routed board needs none",
+            )
+        words = self._shell.run(f"tr '\\0' '\\n' < /proc/{pids[0]}/cmdline").check().text
+        return Service(ServiceKind.PROCESS, shlex.join(words.splitlines()))
+
+    def _pid_words(self) -> str:
+        return " ".join(map(str, self.supplicant_pids()))
+
+    def _command(self, command: str, timeout: float) -> None:
+        # A lane of its own: stopping a service that the kernel waits for can hang.
+        self._shell.run_isolated(command, timeout=timeout).check()
+
+    def _wait(self, condition: Callable[[], bool], what: str, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        while not condition():
+            if time.monotonic() >= deadline:
+                raise TargetError(
+                    f"waited {timeout:g} s in vain for {what}",
+                    remedy="read `dmesg` and the service's log on the board",
+                )
+            Event().wait(_POLL_SECONDS)
+
+
+def routing_model(shell: Shell) -> str:
+    """``user`` or ``kernel``: who carries RPMB requests (K6 drivers/tee/optee/core.c); ``user``
+    where the kernel is too old to say."""
+    text = shell.run("cat /sys/class/tee/tee0/rpmb_routing_model 2>/dev/null").text
+    return text if re.fullmatch("user|kernel", text) else "user"

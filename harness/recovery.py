@@ -1,0 +1,142 @@
+"""A wedged board: escalate until a variable can be written and read again.
+
+After a timeout nobody knows what hangs. Each step is tried in turn, the gentlest first, and each
+is proved by a bounded write and read of a variable of our own; when none helps, the board is
+wedged and the run ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from harness.board import Board
+from harness.capabilities import Consent
+from harness.errors import BoardWedged, HilError, TargetError, WrongBoard
+from harness.power import PowerState
+
+PROOF_NAME = "HilProof"
+_PROOF_BYTES = 8
+_PROOF_SECONDS = 15.0
+_STEP_SECONDS = 15.0
+# A store without room for the proof's own record (60-byte header, name, data) is full, not wedged.
+_RECORD_BYTES = 96
+# Only processes of user space have a command line; state D is a system call that waits for
+# firmware or for the supplicant.
+_KILL_SLEEPERS = """for p in /proc/[0-9]*; do
+s=$(sed 's/.*) //' $p/stat) && case $s in D*) test -s $p/cmdline && kill -9 ${p#/proc/};; esac
+done 2>/dev/null; true"""
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """What helped, and what had been tried before in vain (one sentence each)."""
+
+    helped: str
+    in_vain: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One rung of the ladder; ``consent`` is what the owner must allow."""
+
+    name: str
+    act: Callable[[Board], None]
+    consent: Consent | None = None
+
+
+def recover(board: Board) -> Recovery:
+    """Bring a board back that stopped answering.
+
+    Raises :class:`BoardWedged` when nothing helped, :class:`WrongBoard` when another board
+    answers.
+    """
+    board.relink()
+    in_vain: list[str] = []
+    for step in _ladder(board):
+        if step.consent is not None and not board.file.consents_to(step.consent):
+            in_vain.append(f"{step.name}: the board file does not consent to {step.consent}")
+            continue
+        try:
+            step.act(board)
+            board.restore_standing()
+            prove(board)
+        except WrongBoard:
+            raise
+        except (HilError, OSError) as error:
+            in_vain.append(f"{step.name}: {error.what if isinstance(error, HilError) else error}")
+            board.relink()
+        else:
+            return Recovery(step.name, tuple(in_vain))
+    raise BoardWedged(
+        f"nothing brought the board back ({'; '.join(in_vain)})",
+        remedy="look at its console and power; the remaining tests of this run are not its fault",
+        board=board.name,
+    )
+
+
+def prove(board: Board) -> None:
+    """A bounded write and read of our own variable, and its deletion; costs about five RPMB
+    writes. Raises what failed. Without the consent ``write_rpmb`` reading must do."""
+    if not board.file.consents_to(Consent.WRITE_RPMB):
+        board.shell.run_isolated("cat /sys/firmware/efi/efivars/* >/dev/null").check()
+        return
+    content = os.urandom(_PROOF_BYTES)
+    try:
+        board.efivars.overwrite(PROOF_NAME, content, timeout=_PROOF_SECONDS)
+    except OSError as error:
+        if error.errno == errno.ENOSPC and _store_is_full(board):
+            return
+        raise
+    seen = board.efivars.read(PROOF_NAME).data
+    if seen != content:
+        raise TargetError(
+            f"wrote {content.hex()} to {PROOF_NAME} and read {seen.hex()}",
+            remedy="power-cycle the board; does OP-TEE report a dead RPMB?",
+            board=board.name,
+        )
+    board.efivars.delete(PROOF_NAME)
+
+
+def _store_is_full(board: Board) -> bool:
+    space = board.efivars.space()
+    supplied = board.routing_model() == "kernel" or bool(board.tee.supplicant_pids())
+    return supplied and space.free < _RECORD_BYTES
+
+
+def _ladder(board: Board) -> list[Step]:
+    """The steps for this board, the gentlest first."""
+    if board.power.state() is PowerState.OFF:
+        # It did not hang, it lost its power (or its supervisor).
+        return [Step("power on", lambda board: board.power_on()), _POWER_CYCLE]
+    return [
+        Step("fresh lanes", _reach),
+        Step("kill the writer", _kill_the_writer),
+        Step("restart the supplicant", _restart_supplicant, Consent.STOP_SUPPLICANT),
+        Step("reboot", lambda board: board.reboot(), Consent.POWER_CYCLE),
+        _POWER_CYCLE,
+    ]
+
+
+_POWER_CYCLE = Step("power cycle", lambda board: board.power_cycle(), Consent.POWER_CYCLE)
+
+
+def _reach(board: Board) -> None:
+    board.shell.reconnect(deadline=_STEP_SECONDS)
+
+
+def _kill_the_writer(board: Board) -> None:
+    _reach(board)
+    board.shell.run_isolated(_KILL_SLEEPERS, timeout=_STEP_SECONDS)
+
+
+def _restart_supplicant(board: Board) -> None:
+    _reach(board)
+    # The order that loses nothing: no client of the RPMB while its server is away.
+    with contextlib.suppress(HilError):
+        board.tee.unbind()
+    board.tee.restart_supplicant()
+    board.tee.wait_until_bound()
