@@ -1,0 +1,42 @@
+"""systemctl, journalctl, modprobe, reboot …: sends its arguments to the service manager.
+
+Runs inside the board under a bare interpreter (``python -I -S``), so it imports only what starts
+fast. Installed under the name of each command.
+"""
+
+# ruff: noqa: PTH (pathlib would double the start-up time)
+
+import json
+import os
+import socket
+import sys
+
+MANAGER = "/run/systemd/private"
+
+
+def main() -> int:
+    command = os.path.basename(sys.argv[0])
+    request = {"command": command, "arguments": sys.argv[1:], "uid": os.geteuid()}
+    try:
+        with socket.socket(socket.AF_UNIX) as manager:
+            manager.connect(MANAGER)
+            manager.sendall(json.dumps(request).encode() + b"\n")
+            with manager.makefile("rb") as stream:
+                answer = json.loads(stream.readline())
+    except (OSError, ValueError):
+        sys.stderr.write(f"{command}: Failed to connect to the service manager\n")
+        return 1
+    sys.stdout.write(answer["out"])
+    sys.stdout.flush()
+    sys.stderr.write(answer["err"])
+    return int(answer["status"])
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(1)
