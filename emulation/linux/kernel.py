@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Final
@@ -221,6 +221,18 @@ class Kernel:
         """Make every sleeper look at its predicate again."""
         with self.lock:
             self.lock.notify_all()
+
+    def spawn(self, comm: str, work: Callable[[], None], *, task: Task | None = None) -> None:
+        """Run ``work`` on a thread of its own for ``task``, by default a kernel thread.
+
+        The thread ends quietly when the power goes or the task is killed.
+        """
+
+        def body() -> None:
+            with suppress(PowerLost, Killed), running(task or Task.kernel(comm)):
+                work()
+
+        threading.Thread(target=body, name=comm, daemon=True).start()
 
     def check_power(self) -> None:
         """Raise :class:`PowerLost` if the power is gone."""

@@ -1,0 +1,156 @@
+"""The MMC block driver's user ABI: ioctls of ``/dev/mmcblk0`` and ``/dev/mmcblk0rpmb``.
+
+Source: contract 1.6, K6 drivers/mmc/core/block.c.  A command sequence holds the card from its
+first to its last command, as mmc_get_card does, so that the result register one caller reads is
+the one of its own request.
+"""
+
+from __future__ import annotations
+
+import errno
+import struct
+import threading
+from collections.abc import Sequence
+from typing import Final, Literal
+
+from emulation.emmc.card import EmmcCard
+from emulation.linux.kernel import Kernel, Task
+from emulation.userland.plan import UserMemory
+from harness.formats.mmc import (
+    EXT_CSD_SEC_COUNT,
+    IOC_CMD,
+    MMC_IOC_CMD,
+    MMC_IOC_MAX_BYTES,
+    MMC_IOC_MAX_CMDS,
+    MMC_IOC_MULTI_CMD,
+    MMC_SECTOR,
+    MULTI_COUNT,
+    IocCommand,
+)
+
+Node = Literal["mmcblk0", "mmcblk0rpmb"]
+
+_BLKROGET: Final = 0x125E
+_BLKGETSIZE: Final = 0x1260
+_BLKSSZGET: Final = 0x1268
+_BLKBSZGET: Final = 0x80081270
+_BLKGETSIZE64: Final = 0x80081272
+_BLKPBSZGET: Final = 0x127B
+
+
+class MmcNode:
+    """One of the two device nodes; every open file of it is the same."""
+
+    def __init__(self, block: MmcBlock, name: Node) -> None:
+        self._block = block
+        self._name = name
+
+    def open(self, task: Task, flags: int = 0) -> MmcNode:
+        """open(2)."""
+        return self
+
+    def may_sleep(self, request: int) -> bool:
+        """Commands wait for the card when it honours postsleep_min_us."""
+        return self._block.honours_postsleep
+
+    def ioctl(self, request: int, argument: int, memory: UserMemory, task: Task) -> int:
+        """See :meth:`MmcBlock.ioctl`."""
+        return self._block.ioctl(self._name, request, argument, memory, task)
+
+    def close(self) -> None:
+        """Nothing is kept for an open file."""
+
+
+class MmcBlock:
+    """``mmcblk0`` and its RPMB character device on one card.
+
+    ``honour_postsleep`` makes a command wait as long as its caller asked for (postsleep_min_us);
+    the emulated card is ready at once, so it is off unless latency is under test.
+    """
+
+    def __init__(self, kernel: Kernel, card: EmmcCard, *, honour_postsleep: bool = False) -> None:
+        self._kernel = kernel
+        self._card = card
+        self.honours_postsleep = honour_postsleep
+        self._claimed = threading.Lock()
+
+    @property
+    def sectors(self) -> int:
+        """Size of the user area in 512-byte sectors."""
+        return int.from_bytes(
+            self._card.ext_csd[EXT_CSD_SEC_COUNT : EXT_CSD_SEC_COUNT + 4], "little"
+        )
+
+    def ioctl(self, node: Node, request: int, arg: int, memory: UserMemory, task: Task) -> int:
+        """Carry out one ioctl for ``task``; returns 0 or raises OSError."""
+        if node == "mmcblk0":
+            size = self._block_ioctl(request, arg, memory)
+            if size is not None:
+                return size
+        if request not in (MMC_IOC_CMD, MMC_IOC_MULTI_CMD):
+            raise OSError(errno.EINVAL, "not an MMC ioctl")
+        if node == "mmcblk0" and not task.capable:
+            raise OSError(errno.EPERM, "CAP_SYS_RAWIO is needed")
+        if request == MMC_IOC_CMD:
+            self._run([arg], memory, rpmb=node == "mmcblk0rpmb")
+            return 0
+        (count,) = MULTI_COUNT.unpack(memory.read(arg, MULTI_COUNT.size))
+        if count > MMC_IOC_MAX_CMDS:
+            raise OSError(errno.EINVAL, "too many commands")
+        first = arg + MULTI_COUNT.size
+        addresses = [first + index * IOC_CMD.size for index in range(count)]
+        self._run(addresses, memory, rpmb=node == "mmcblk0rpmb")
+        return 0
+
+    def _run(self, addresses: Sequence[int], memory: UserMemory, *, rpmb: bool) -> None:
+        loaded = [self._load(address, memory) for address in addresses]
+        results = []
+        with self._claimed:
+            for command, data in loaded:
+                self._kernel.check_power()
+                results.append(
+                    self._card.execute(
+                        command.opcode,
+                        command.arg,
+                        command.blksz,
+                        command.blocks,
+                        command.write_flag,
+                        data,
+                        rpmb_selected=rpmb,
+                    )
+                )
+                self._postsleep(command)
+        for address, (command, _), (data, response) in zip(addresses, loaded, results, strict=True):
+            memory.write(address, command.answered(response).pack())
+            if not command.write_flag and command.data_length:
+                memory.write(command.data_ptr, data)
+
+    @staticmethod
+    def _load(address: int, memory: UserMemory) -> tuple[IocCommand, bytes]:
+        command = IocCommand.unpack(memory.read(address, IOC_CMD.size))
+        if command.data_length > MMC_IOC_MAX_BYTES:
+            raise OSError(errno.EOVERFLOW, "more than 512 KiB in one command")
+        # memdup_user copies the buffer whichever way the data goes, so it must be readable.
+        data = memory.read(command.data_ptr, command.data_length) if command.data_length else b""
+        return command, data
+
+    def _postsleep(self, command: IocCommand) -> None:
+        if self.honours_postsleep and command.postsleep_min_us:
+            self._kernel.wait(
+                lambda: False, task=Task.kernel(), timeout=command.postsleep_min_us / 1e6
+            )
+
+    def _block_ioctl(self, request: int, arg: int, memory: UserMemory) -> int | None:
+        """The block layer's own requests (K6 block/ioctl.c); None when it has none such."""
+        answers = {
+            _BLKROGET: struct.pack("<i", 0),
+            _BLKGETSIZE: struct.pack("<Q", self.sectors),
+            _BLKSSZGET: struct.pack("<i", MMC_SECTOR),
+            _BLKBSZGET: struct.pack("<i", 4096),
+            _BLKPBSZGET: struct.pack("<I", MMC_SECTOR),
+            _BLKGETSIZE64: struct.pack("<Q", self.sectors * MMC_SECTOR),
+        }
+        if request not in answers:
+            return None
+        memory.write(arg, answers[request])
+        return 0
