@@ -559,3 +559,27 @@ def _device_of(match: UdevMatch | None, board: str) -> str:
             board=board,
         )
     return str(found[0])
+
+
+@dataclass(frozen=True)
+class PowerSwitch:
+    """The power of a board as a test uses it: each method returns when the board is down, or up
+    again, checked and ready. Needs the consent ``power_cycle``."""
+
+    board: Board
+
+    def off(self) -> None:
+        """Cut the power."""
+        self.board.power_off()
+
+    def on(self, *, timeout: float | None = None) -> None:
+        """Switch on and wait until the board is ready."""
+        self.board.power_on(timeout=timeout)
+
+    def cycle(self, *, timeout: float | None = None) -> None:
+        """Cut, switch on, wait until the board is ready."""
+        self.board.power_cycle(timeout=timeout)
+
+    def state(self) -> PowerState:
+        """As the driver verified it."""
+        return self.board.power.state()

@@ -194,6 +194,9 @@ class BoardFile(_Table):
     serial: SerialSection | None = None
     power: Annotated[PowerSection, Field(discriminator="driver")]
     timeouts: TimeoutsSection = TimeoutsSection()
+    kernel_log_allowed: tuple[str, ...] = Field(
+        default=(), description="regular expressions of kernel lines that fail no test here"
+    )
     capabilities: dict[Capability, bool] = Field(
         default={}, description="assertions: a value that the measurement contradicts fails"
     )

@@ -1,0 +1,413 @@
+"""The pytest surface: options, fixtures and markers of a run on a board.
+
+A test that uses a fixture of this plugin runs on the board; before it the board is alive, in its
+standard state and has what the test's markers ask for; after it the kernel log is read, our own
+variables are deleted and the standard state is brought back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pytest
+
+from harness.capabilities import Capability, Consent
+from harness.errors import (
+    BoardWedged,
+    ConsentMissing,
+    HilError,
+    LinkError,
+    MissingCapability,
+    WrongBoard,
+)
+
+if TYPE_CHECKING:
+    from harness.board import Board, PowerSwitch
+    from harness.boardfile import BoardFile
+    from harness.instruments.efivars import Efivars
+    from harness.instruments.kernel_log import KernelLog, Mark
+    from harness.instruments.rpmb import Rpmb
+    from harness.instruments.tee import Tee
+    from harness.links.console import Console
+    from harness.probe import Probe
+    from harness.shell import Shell
+
+DEFAULT_BOARD = "emulated"
+
+MARKERS = (
+    "needs(*capabilities): what the board must have (harness.capabilities.Capability); absent: "
+    "skipped, or failed where the board file or the kernel series promises it",
+    "consents(*consents): what the board's owner must allow (harness.capabilities.Consent)",
+    "destructive: may leave the board changed for ever; only on a board with disposable = true",
+    "disturbs: leaves the driver, the supplicant or the mount otherwise; the standard state is "
+    "brought back afterwards",
+    "power: switches the board's power or reboots it",
+    "cost(rpmb_writes=0, store_bytes=0): RPMB writes and bytes of the variable store it takes",
+    "wear: costs many RPMB writes",
+    "allow_kernel_log(*patterns): lines of the kernel log that do not fail this test",
+)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--board``, ``--link``, ``--yes``, ``--console-log``."""
+    group = parser.getgroup("hil", "the board")
+    group.addoption(
+        "--board",
+        action="append",
+        metavar="NAME",
+        help=f"board file: a name known to `hil boards`, or a path (default: {DEFAULT_BOARD})",
+    )
+    group.addoption(
+        "--link",
+        choices=("ssh", "serial"),
+        help="the link that tests use (default: ssh where the board has it)",
+    )
+    group.addoption(
+        "--yes", action="store_true", help="nobody is at the terminal: ask no person anything"
+    )
+    group.addoption(
+        "--console-log",
+        type=Path,
+        metavar="FILE",
+        help="capture the serial console in FILE, with time stamps",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register markers; a named board file must be right even if no test will use it."""
+    for marker in MARKERS:
+        config.addinivalue_line("markers", marker)
+    bench = Bench(config)
+    config.stash[_BENCH] = bench
+    config.pluginmanager.register(bench, "hil-bench")
+
+
+@pytest.fixture(scope="session")
+def board(request: pytest.FixtureRequest) -> Board:
+    """The board of this run, powered, checked and ready (harness.board.Board)."""
+    return request.config.stash[_BENCH].board()
+
+
+@pytest.fixture
+def shell(board: Board) -> Shell:
+    """The chosen link: commands and files."""
+    return board.shell
+
+
+@pytest.fixture
+def probe(board: Board) -> Probe:
+    """Raw system calls on the board."""
+    return board.probe
+
+
+@pytest.fixture
+def efivars(board: Board) -> Efivars:
+    """The variables."""
+    return board.efivars
+
+
+@pytest.fixture
+def rpmb(board: Board) -> Rpmb:
+    """The RPMB partition."""
+    return board.rpmb
+
+
+@pytest.fixture
+def tee(board: Board) -> Tee:
+    """Supplicant, TEE devices, driver."""
+    return board.tee
+
+
+@pytest.fixture
+def console(board: Board) -> Console:
+    """The serial console; skips on a board without one."""
+    return board.console
+
+
+@pytest.fixture
+def power(board: Board) -> PowerSwitch:
+    """The power switch; skips without the consent ``power_cycle``."""
+    from harness.board import PowerSwitch
+
+    board.require_consent(Consent.POWER_CYCLE)
+    return PowerSwitch(board)
+
+
+@pytest.fixture
+def kernel_log(board: Board) -> KernelLog:
+    """The kernel log; bad lines fail a test without it, too."""
+    return board.kernel_log
+
+
+class Bench:
+    """The board of one pytest session, and what has happened to it."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+        names: list[str] = config.getoption("board") or []
+        if len(names) > 1:
+            raise pytest.UsageError("--board may be given once: one board a run")
+        self._name = names[0] if names else DEFAULT_BOARD
+        self._board: Board | None = None
+        self._file: BoardFile | None = None
+        self._mark: Mark | None = None
+        self._notes: list[str] = []
+        # Why the board must be recovered before the next test, and why no test can run any more.
+        self._suspect: str | None = None
+        self._lost: HilError | None = None
+        if names:
+            with _usage_errors():
+                self._load()
+
+    def board(self) -> Board:
+        """The running board; starts it at the first call. Raises the board's errors."""
+        if self._board is None:
+            from harness.board import Board
+
+            board = Board(
+                self._load(),
+                link=self._config.getoption("link"),
+                assume_yes=self._config.getoption("yes"),
+                console_log=self._config.getoption("console_log"),
+            )
+            try:
+                board.start()
+                board.check_right_board()
+                board.wait_until_ready()
+            except BaseException:
+                board.close()
+                raise
+            self._board = board
+        return self._board
+
+    # --- the session --------------------------------------------------------------------------
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Reach the board before the first test: what is wrong with it is a usage error."""
+        if not self._config.getoption("collectonly") and any(map(_uses_board, session.items)):
+            with _usage_errors():
+                self.board()
+
+    def pytest_report_collectionfinish(self) -> list[str]:
+        """Which board, link, firmware and kernel."""
+        if self._board is None:
+            return []
+        with _usage_errors():
+            identity = self._board.identity()
+            contradictions = self._board.capabilities.contradictions()
+        lines = [
+            f"board: {identity.board} over {identity.link}",
+            f"firmware: {identity.firmware}; kernel: {identity.kernel}",
+            f"eMMC CID: {', '.join(identity.emmc_cids)}; boot: {identity.boot_id}",
+        ]
+        return lines + [f"board file contradicted: {line}" for line in contradictions]
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        """What had to be done to the board between tests."""
+        if self._notes:
+            terminalreporter.section("board")
+            for note in self._notes:
+                terminalreporter.write_line(note)
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Give the board back; a run that lost its board did not test what it was asked to."""
+        if self._board is not None:
+            self._board.close()
+            self._board = None
+        if self._lost is not None:
+            session.exitstatus = pytest.ExitCode.INTERRUPTED
+
+    # --- one test -----------------------------------------------------------------------------
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> Generator[None, object, object]:
+        """Alive, in standard state, and with what the markers ask for; else skip or error."""
+        if not _uses_board(item):
+            return (yield)
+        with self._judging(item):
+            self._revive(item)
+            self._check_markers(item)
+            self._mark_log()
+            return (yield)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, object, object]:
+        """The test, and then the kernel log."""
+        if not _uses_board(item):
+            return (yield)
+        with self._judging(item):
+            try:
+                result = yield
+            except Exception:
+                self._show_log(item)
+                raise
+            self._fail_on_bad_log(item)
+            return result
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_teardown(self, item: pytest.Item) -> Generator[None, object, object]:
+        """After the test's own fixtures: own variables away, standard state back."""
+        if not _uses_board(item):
+            return (yield)
+        with self._judging(item):
+            result = yield
+            self._tidy(item)
+            return result
+
+    # --- helpers ------------------------------------------------------------------------------
+
+    def _load(self) -> BoardFile:
+        if self._file is None:
+            from harness import boardfile
+
+            self._file = boardfile.load(boardfile.find(self._name))
+        return self._file
+
+    @contextlib.contextmanager
+    def _judging(self, item: pytest.Item) -> Iterator[None]:
+        """Sort errors: what the board lacks is a skip, a broken link makes the board suspect, a
+        lost board ends the run."""
+        try:
+            yield
+        except (MissingCapability, ConsentMissing) as error:
+            pytest.skip(str(error))
+        except (BoardWedged, WrongBoard) as error:
+            self._lost = error
+            pytest.fail(f"lab error, the run ends here: {error}", pytrace=False)
+        except Exception as error:
+            broken = _link_error(error)
+            if broken is not None:
+                broken.located(board=self._name)
+                self._suspect = f"{item.nodeid}: {broken.what}"
+            raise
+
+    def _revive(self, item: pytest.Item) -> None:
+        if self._lost is not None:
+            pytest.fail(f"lab error, not run: {self._lost}", pytrace=False)
+        if self._suspect is None and self._answers():
+            return
+        from harness.recovery import recover
+
+        reason, self._suspect = self._suspect or f"before {item.nodeid}: no answer", None
+        recovery = recover(self.board())
+        self._mark = None
+        vain = f" (in vain: {'; '.join(recovery.in_vain)})" if recovery.in_vain else ""
+        self._notes.append(f"{reason} -> {recovery.helped}{vain}")
+
+    def _answers(self) -> bool:
+        try:
+            return self.board().shell.run("true").ok
+        except LinkError:
+            return False
+
+    def _check_markers(self, item: pytest.Item) -> None:
+        board = self.board()
+        if item.get_closest_marker("destructive") and not board.file.disposable:
+            raise ConsentMissing(
+                "the test may leave the board changed for ever",
+                remedy="run it on a board whose file says disposable = true",
+                board=board.name,
+            )
+        for marker in item.iter_markers("consents"):
+            for consent in marker.args:
+                board.require_consent(_named(Consent, consent, item))
+        for marker in item.iter_markers("needs"):
+            for capability in marker.args:
+                board.capabilities.require(_named(Capability, capability, item))
+
+    def _mark_log(self) -> None:
+        board = self.board()
+        if self._mark is None and board.capabilities.has(Capability.KERNEL_LOG):
+            self._mark = board.kernel_log.mark()
+
+    def _new_lines(self) -> list[str]:
+        """Kernel lines since the last look; moves the mark."""
+        if self._mark is None:
+            return []
+        from harness.instruments.kernel_log import Mark
+
+        lines = self.board().kernel_log.since(self._mark)
+        if lines:
+            self._mark = Mark(lines[-1])
+        return lines
+
+    def _fail_on_bad_log(self, item: pytest.Item) -> None:
+        from harness.instruments.kernel_log import bad_lines
+
+        lines = self._new_lines()
+        allowed = list(self._load().kernel_log_allowed)
+        for marker in item.iter_markers("allow_kernel_log"):
+            allowed += marker.args
+        bad = bad_lines(lines, allowed=allowed)
+        if bad:
+            item.add_report_section("call", "kernel log", "\n".join(lines))
+            pytest.fail(f"the kernel log has {bad[0]!r} ({len(bad)} such lines)", pytrace=False)
+
+    def _show_log(self, item: pytest.Item) -> None:
+        # The board may be the reason for the failure: what it can still say is a bonus.
+        with contextlib.suppress(HilError):
+            if lines := self._new_lines():
+                item.add_report_section("call", "kernel log", "\n".join(lines))
+
+    def _tidy(self, item: pytest.Item) -> None:
+        if self._suspect is not None or self._lost is not None:
+            return
+        board = self.board()
+        standing = board.standing()
+        mended = board.restore_standing(standing)
+        if mended and not item.get_closest_marker("disturbs"):
+            self._notes.append(f"{item.nodeid} left the board without: {', '.join(mended)}")
+        if standing.own_variables:
+            resisted = board.efivars.delete_own()
+            if resisted:
+                names = ", ".join(map(str, resisted))
+                pytest.fail(f"variables of this test resist deletion: {names}", pytrace=False)
+        if mended or standing.own_variables:
+            self._fail_on_bad_log(item)
+
+
+_BENCH: pytest.StashKey[Bench] = pytest.StashKey()
+
+
+def _uses_board(item: pytest.Item) -> bool:
+    return "board" in getattr(item, "fixturenames", ())
+
+
+@contextlib.contextmanager
+def _usage_errors() -> Iterator[None]:
+    """Turn what is wrong with board file or board into one paragraph and exit status 4."""
+    try:
+        yield
+    except HilError as error:
+        raise pytest.UsageError(str(error)) from None
+
+
+_Name = TypeVar("_Name", Capability, Consent)
+
+
+def _named(names: type[_Name], word: str, item: pytest.Item) -> _Name:
+    """A capability or consent by its name; a misspelt one is the test's own error."""
+    try:
+        return names(word)
+    except ValueError:
+        near = difflib.get_close_matches(word, list(names), n=1, cutoff=0.4)
+        pytest.fail(
+            f"{item.nodeid} is marked with {word!r}, which is no {names.__name__.lower()}"
+            + (f"; did you mean {near[0]!r}?" if near else ""),
+            pytrace=False,
+        )
+
+
+def _link_error(error: BaseException) -> LinkError | None:
+    """The broken link behind ``error``, if there is one."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, LinkError):
+            return seen
+        seen = seen.__cause__ or seen.__context__
+    return None
