@@ -1,0 +1,233 @@
+"""The command ``hil``. Each subcommand is a parser function and a run function; what is slow is
+imported by the run function, so that ``hil --help`` is immediate."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, NoReturn
+
+from harness.errors import ConfigurationError, HilError
+
+if TYPE_CHECKING:
+    from harness.board import Board
+
+EXIT_OK = 0
+EXIT_LAB = 1
+EXIT_INTERRUPTED = 130
+EXIT_USAGE = 4
+"""As pytest's: the command line or a board file is wrong."""
+
+_EPILOG = """examples:
+  hil emulate                        start an emulated board, print how to log in
+  hil boards                         list the board files
+  hil run emulated uname -a          run one command on a board
+  hil run --link serial desk3 'efivar -l | wc -l'
+  hil shell desk3                    log in
+  hil power cycle desk3
+  pytest tests/conformance --board desk3
+"""
+
+_Command = Callable[[argparse.Namespace], int]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one subcommand and return its exit status: 0, 1 for the lab's faults, 4 for usage and
+    configuration, 130 after Ctrl-C; ``hil run`` passes the command's own status on."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] == ["emulate"]:
+        # All of its options are the emulator's, --help included; argparse would claim them.
+        return _emulate(words[1:])
+    options = _parser().parse_args(words)
+    run: _Command = options.run
+    try:
+        return run(options)
+    except HilError as error:
+        print(f"hil: {error}", file=sys.stderr)
+        return EXIT_USAGE if isinstance(error, ConfigurationError) else EXIT_LAB
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # `hil boards | head`: the reader has what it wanted; spare the interpreter the flush.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_OK
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(EXIT_USAGE, f"{self.prog}: {message}\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = _Parser(
+        prog="hil",
+        description="Boards whose UEFI variables are kept by OP-TEE and StandaloneMM in eMMC RPMB.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for add in (_add_boards, _add_emulate, _add_run, _add_shell, _add_power, _add_version):
+        add(commands)
+    return parser
+
+
+if TYPE_CHECKING:
+    _Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
+
+# --- boards -------------------------------------------------------------------------------------
+
+
+def _add_boards(commands: _Commands) -> None:
+    parser = commands.add_parser("boards", help="list the board files, or print their JSON schema")
+    parser.add_argument("--schema", action="store_true", help="print the JSON schema for editors")
+    parser.set_defaults(run=_boards)
+
+
+def _boards(options: argparse.Namespace) -> int:
+    from harness import boardfile
+
+    if options.schema:
+        print(boardfile.schema_text(), end="")
+        return EXIT_OK
+    status = EXIT_OK
+    for path in boardfile.board_files():
+        try:
+            board = boardfile.load(path)
+        except ConfigurationError as error:
+            print(f"{path.stem:<16} {error}", file=sys.stderr)
+            status = EXIT_USAGE
+        else:
+            print(f"{board.name:<16} {board.power.driver:<10} {board.description}")
+    return status
+
+
+# --- emulate ------------------------------------------------------------------------------------
+
+
+def _add_emulate(commands: _Commands) -> None:
+    commands.add_parser("emulate", help="start an emulated board and print how to log in")
+
+
+def _emulate(arguments: Sequence[str]) -> NoReturn:
+    os.execv(sys.executable, [sys.executable, "-m", "emulation", *arguments])
+
+
+# --- run ----------------------------------------------------------------------------------------
+
+
+def _add_board_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("board", metavar="BOARD", help="name from `hil boards`, or a path")
+    parser.add_argument("--link", choices=("ssh", "serial"), help="default: ssh where there is one")
+
+
+def _add_run(commands: _Commands) -> None:
+    parser = commands.add_parser("run", help="run one command on a board")
+    _add_board_arguments(parser)
+    parser.add_argument(
+        "--timeout", type=float, default=60.0, metavar="S", help="seconds (default: 60)"
+    )
+    parser.add_argument(
+        "command", nargs=argparse.REMAINDER, metavar="COMMAND", help="a POSIX shell command line"
+    )
+    parser.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    command = options.command[options.command[:1] == ["--"] :]
+    if not command:
+        raise ConfigurationError("no command given", remedy="hil run BOARD COMMAND...")
+    with _opened(options) as board:
+        result = board.shell.run_isolated(" ".join(command), timeout=options.timeout)
+    sys.stdout.buffer.write(result.stdout)
+    sys.stdout.flush()
+    sys.stderr.buffer.write(result.stderr)
+    return result.status
+
+
+# --- shell --------------------------------------------------------------------------------------
+
+
+def _add_shell(commands: _Commands) -> None:
+    parser = commands.add_parser("shell", help="log in to a board by ssh")
+    _add_board_arguments(parser)
+    parser.set_defaults(run=_shell)
+
+
+def _shell(options: argparse.Namespace) -> int:
+    import subprocess
+
+    options.link = "ssh"
+    with _opened(options) as board:
+        address = board.ssh.address
+        command = ["ssh", "-p", str(address.port), "-l", address.user]
+        if address.key is not None:
+            command += ["-i", str(address.key), "-o", "IdentitiesOnly=yes"]
+        if address.known_hosts is not None:
+            command += ["-o", f"UserKnownHostsFile={address.known_hosts}"]
+            command += ["-o", "StrictHostKeyChecking=yes"]
+        return subprocess.run([*command, address.host], check=False).returncode
+
+
+# --- power --------------------------------------------------------------------------------------
+
+
+def _add_power(commands: _Commands) -> None:
+    parser = commands.add_parser("power", help="switch a board's power")
+    parser.add_argument("action", choices=("on", "off", "cycle", "state"))
+    parser.add_argument("board", metavar="BOARD", help="name from `hil boards`, or a path")
+    parser.set_defaults(run=_power)
+
+
+def _power(options: argparse.Namespace) -> int:
+    from harness import boardfile
+    from harness.power import open_driver
+
+    board = boardfile.load(boardfile.find(options.board))
+    if board.power.driver == "emulated":
+        raise ConfigurationError(
+            f"board {board.name} lives only as long as the process that emulates it",
+            remedy="`hil emulate` starts one; its power is its process",
+        )
+    driver = open_driver(board.power, board=board.name)
+    try:
+        match options.action:
+            case "on":
+                driver.on(board.timeouts.power)
+            case "off":
+                driver.off(board.timeouts.power)
+            case "cycle":
+                driver.cycle(board.timeouts.power)
+        print(f"{board.name}: power {driver.state()}")
+    finally:
+        driver.close()
+    return EXIT_OK
+
+
+# --- version ------------------------------------------------------------------------------------
+
+
+def _add_version(commands: _Commands) -> None:
+    parser = commands.add_parser("version", help="print the version")
+    parser.set_defaults(run=_version)
+
+
+def _version(options: argparse.Namespace) -> int:
+    from importlib.metadata import version
+
+    print(f"stmm-hil {version('stmm-hil')}")
+    return EXIT_OK
+
+
+@contextlib.contextmanager
+def _opened(options: argparse.Namespace) -> Iterator[Board]:
+    """The board that a command names, reached on the link it asks for."""
+    from harness import boardfile
+    from harness.board import Board
+
+    with Board(boardfile.load(boardfile.find(options.board)), link=options.link) as board:
+        yield board
