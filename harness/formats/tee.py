@@ -97,16 +97,19 @@ class Param:
     c: int = 0
 
     @classmethod
-    def memref(
-        cls, memory: bytearray | memoryview, kind: ParamType = ParamType.MEMREF_INOUT
-    ) -> Param:
-        """A reference to all of ``memory``."""
-        return cls(kind, memory, len(memory))
+    def none(cls) -> Param:
+        """An unused parameter."""
+        return cls()
 
     @classmethod
-    def value(cls, kind: ParamType = ParamType.VALUE_OUTPUT, a: int = 0, b: int = 0) -> Param:
-        """Two words."""
-        return cls(kind, a=a, b=b)
+    def memref_inout(cls, memory: bytearray | memoryview) -> Param:
+        """A reference to all of ``memory``, which the callee reads and writes."""
+        return cls(ParamType.MEMREF_INOUT, memory, len(memory))
+
+    @classmethod
+    def value_output(cls) -> Param:
+        """Two words that the callee fills."""
+        return cls(ParamType.VALUE_OUTPUT)
 
 
 def param_types(params: list[Param]) -> tuple[ParamType, ...]:
