@@ -11,7 +11,7 @@ import struct
 import threading
 
 from emulation.emmc.card import EmmcCard
-from emulation.optee.interface import TeeError
+from emulation.optee.errors import TeeError
 from harness.formats.mmc import (
     EXT_CSD_REL_WR_SEC_C,
     EXT_CSD_RPMB_SIZE_MULT,

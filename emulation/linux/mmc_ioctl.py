@@ -13,7 +13,7 @@ import threading
 from collections.abc import Sequence
 from typing import Final, Literal
 
-from emulation.emmc.card import EmmcCard
+from emulation.emmc.card import EmmcCard, Response
 from emulation.linux.kernel import Kernel, Task
 from emulation.userland.plan import UserMemory
 from harness.formats.mmc import (
@@ -104,26 +104,37 @@ class MmcBlock:
 
     def _run(self, addresses: Sequence[int], memory: UserMemory, *, rpmb: bool) -> None:
         loaded = [self._load(address, memory) for address in addresses]
-        results = []
+        failure: OSError | None = None
+        results: list[tuple[bytes, Response]] = []
         with self._claimed:
             for command, data in loaded:
                 self._kernel.check_power()
-                results.append(
-                    self._card.execute(
-                        command.opcode,
-                        command.arg,
-                        command.blksz,
-                        command.blocks,
-                        command.write_flag,
-                        data,
-                        rpmb_selected=rpmb,
-                    )
-                )
+                try:
+                    results.append(self._execute(command, data, rpmb=rpmb))
+                except OSError as error:
+                    failure = error
+                    break
                 self._postsleep(command)
-        for address, (command, _), (data, response) in zip(addresses, loaded, results, strict=True):
+        # What was answered before a failure is copied back too.
+        for address, (command, _), (data, response) in zip(
+            addresses, loaded, results, strict=False
+        ):
             memory.write(address, command.answered(response).pack())
             if not command.write_flag and command.data_length:
                 memory.write(command.data_ptr, data)
+        if failure is not None:
+            raise failure
+
+    def _execute(self, command: IocCommand, data: bytes, *, rpmb: bool) -> tuple[bytes, Response]:
+        return self._card.execute(
+            command.opcode,
+            command.arg,
+            command.blksz,
+            command.blocks,
+            command.write_flag,
+            data,
+            rpmb_selected=rpmb,
+        )
 
     @staticmethod
     def _load(address: int, memory: UserMemory) -> tuple[IocCommand, bytes]:

@@ -24,7 +24,7 @@ from emulation.linux.tee_core import (
     SharedMemory,
     TeeContext,
 )
-from emulation.optee.interface import TeeError
+from emulation.optee.errors import TeeError
 from emulation.userland.plan import UserMemory
 from harness.formats.tee import Param, ParamType, TeeOrigin, TeeResult
 from harness.formats.tee_ioctl import (
