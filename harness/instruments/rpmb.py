@@ -123,8 +123,8 @@ class Rpmb:
                     "this board has neither mmc nor python3 to send RPMB frames with",
                     remedy="install the package mmc-utils on the board",
                 )
-            carriers = {"mmc": _MmcUtils, "python3": _PythonIoctl}
-            self._carrier = carriers[found.rpartition("/")[2]](self._shell, self.device)
+            carrier = _MmcUtils if found.endswith("/mmc") else _PythonIoctl
+            self._carrier = carrier(self._shell, self.device)
         return self._carrier
 
 
