@@ -239,9 +239,10 @@ def load(path: Path) -> BoardFile:
     try:
         board = BoardFile.model_validate_json(json.dumps(data, default=str))
     except ValidationError as error:
-        problems = [_explain(problem, text, path) for problem in error.errors()]
+        problems = sorted(_explain(problem, text) for problem in error.errors())
         raise ConfigurationError(
-            "; ".join(problems), remedy="mend the lines named above; boards/example.toml shows all"
+            "; ".join(f"{path}:{line}: {what}" for line, what in problems),
+            remedy="mend the lines named above; boards/example.toml shows all",
         ) from error
     return _with_absolute_paths(board, path.parent)
 
@@ -311,29 +312,31 @@ def _with_absolute_paths(board: BoardFile, folder: Path) -> BoardFile:
 _Location = Sequence[str | int]
 
 
-def _explain(problem: ErrorDetails, text: str, path: Path) -> str:
-    """One problem as ``file:line: what, and the nearest valid word``."""
+def _explain(problem: ErrorDetails, text: str) -> tuple[int, str]:
+    """One problem: its line, and what is wrong with the nearest valid word."""
     location = [part for part in problem["loc"] if part != "[key]"]
-    schema_node, toml_path = _walk(location)
-    place = f"{path}:{_line_of(toml_path, text)}"
+    table, toml_path = _walk(location)
+    line = _line_of(toml_path, text)
     dotted = ".".join(toml_path) or "the board file"
-    word = toml_path[-1] if toml_path else ""
     match problem["type"]:
         case "extra_forbidden" | "enum" if _is_key_problem(problem):
-            return f"{place}: unknown key {dotted!r}{_nearest(word, _words(schema_node))}"
+            hint = _nearest(toml_path[-1], _words(table))
+            return line, f"unknown key {dotted!r}{hint}"
         case "missing":
-            return f"{place}: missing {dotted!r}"
+            return line, f"missing {dotted!r}"
         case "union_tag_not_found":
-            return f"{place}: missing '{dotted}.driver'"
+            return line, f"missing '{dotted}.driver'"
         case "union_tag_invalid":
             tag = problem["ctx"]["tag"]
             valid = [word.strip(" '") for word in problem["ctx"]["expected_tags"].split(",")]
-            return f"{place}: unknown driver {tag!r}{_nearest(tag, valid)}"
+            return _line_of([*toml_path, "driver"], text), (
+                f"unknown driver {tag!r}{_nearest(tag, valid)}"
+            )
         case "value_error":
-            return f"{place}: {dotted}: {problem['ctx']['error']}"
+            return line, f"{dotted}: {problem['ctx']['error']}"
         case _:
             message = problem["msg"][:1].lower() + problem["msg"][1:]
-            return f"{place}: {dotted!r}: {message}, not {problem['input']!r}"
+            return line, f"{dotted!r}: {message}, not {problem['input']!r}"
 
 
 def _is_key_problem(problem: ErrorDetails) -> bool:

@@ -39,7 +39,7 @@ class RpmbRefused(TargetError):
     def __init__(self, result: int, command: str) -> None:
         self.result = result
         code = result & wire.RESULT_MASK
-        name = wire.RpmbResult(code).name if code in iter(wire.RpmbResult) else "unknown"
+        name = wire.RpmbResult(code).name if code in list(wire.RpmbResult) else "unknown"
         super().__init__(
             f"the RPMB partition answered with result {result:#06x} ({name})",
             remedy="see JESD84-B51 6.6.22; a wrong key gives 2, a partition without key 7",
