@@ -17,6 +17,8 @@ from emulation.userland.fuse import Filesystem
 
 EFIVARFS_MAGIC = 0xDE5E81E4
 SYSFS_MAGIC = 0x62656572
+BOARD_PYTHON = "/opt/board/python"
+"""Where the board finds a Python installation (prefix); run ``bin/python3`` below it."""
 
 
 class JailError(Exception):
@@ -193,8 +195,9 @@ class SyscallHandlers(Protocol):
         """reboot(2) by a task with CAP_SYS_BOOT: 0x01234567 restart, 0x4321FEDC power off."""
         ...
 
-    def mount_efivarfs(self, task: Task, first: bool, options: str) -> None:
-        """A mount(2) of type efivarfs; ``first``: no mount exists, so the superblock is new."""
+    def mount_efivarfs(self, task: Task, first: bool, options: str) -> bool:
+        """A mount(2) of type efivarfs; ``first``: no mount exists, so the superblock is new.
+        Returns whether the superblock is read-only; EOPNOTSUPP without registered efivars."""
         ...
 
     def unmounted_efivarfs(self) -> None:
@@ -212,9 +215,10 @@ class JailPlan:
     """Everything :meth:`emulation.userland.jail.Jail.start` needs to know.
 
     ``filesystems``: /sys and efivarfs; the one of type efivarfs is mounted on request as well.
-    ``open_hooks``: absolute path in the board -> hook; consulted for opens of exactly that name.
-    ``proc_files``: like a hook whose content is text made anew at every open.
-    ``environment_python``: bind the supervisor's Python at /opt/board/python.
+    ``efivarfs_read_only``: SB_RDONLY of efivarfs as it is mounted at boot.
+    ``open_hooks``: absolute path in the board -> hook; consulted for opens of that name, whether
+    or not such a file exists.
+    ``board_python``: show the supervisor's Python installation at :data:`BOARD_PYTHON`.
     """
 
     hostname: str
@@ -225,5 +229,5 @@ class JailPlan:
     symlinks: Mapping[str, str] = field(default_factory=dict)
     directories: tuple[str, ...] = ()
     open_hooks: Mapping[str, OpenHook] = field(default_factory=dict)
-    proc_files: Mapping[str, Callable[[Task], bytes]] = field(default_factory=dict)
+    efivarfs_read_only: bool = False
     board_python: bool = True

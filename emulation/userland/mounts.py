@@ -1,0 +1,108 @@
+"""The board's mount table: what /proc/PID/mountinfo says, and what a board's would say."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Final
+
+_ESCAPE: Final = re.compile(r"\\([0-7]{3})")
+
+
+@dataclass(frozen=True)
+class MountEntry:
+    """A line of mountinfo (proc(5)); ``options`` are the mount's, ``super_options`` the file
+    system's; ``tags`` are the optional fields."""
+
+    id: int
+    parent: int
+    device: str
+    root: str
+    target: str
+    options: str
+    tags: str
+    type: str
+    source: str
+    super_options: str
+
+    @classmethod
+    def parse(cls, line: str) -> MountEntry:
+        """One line."""
+        before, _, after = line.partition(" - ")
+        fields = before.split(" ")
+        kind, source, super_options = after.split(" ", 2)
+        return cls(
+            int(fields[0]), int(fields[1]), fields[2], fields[3], fields[4], fields[5],
+            " ".join(fields[6:]), kind, source, super_options,
+        )  # fmt: skip
+
+    @property
+    def path(self) -> str:
+        """The mount point with its escapes undone."""
+        return _ESCAPE.sub(lambda match: chr(int(match[1], 8)), self.target)
+
+    @property
+    def read_only(self) -> bool:
+        """Whether writes give EROFS: the mount or its file system is read-only."""
+        return self.options.startswith("ro") or self.super_options.startswith("ro")
+
+    def mountinfo(self) -> str:
+        """The line again."""
+        tags = f"{self.tags} " if self.tags else ""
+        return (
+            f"{self.id} {self.parent} {self.device} {self.root} {self.target} {self.options} "
+            f"{tags}- {self.type} {self.source} {self.super_options}\n"
+        )
+
+    def mounts(self) -> str:
+        """The line of /proc/PID/mounts (show_vfsmnt)."""
+        words = ["ro" if self.read_only else "rw"]
+        words += self.options.split(",")[1:] + self.super_options.split(",")[1:]
+        return f"{self.source} {self.target} {self.type} {','.join(words)} 0 0\n"
+
+    def mountstats(self) -> str:
+        """The line of /proc/PID/mountstats (show_vfsstat)."""
+        return f"device {self.source} mounted on {self.target} with fstype {self.type}\n"
+
+
+def parse_mountinfo(text: str) -> list[MountEntry]:
+    """All lines."""
+    return [MountEntry.parse(line) for line in text.splitlines()]
+
+
+def containing(entries: list[MountEntry], path: str) -> MountEntry | None:
+    """The mount that ``path`` (absolute, normalised, without symlinks) lies on."""
+    best: MountEntry | None = None
+    for entry in entries:
+        target = entry.path
+        inside = path == target or path.startswith(target.rstrip("/") + "/")
+        # Of several mounts on one point the last is on top.
+        if inside and (best is None or len(target) >= len(best.path)):
+            best = entry
+    return best
+
+
+class BoardView:
+    """Shows FUSE mounts as what they stand for, and hides those that only the transport needs.
+
+    ``types``: device number of a FUSE mount -> file system type.
+    """
+
+    def __init__(self, types: Mapping[str, str]) -> None:
+        self.types = dict(types)
+        self.sources: dict[int, str] = {}
+        self.hidden: set[int] = set()
+
+    def apply(self, entries: list[MountEntry]) -> list[MountEntry]:
+        """The board's table."""
+        return [self._shown(entry) for entry in entries if entry.id not in self.hidden]
+
+    def _shown(self, entry: MountEntry) -> MountEntry:
+        kind = self.types.get(entry.device)
+        if kind is None:
+            return entry
+        source = self.sources.get(entry.id, kind)
+        return replace(
+            entry, type=kind, source=source, super_options=entry.super_options.split(",")[0]
+        )

@@ -1,0 +1,253 @@
+"""System call numbers and the calls that Python lacks, by ctypes; x86_64 and aarch64.
+
+Numbers: arch/x86/entry/syscalls/syscall_64.tbl and include/uapi/asm-generic/unistd.h.  Only the
+standard library is used, because PID 1 and the board's own programs run this file without
+site-packages.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import platform
+import struct
+from dataclasses import dataclass
+from typing import Final
+
+# name: (x86_64, aarch64); None where the architecture has no such call.
+_NUMBERS: Final[dict[str, tuple[int | None, int | None]]] = {
+    "write": (1, 64),
+    "open": (2, None),
+    "lseek": (8, 62),
+    "ioctl": (16, 29),
+    "uname": (63, 160),
+    "creat": (85, None),
+    "syslog": (103, 116),
+    "statfs": (137, 43),
+    "fstatfs": (138, 44),
+    "pivot_root": (155, 41),
+    "mount": (165, 40),
+    "umount2": (166, 39),
+    "reboot": (169, 142),
+    "init_module": (175, 105),
+    "delete_module": (176, 106),
+    "openat": (257, 56),
+    "unshare": (272, 97),
+    "process_vm_readv": (310, 270),
+    "process_vm_writev": (311, 271),
+    "finit_module": (313, 273),
+    "seccomp": (317, 277),
+    "io_uring_setup": (425, 425),
+    "open_tree": (428, 428),
+    "move_mount": (429, 429),
+    "fsopen": (430, 430),
+    "fsconfig": (431, 431),
+    "fsmount": (432, 432),
+    "fspick": (433, 433),
+    "openat2": (437, 437),
+    "mount_setattr": (442, 442),
+    "statmount": (457, 457),
+    "listmount": (458, 458),
+    "open_tree_attr": (467, 467),
+    "file_getattr": (468, 468),
+    "file_setattr": (469, 469),
+}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What differs between hosts: ``audit`` is AUDIT_ARCH_* (include/uapi/linux/audit.h)."""
+
+    name: str
+    audit: int
+    numbers: dict[str, int]
+
+    def names(self) -> dict[int, str]:
+        """System call number -> name."""
+        return {number: name for name, number in self.numbers.items()}
+
+
+def _column(index: int) -> dict[str, int]:
+    return {name: pair[index] for name, pair in _NUMBERS.items() if pair[index] is not None}  # type: ignore[misc]
+
+
+X86_64: Final = Architecture("x86_64", 0xC000003E, _column(0))
+AARCH64: Final = Architecture("aarch64", 0xC00000B7, _column(1))
+_ARCHITECTURES: Final = {"x86_64": X86_64, "aarch64": AARCH64}
+
+
+def host_architecture() -> Architecture:
+    """The architecture of this machine; ``OSError(ENOSYS)`` for one nobody wrote the numbers of."""
+    machine = platform.machine()
+    if machine not in _ARCHITECTURES:
+        raise OSError(errno.ENOSYS, f"no system call numbers for {machine}")
+    return _ARCHITECTURES[machine]
+
+
+CLONE_NEWNS: Final = 0x00020000
+CLONE_NEWUTS: Final = 0x04000000
+CLONE_NEWIPC: Final = 0x08000000
+CLONE_NEWUSER: Final = 0x10000000
+CLONE_NEWPID: Final = 0x20000000
+CLONE_NEWNET: Final = 0x40000000
+
+MS_RDONLY: Final = 1
+MS_NOSUID: Final = 2
+MS_NODEV: Final = 4
+MS_NOEXEC: Final = 8
+MS_REMOUNT: Final = 32
+MS_NOATIME: Final = 1024
+MS_BIND: Final = 4096
+MS_MOVE: Final = 8192
+MS_REC: Final = 16384
+MS_PRIVATE: Final = 1 << 18
+MS_SLAVE: Final = 1 << 19
+MS_SHARED: Final = 1 << 20
+MS_UNBINDABLE: Final = 1 << 17
+MS_RELATIME: Final = 1 << 21
+MNT_DETACH: Final = 2
+
+PR_SET_PDEATHSIG: Final = 1
+PR_SET_DUMPABLE: Final = 4
+PR_SET_NAME: Final = 15
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
+_SYSCALL_NUMBERS: Final = (
+    host_architecture().numbers if platform.machine() in _ARCHITECTURES else {}
+)
+
+
+def raw(name: str, *arguments: int | bytes | None) -> int:
+    """System call ``name``; integers are passed as 64 bits. Raises ``OSError``."""
+    values = [
+        ctypes.c_long(argument) if isinstance(argument, int) else argument for argument in arguments
+    ]
+    result: int = _libc.syscall(ctypes.c_long(_SYSCALL_NUMBERS[name]), *values)
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), name)
+    return result
+
+
+def prctl(option: int, value: int | bytes) -> None:
+    """prctl(2) with one argument."""
+    if _libc.prctl(option, value if isinstance(value, bytes) else ctypes.c_ulong(value), 0, 0, 0):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), "prctl")
+
+
+def unshare(flags: int) -> None:
+    """unshare(2)."""
+    raw("unshare", flags)
+
+
+class _Iovec(ctypes.Structure):
+    _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
+
+
+_vm_readv = _libc.process_vm_readv
+_vm_writev = _libc.process_vm_writev
+for _function in (_vm_readv, _vm_writev):
+    _function.restype = ctypes.c_ssize_t
+    _function.argtypes = (
+        ctypes.c_int, ctypes.POINTER(_Iovec), ctypes.c_ulong, ctypes.POINTER(_Iovec),
+        ctypes.c_ulong, ctypes.c_ulong,
+    )  # fmt: skip
+
+_PAGE: Final = os.sysconf("SC_PAGE_SIZE")
+_PATH_MAX: Final = 4096
+_U64: Final = 1 << 64
+
+
+class ProcessMemory:
+    """Memory of a process of the board; the supervisor may read it because it owns the board's
+    user namespace."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+
+    def read(self, address: int, size: int) -> bytes:
+        """``size`` bytes at ``address``; raises ``OSError(EFAULT)`` if any is not mapped."""
+        if size == 0:
+            return b""
+        data = self._read_some(address, size)
+        if len(data) != size:
+            raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
+        return data
+
+    def write(self, address: int, data: bytes) -> None:
+        """Store ``data`` at ``address``; raises ``OSError(EFAULT)``."""
+        if not data:
+            return
+        buffer = ctypes.create_string_buffer(data, len(data))
+        local = _Iovec(ctypes.addressof(buffer), len(data))
+        remote = _Iovec(address % _U64, len(data))
+        count = _vm_writev(self._pid, ctypes.byref(local), 1, ctypes.byref(remote), 1, 0)
+        if count != len(data):
+            raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
+
+    def read_string(self, address: int, limit: int = _PATH_MAX) -> bytes:
+        """A C string without its NUL; ENAMETOOLONG when longer than ``limit`` with it."""
+        text = b""
+        while len(text) < limit:
+            # Never across a page, which may be the last one mapped.
+            chunk = min(256, _PAGE - (address + len(text)) % _PAGE)
+            data = self._read_some(address + len(text), chunk)
+            if not data:
+                raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
+            end = data.find(0)
+            if end >= 0:
+                return text + data[:end]
+            text += data
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+
+    def _read_some(self, address: int, size: int) -> bytes:
+        buffer = ctypes.create_string_buffer(size)
+        local = _Iovec(ctypes.addressof(buffer), size)
+        remote = _Iovec(address % _U64, size)
+        count = _vm_readv(self._pid, ctypes.byref(local), 1, ctypes.byref(remote), 1, 0)
+        if count < 0:
+            raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
+        return buffer.raw[:count]
+
+
+def encode_dev(major: int, minor: int) -> int:
+    """huge_encode_dev(): a device number as statfs' f_fsid carries it."""
+    return (minor & 0xFF) | (major << 8) | ((minor & ~0xFF) << 12)
+
+
+@dataclass(frozen=True)
+class StatFsFields:
+    """struct statfs of a 64-bit kernel: the same 120 bytes on x86_64 and aarch64
+    (include/uapi/asm-generic/statfs.h; arch/x86 uses it)."""
+
+    type: int
+    bsize: int
+    blocks: int
+    bfree: int
+    bavail: int
+    files: int
+    ffree: int
+    fsid: int
+    namelen: int
+    frsize: int
+    flags: int
+
+    def pack(self) -> bytes:
+        """The bytes that statfs(2) stores."""
+        return struct.pack(
+            "<qqQQQQQQqqq32x",
+            self.type, self.bsize, self.blocks, self.bfree, self.bavail, self.files, self.ffree,
+            self.fsid, self.namelen, self.frsize, self.flags,
+        )  # fmt: skip
+
+
+UTSNAME_FIELD: Final = 65
+"""Bytes of each of the six strings of struct new_utsname."""
+
+
+def pack_utsname(*strings: str) -> bytes:
+    """struct new_utsname of sysname, nodename, release, version, machine, domainname."""
+    return b"".join(s.encode()[: UTSNAME_FIELD - 1].ljust(UTSNAME_FIELD, b"\0") for s in strings)
