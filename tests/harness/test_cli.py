@@ -1,0 +1,101 @@
+"""The command ``hil``: fast, and wrong use ends in one paragraph."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness import cli
+
+SLOW_MODULES = ("pydantic", "paramiko", "pytest", "asyncssh", "cryptography", "serial")
+
+
+def hil(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "harness", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+        env={**os.environ, "COLUMNS": "100"},
+    )
+
+
+def test_help_shows_examples_and_imports_nothing_slow() -> None:
+    program = (
+        "import sys, harness.cli\n"
+        "try:\n    harness.cli.main(['--help'])\n"
+        "except SystemExit as end:\n    assert end.code == 0\n"
+        f"print([name for name in {SLOW_MODULES!r} if name in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert "hil power cycle desk3" in run.stdout
+    assert run.stdout.endswith("[]\n"), run.stdout[-200:]
+
+
+def test_boards_lists_name_driver_and_description() -> None:
+    run = hil("boards")
+    assert run.returncode == 0, run.stderr
+    assert any(line.split()[:2] == ["emulated", "emulated"] for line in run.stdout.splitlines())
+
+
+def test_boards_says_which_file_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "bad.toml").write_text("emmc_cidd = 1\n")
+    monkeypatch.setenv("HIL_BOARDS", str(tmp_path))
+    run = hil("boards")
+    assert run.returncode == cli.EXIT_USAGE
+    assert "did you mean 'emmc_cid'?" in run.stderr
+    assert "emulated" in run.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["rum", "emulated"], ["run", "emulaated", "true"], ["run", "emulated"], ["power", "up", "x"]],
+)
+def test_wrong_use_is_status_4_and_no_traceback(arguments: list[str]) -> None:
+    run = hil(*arguments)
+    assert run.returncode == cli.EXIT_USAGE
+    assert "Traceback" not in run.stderr
+    assert "hil" in run.stderr
+
+
+def test_misspelt_board_gets_the_nearest_name() -> None:
+    assert "did you mean 'emulated'?" in hil("run", "emulatd", "true").stderr
+
+
+def test_power_of_a_real_board(tmp_path: Path) -> None:
+    (tmp_path / "desk.toml").write_text(
+        'emmc_cid = "00000000000000000000000000000000"\n'
+        '[serial]\nport = "/dev/ttyUSB0"\n'
+        '[power]\ndriver = "command"\n[power.options]\n'
+        f'on = "echo on > {tmp_path}/outlet"\noff = "echo off > {tmp_path}/outlet"\n'
+        f'status = "cat {tmp_path}/outlet"\noff_seconds = 0.01\n'
+    )
+    run = hil("power", "cycle", str(tmp_path / "desk.toml"))
+    assert (run.returncode, run.stdout) == (0, "desk: power on\n")
+
+
+def test_power_of_an_emulated_board_explains_itself() -> None:
+    run = hil("power", "off", "emulated")
+    assert run.returncode == cli.EXIT_USAGE
+    assert "hil emulate" in run.stderr
+
+
+def test_closed_pipe_is_no_error() -> None:
+    run = subprocess.run(
+        f"{sys.executable} -m harness boards --schema | head -n 1; echo ${{PIPESTATUS[0]}}",
+        shell=True,
+        executable="/bin/bash",
+        capture_output=True,
+        text=True,
+    )
+    assert run.stdout == "{\n0\n"
+    assert run.stderr == ""
+
+
+def test_version_is_the_distributions() -> None:
+    assert hil("version").stdout.startswith("stmm-hil ")
