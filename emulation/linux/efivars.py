@@ -24,9 +24,6 @@ EFI_VARIABLE_MASK: Final = 0x7F
 
 NULL_GUID: Final = UUID(int=0)
 
-NAME_CHARS_MAX: Final = 1024
-"""EFI_VAR_NAME_LEN: no kernel code looks at more CHAR16 of a name."""
-
 _QUERYLESS_SIZE_MAX: Final = 1 << 16
 """Largest variable (data + name, bytes) accepted when the store cannot be asked for room."""
 

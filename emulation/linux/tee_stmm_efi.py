@@ -12,7 +12,6 @@ from typing import Final, Protocol
 from uuid import UUID
 
 from emulation.linux.efivars import (
-    NAME_CHARS_MAX,
     Efivars,
     KernelSeries,
     NextVariableReply,
@@ -245,7 +244,7 @@ class StmmOperations:
         A success is followed by a second message that asks for the variable's property, whose
         failure becomes the result.
         """
-        name_size = _name_size(name)
+        name_size = len(encode_name(name))
         room = self._max_payload - _ACCESS_HEADER - name_size
         if room < 0:
             return VariableReply(EfiStatus.INVALID_PARAMETER, size=size)
@@ -267,7 +266,7 @@ class StmmOperations:
 
     def get_next_variable(self, name: str, guid: UUID, capacity: int) -> NextVariableReply:
         """GetNextVariableName; ``capacity`` (bytes) is trimmed to what a message carries."""
-        name_size = _name_size(name)
+        name_size = len(encode_name(name))
         room = self._max_payload - GET_NEXT_SIZE
         if capacity < name_size or name_size > room:
             return NextVariableReply(EfiStatus.INVALID_PARAMETER, name_size=capacity)
@@ -286,7 +285,7 @@ class StmmOperations:
         """SetVariable: the property first; a read-only variable never reaches StandaloneMM."""
         if not name:
             return EfiStatus.INVALID_PARAMETER
-        if _ACCESS_HEADER + _name_size(name) + len(data) > self._max_payload:
+        if _ACCESS_HEADER + len(encode_name(name)) + len(data) > self._max_payload:
             return EfiStatus.INVALID_PARAMETER
         # The buffer comes first, so that no failure follows the property's message.
         status = self._channel.allocate()
@@ -326,7 +325,7 @@ class StmmOperations:
 
     def _property(self, name: str, guid: UUID) -> tuple[EfiStatus, int]:
         """The property bits of a variable; one without a property has none set."""
-        if VAR_CHECK_PROPERTY_SIZE + _name_size(name) > self._max_payload:
+        if VAR_CHECK_PROPERTY_SIZE + len(encode_name(name)) > self._max_payload:
             return EfiStatus.INVALID_PARAMETER, 0
         status, payload = self._channel.request(
             VariableFunction.VAR_CHECK_PROPERTY_GET,
@@ -337,8 +336,3 @@ class StmmOperations:
         if status != EfiStatus.SUCCESS:
             return status, 0
         return status, VarCheckProperty.unpack(payload).property
-
-
-def _name_size(name: str) -> int:
-    """Bytes of the name with its NUL, of a name cut at 1024 characters (ucs2_strnlen)."""
-    return min(len(encode_name(name)), 2 * (NAME_CHARS_MAX + 1))
