@@ -182,7 +182,7 @@ class Efivarfs:
         self.read_only = True
         self.on_read_only: Callable[[bool], None] = lambda read_only: None
         self.options = MountOptions()
-        self._mounts = 0
+        self._mounted = False
         self._handle_numbers = count(1)
         self._handles: dict[int, _Handle] = {}
         self._inodes: dict[int, _Inode] = {}
@@ -194,12 +194,12 @@ class Efivarfs:
     # Superblock
 
     @property
-    def mount_count(self) -> int:
-        """How many mounts share the superblock; 0 means there is none."""
-        return self._mounts
+    def mounted(self) -> bool:
+        """Whether there is a superblock, that is at least one mount."""
+        return self._mounted
 
     def mount(self, options: str = "", *, read_only: bool = False, task: Task) -> None:
-        """Mount once more; the first mount fills the superblock, later ones share it.
+        """A mount: the first one fills the superblock, later ones share it as it is.
 
         Raises OSError EOPNOTSUPP without EFI variables, EINVAL for bad options, EINTR when the
         wait for the firmware was interrupted.
@@ -207,15 +207,15 @@ class Efivarfs:
         if not self._efivars.available:
             raise OSError(errno.EOPNOTSUPP, "no EFI variables")
         parsed = MountOptions.parse(options)
-        if self._mounts == 0:
+        if not self._mounted:
             self.options = parsed
             self._fill(read_only, task)
-        self._mounts += 1
+            self._mounted = True
 
     def unmount(self) -> None:
-        """Undo one mount; the superblock goes with the last one."""
-        self._mounts -= 1
-        if self._mounts == 0:
+        """The last mount is gone, and the superblock with it."""
+        if self._mounted:
+            self._mounted = False
             self._kill()
 
     def reconfigure(self, *, read_only: bool) -> None:
