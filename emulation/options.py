@@ -13,6 +13,8 @@ OpteeRelease = Literal["4.10", "4.1"]
 RpmbProfile = Literal["qemu", "silicon"]
 DriverLoading = Literal["auto", "builtin", "manual"]
 SupplicantBuild = Literal["rpmb", "emulation"]
+EfivarsMount = Literal["boot", "none"]
+Userland = Literal["host", "busybox"]
 
 _TRUE: Final = ("yes", "true", "on", "1")
 _FALSE: Final = ("no", "false", "off", "0")
@@ -36,7 +38,7 @@ class BoardOptions:
     """Kernel series whose efivarfs is modelled (contract 6)."""
     optee: OpteeRelease = "4.10"
     """4.1 has the relocation defect of contract 2.4."""
-    hostname: str = "board"
+    hostname: str = "stmm-board"
     cid: str = "aa015851454d55212101deadbeef2900"
     """The eMMC's CID, 32 hexadecimal digits."""
     rpmb_size_mult: int = 16
@@ -54,7 +56,20 @@ class BoardOptions:
     supplicant_autostart: bool = True
     """The userland starts the supplicant at boot, as the udev rule of optee_client does."""
 
+    mount: EfivarsMount = "boot"
+    """Whether the userland mounts efivarfs at boot, as systemd does."""
+    userland: Userland = "host"
+    """``busybox``: the PATH holds busybox's commands and no others."""
+    sftp: bool = True
+    """Whether the SSH server offers SFTP (dropbear does not)."""
+    baud: int = 115200
+    """Rate of the serial line, 10 bits a byte; 0 is unpaced."""
+    root_password: str = ""
+    """What login on the console asks root for; nothing by default."""
+
     def __post_init__(self) -> None:
+        if self.baud < 0:
+            raise OptionError(f"baud={self.baud}: must be positive, or 0 for an unpaced line")
         if not 1 <= self.rpmb_size_mult <= 128:
             raise OptionError(f"rpmb_size_mult={self.rpmb_size_mult}: must be 1..128 (of 128 KiB)")
         if not 1 <= self.rpmb_rel_wr_sec_c <= 255:

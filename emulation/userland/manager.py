@@ -23,6 +23,12 @@ SOCKET_IN_BOARD: Final = "/run/systemd/private"
 
 MAX_REQUEST: Final = 1 << 16
 
+COMMANDS: Final = (
+    "systemctl", "journalctl", "modprobe", "rmmod", "udevadm",
+    "reboot", "poweroff", "halt", "shutdown",
+)  # fmt: skip
+"""Names under which the client program is installed."""
+
 
 class Modules(Protocol):
     """The kernel's module loader. Both may sleep: they run on a worker thread."""
@@ -67,11 +73,6 @@ class Manager:
             "shutdown": self._shutdown,
             "udevadm": self._udevadm,
         }
-
-    @property
-    def commands(self) -> tuple[str, ...]:
-        """Names under which the client is installed."""
-        return tuple(self._commands)
 
     async def listen(self, path: Path) -> None:
         """Serve on a unix socket at ``path`` (host side); every user of the board may connect."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -52,8 +52,12 @@ class Caller:
 class UnitTable:
     """The loaded units, by name, alias or name without suffix."""
 
-    def __init__(self, units: Iterable[Unit]) -> None:
-        self._units = list(units)
+    def __init__(self) -> None:
+        self._units: list[Unit] = []
+
+    def load(self, *units: Unit) -> None:
+        """Make units known."""
+        self._units += units
 
     def __iter__(self) -> Iterator[Unit]:
         return iter(self._units)

@@ -1,0 +1,227 @@
+"""``python -m emulation``: power on an emulated board and keep it until told to stop.
+
+    python -m emulation [--state DIR] [--port N] [--json] [--control] [-o key=value ...]
+
+Prints how to log in over SSH and serial; with ``--json`` one line of JSON once SSH answers, with
+``--control`` it obeys lines on standard input (``on``, ``off``, ``status``, ``fault SPEC``), each
+answered by one line of JSON.  SIGTERM, SIGINT and the end of standard input power the board off.
+Exit status 0 after an orderly end, 2 when the board cannot run here or was described wrongly.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import fcntl
+import json
+import os
+import shlex
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from emulation.board import Board
+from emulation.faults import FaultSpecError
+from emulation.options import BoardOptions, OptionError
+from emulation.userland.console import SerialLine
+from emulation.userland.plan import JailError
+from emulation.userland.rootfs import UserlandMissing
+from emulation.userland.ssh import ReservedPort
+
+CANNOT_RUN = 2
+
+
+class CannotStart(Exception):
+    """The text says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Endpoints:
+    """How to reach the board; what ``--json`` prints."""
+
+    host: str
+    port: int
+    user: str
+    key: str
+    known_hosts: str
+    serial: str
+    pid: int
+
+    def ssh_command(self) -> str:
+        """A command line to paste."""
+        return shlex.join(
+            ["ssh", "-i", self.key, "-p", str(self.port)]
+            + ["-o", f"UserKnownHostsFile={self.known_hosts}", f"{self.user}@{self.host}"]
+        )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a board; returns the exit status."""
+    chosen = _parser().parse_args(arguments)
+    try:
+        options = BoardOptions.parse(chosen.option)
+        with _owned(chosen.state or _default_state()) as state:
+            return asyncio.run(_run(options, state, chosen))
+    except (CannotStart, OptionError, UserlandMissing) as error:
+        print(f"emulation: {error}", file=sys.stderr)
+    except JailError as error:
+        print(_explain(error), file=sys.stderr)
+    return CANNOT_RUN
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m emulation",
+        description="Power on an emulated board that one can log in to over SSH and serial.",
+    )
+    parser.add_argument(
+        "--state", type=Path, metavar="DIR", help="where the board's eMMC, files and keys live"
+    )
+    parser.add_argument("--port", type=int, default=0, help="TCP port of SSH on 127.0.0.1")
+    parser.add_argument("--json", action="store_true", help="print one line of JSON, no prose")
+    parser.add_argument("--control", action="store_true", help="obey commands on standard input")
+    parser.add_argument(
+        "-o",
+        dest="option",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="what kind of board, e.g. variant=mm, userland=busybox",
+    )
+    return parser
+
+
+def _default_state() -> Path:
+    base = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
+    return Path(base, "stmm-hil", "board")
+
+
+@contextlib.contextmanager
+def _owned(state: Path) -> Iterator[Path]:
+    """Make the state directory and keep every other supervisor out of it."""
+    try:
+        state.mkdir(parents=True, exist_ok=True)
+        lock = os.open(state / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise CannotStart(f"{state}: {error.strerror}; choose another with --state") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        owner = os.pread(lock, 20, 0).decode("ascii", "replace").strip()
+        os.close(lock)
+        raise CannotStart(
+            f"{state}: in use by process {owner}; stop it or choose another with --state"
+        ) from None
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+    try:
+        yield state.resolve()
+    finally:
+        os.close(lock)
+
+
+def _explain(error: JailError) -> str:
+    """What this host lacks, and the remedy."""
+    from emulation.userland import probe
+
+    lines = [f"emulation: this host cannot run the board: {error}"]
+    for step in probe.check():
+        lines.append(f"  {step}")
+    return "\n".join(lines)
+
+
+async def _run(options: BoardOptions, state: Path, chosen: argparse.Namespace) -> int:
+    loop = asyncio.get_running_loop()
+    stopped = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        loop.add_signal_handler(number, stopped.set)
+    try:
+        port = ReservedPort(chosen.port)
+    except OSError as error:
+        raise CannotStart(f"port {chosen.port}: {error.strerror}; choose another") from None
+    line = SerialLine(state / "serial", baud=options.baud)
+    board = Board(options, state, line, port)
+    try:
+        if await _unless(stopped, board.power_on()):
+            endpoints = Endpoints(
+                "127.0.0.1",
+                port.port,
+                "root",
+                str(state / "id_ed25519"),
+                str(state / "known_hosts"),
+                str(line.link),
+                os.getpid(),
+            )
+            _announce(endpoints, state, as_json=chosen.json)
+            if chosen.control:
+                _obey(board, stopped)
+            await stopped.wait()
+    finally:
+        board.close()
+        line.close()
+        port.close()
+        for name in ("id_ed25519", "known_hosts", "manager.sock"):
+            (state / name).unlink(missing_ok=True)
+    return 0
+
+
+async def _unless(stopped: asyncio.Event, work: object) -> bool:
+    """Await ``work``; when told to stop meanwhile, let it finish and return False."""
+    await work  # type: ignore[misc]
+    return not stopped.is_set()
+
+
+def _announce(endpoints: Endpoints, state: Path, *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(asdict(endpoints)), flush=True)
+        return
+    print(
+        f"The board is up.\n"
+        f"  SSH:     {endpoints.ssh_command()}\n"
+        f"  serial:  picocom -b 115200 {shlex.quote(endpoints.serial)}\n"
+        f"           (log in as root, no password)\n"
+        f"  state:   {state} (its eMMC and files; it is the same board next time)\n"
+        f"Press ^C to power it off.",
+        flush=True,
+    )
+
+
+def _obey(board: Board, stopped: asyncio.Event) -> None:
+    """Read commands on a thread of their own: standard input may be anything, even a file."""
+    loop = asyncio.get_running_loop()
+
+    def read() -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            for line in sys.stdin:
+                done = asyncio.run_coroutine_threadsafe(_command(board, line.split()), loop)
+                print(json.dumps(done.result()), flush=True)
+            loop.call_soon_threadsafe(stopped.set)
+
+    threading.Thread(target=read, name="control", daemon=True).start()
+
+
+async def _command(board: Board, words: Sequence[str]) -> dict[str, str]:
+    """Carry out one line of the control protocol."""
+    try:
+        match list(words):
+            case ["on"]:
+                await board.power_on()
+            case ["off"]:
+                await board.power_cut()
+            case ["status"]:
+                pass
+            case ["fault", spec]:
+                board.arm_fault(spec)
+            case _:
+                return {"error": "commands are: on, off, status, fault SPEC"}
+    except (JailError, FaultSpecError, OSError) as error:
+        return {"error": str(error)}
+    return {"power": "on" if board.powered else "off"}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

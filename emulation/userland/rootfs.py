@@ -1,0 +1,244 @@
+"""What is in the board's file system: the host's programs, and an /etc of the board's own.
+
+Two userlands: ``host`` shows the host's /usr read-only, so every tool installed on the host is a
+tool of the board; ``busybox`` leaves only busybox's commands in the PATH. /root and /var persist
+in the state directory, everything else is made anew at power-on.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from emulation.userland.manager import COMMANDS
+from emulation.userland.plan import BOARD_PYTHON, Bind, BoardFile
+from emulation.userland.spawner import Account
+from emulation.userland.ssh import find_sftp_server
+
+Userland = Literal["host", "busybox"]
+
+BOARD_PROGRAMS: Final = "/opt/board/sbin"
+"""Where the programs of the service manager are; first in the PATH."""
+
+BOARD_LIBRARY: Final = "/opt/board/lib"
+"""Programs that are not for the PATH."""
+
+SUPPLICANT_PROGRAM: Final = f"{BOARD_PROGRAMS}/tee-supplicant"
+
+INTERPRETER: Final = f"{BOARD_PYTHON}/bin/python3"
+"""The supervisor's own; not in the PATH."""
+
+SYSTEM_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+_SERVICES: Final = Path(__file__).parent / "services"
+
+_HOST_ETC: Final = (
+    "alternatives",
+    "inputrc",
+    "ld.so.cache",
+    "ld.so.conf",
+    "ld.so.conf.d",
+    "mke2fs.conf",
+    "mime.types",
+    "terminfo",
+)
+"""Parts of the host's /etc without which its programs do not run as they should."""
+
+_COVERED: Final = ("/usr/bin/systemctl", "/usr/bin/journalctl", "/usr/bin/udevadm")
+"""The host's own: they would talk to a service manager that is not there."""
+
+
+class UserlandMissing(Exception):
+    """The host has no busybox for the busybox userland."""
+
+
+@dataclass(frozen=True)
+class RootFs:
+    """The pieces of a :class:`emulation.userland.plan.JailPlan` that are files."""
+
+    binds: tuple[Bind, ...]
+    files: tuple[BoardFile, ...]
+    symlinks: Mapping[str, str]
+    directories: tuple[str, ...]
+    accounts: Mapping[str, Account]
+    path: str
+    sftp_server: str | None
+    environment: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class RootFsOptions:
+    """What may differ: ``root_password`` empty lets root in on the console without one."""
+
+    hostname: str
+    userland: Userland = "host"
+    sftp: bool = True
+    root_password: str = ""
+
+
+def build(options: RootFsOptions, state: Path) -> RootFs:
+    """Lay out the root file system. Raises :class:`UserlandMissing`."""
+    busybox = _busybox() if options.userland == "busybox" else None
+    shell = "/bin/sh" if busybox or not Path("/bin/bash").exists() else "/bin/bash"
+    accounts = _accounts(options, shell)
+    path = f"{BOARD_PROGRAMS}:{SYSTEM_PATH}"
+    if busybox:
+        binds, symlinks = _busybox_layout(busybox)
+    else:
+        binds, symlinks = _host_layout()
+    files = [*_programs(busybox is None), *_etc(options, accounts.values(), path)]
+    etc = [_bind(f"/etc/{name}") for name in _HOST_ETC if Path("/etc", name).exists()]
+    return RootFs(
+        binds=(*binds, *etc, *_persistent(state)),
+        files=tuple(files),
+        symlinks={**symlinks, "/etc/mtab": "/proc/self/mounts", "/var/run": "/run"},
+        directories=("/home/user", "/mnt", "/opt", "/srv", "/run/systemd", "/run/lock"),
+        accounts=accounts,
+        path=path,
+        sftp_server=find_sftp_server() if options.sftp else None,
+        environment={"PATH": path, "LANG": "C.UTF-8"},
+    )
+
+
+def _bind(path: str) -> Bind:
+    return Bind(Path(path), path)
+
+
+def _host_layout() -> tuple[list[Bind], dict[str, str]]:
+    """/usr of the host, and its top-level links (or directories, on an unmerged host)."""
+    binds, symlinks = [_bind("/usr")], {}
+    for name in ("bin", "sbin", "lib", "lib32", "lib64", "libx32"):
+        top = Path("/", name)
+        if top.is_symlink():
+            symlinks[str(top)] = os.readlink(top)  # noqa: PTH115 (kept as it is written)
+        elif top.is_dir():
+            binds.append(_bind(str(top)))
+    return binds, symlinks
+
+
+def _busybox_layout(busybox: Path) -> tuple[list[Bind], dict[str, str]]:
+    """Libraries only, for the board's own programs; every command is an applet."""
+    binds = [Bind(busybox, "/bin/busybox")]
+    symlinks = {}
+    for name in ("lib", "lib32", "lib64", "libx32"):
+        top = Path("/", name)
+        if top.is_symlink():
+            symlinks[str(top)] = os.readlink(top)  # noqa: PTH115
+        elif top.is_dir():
+            binds.append(_bind(str(top)))
+        if Path("/usr", name).is_dir():
+            binds.append(_bind(f"/usr/{name}"))
+    applets = subprocess.run([busybox, "--list"], capture_output=True, text=True, check=True)
+    symlinks |= {f"/bin/{name}": "busybox" for name in applets.stdout.split() if name != "busybox"}
+    symlinks |= {"/usr/bin/env": "/bin/busybox"}
+    return binds, symlinks
+
+
+def _busybox() -> Path:
+    found = shutil.which("busybox")
+    if found is None:
+        raise UserlandMissing("userland=busybox needs busybox: install busybox-static")
+    return Path(found).resolve()
+
+
+def _programs(cover_host: bool) -> list[BoardFile]:
+    shebang = f"#!{INTERPRETER} -IS\n".encode()
+    client = shebang + (_SERVICES / "client.py").read_bytes()
+    files = [BoardFile(f"{BOARD_PROGRAMS}/{name}", client, 0o755) for name in COMMANDS]
+    supplicant = shebang + (_SERVICES.parent / "tee_supplicant.py").read_bytes()
+    files += [
+        BoardFile(SUPPLICANT_PROGRAM, supplicant, 0o755),
+        BoardFile(f"{BOARD_LIBRARY}/getty.py", (_SERVICES / "getty.py").read_bytes()),
+    ]
+    if cover_host:
+        files += [BoardFile(name, client, 0o755) for name in _COVERED if Path(name).is_file()]
+    return files
+
+
+def _persistent(state: Path) -> list[Bind]:
+    """Directories that survive the loss of power."""
+    made = []
+    for name in ("root", "var"):
+        source = state / "rootfs" / name
+        source.mkdir(parents=True, exist_ok=True)
+        made.append(Bind(source, f"/{name}", writable=True))
+    (state / "rootfs" / "root").chmod(0o700)
+    for name in ("lib", "log", "cache"):
+        (state / "rootfs" / "var" / name).mkdir(exist_ok=True)
+    temporary = state / "rootfs" / "var" / "tmp"
+    temporary.mkdir(exist_ok=True)
+    temporary.chmod(0o1777)
+    return made
+
+
+def _accounts(options: RootFsOptions, shell: str) -> dict[str, Account]:
+    known = (
+        Account("root", 0, 0, "/root", shell, options.root_password),
+        Account("user", 1000, 1000, "/home/user", shell, gecos="a second user"),
+        Account("nobody", 65534, 65534, "/nonexistent", "/usr/sbin/nologin"),
+    )
+    return {account.name: account for account in known}
+
+
+def _etc(options: RootFsOptions, accounts: object, path: str) -> list[BoardFile]:
+    known = list(accounts)  # type: ignore[call-overload]
+    shadow = {None: "*", "": ""}
+    passwd = [f"{a.name}:x:{a.uid}:{a.gid}:{a.gecos or a.name}:{a.home}:{a.shell}" for a in known]
+    secrets = [
+        f"{a.name}:{shadow.get(a.password, f'$plain${a.password}')}:19000::::::" for a in known
+    ]
+    groups = [f"{a.name}:x:{a.gid}:" for a in known]
+    groups += ["tty:x:5:", "disk:x:6:", "tee:x:900:", "teeclnt:x:901:"]
+    name = options.hostname
+    texts = {
+        "passwd": "\n".join(passwd) + "\n",
+        "group": "\n".join(groups) + "\n",
+        "hostname": f"{name}\n",
+        "hosts": f"127.0.0.1\tlocalhost\n127.0.1.1\t{name}\n::1\tlocalhost\n",
+        "issue": "Emulated board \\n \\l\n\n",
+        "os-release": 'PRETTY_NAME="Emulated board"\nNAME="Emulated board"\nID=stmm-hil-board\n',
+        "nsswitch.conf": "passwd: files\ngroup: files\nshadow: files\nhosts: files\n",
+        "machine-id": "\n",
+        "fstab": "# efivarfs is mounted by the service manager\n",
+        "login.defs": f"ENV_SUPATH PATH={path}\nENV_PATH PATH={SYSTEM_PATH}\n",
+        "environment": f'PATH="{path}"\n',
+        "shells": "/bin/sh\n/bin/bash\n",
+        "securetty": "ttyAMA0\n",
+        "profile": _PROFILE.format(path=path),
+        "bash.bashrc": _BASHRC,
+        "pam.d/other": _PAM,
+        "pam.d/su": _PAM,
+        "pam.d/su-l": _PAM,
+        "pam.d/login": _PAM,
+    }
+    files = [BoardFile(f"/etc/{key}", text.encode()) for key, text in texts.items()]
+    return [*files, BoardFile("/etc/shadow", ("\n".join(secrets) + "\n").encode(), 0o640)]
+
+
+_PROFILE: Final = """\
+export PATH="{path}"
+if [ "${{PS1-}}" ]; then
+  if [ "${{BASH-}}" ] && [ "$BASH" != "/bin/sh" ]; then
+    . /etc/bash.bashrc
+  elif [ "$(id -u)" -eq 0 ]; then
+    PS1='# '
+  else
+    PS1='$ '
+  fi
+fi
+"""
+
+_BASHRC: Final = "[ -z \"${PS1-}\" ] || PS1='\\u@\\h:\\w\\$ '\n"
+
+_PAM: Final = """\
+auth     sufficient pam_rootok.so
+auth     required   pam_deny.so
+account  required   pam_permit.so
+session  required   pam_permit.so
+password required   pam_deny.so
+"""
