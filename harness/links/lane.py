@@ -1,0 +1,200 @@
+"""The program a persistent lane runs on the target, and the frames it speaks.
+
+The target's own ``sh`` reads a command from the lane, runs it in a subshell that was forked
+beforehand (so the fork costs no latency and ``cd``, ``exit`` or ``set -e`` cannot leak), and
+ends its output with ``TOKEN:ID:STATUS``. Standard output passes through one long-lived
+``tee``, standard error through a file that is sent only when it is not empty: so both are
+also kept in a mode 700 directory, on a tmpfs where there is one, and the result of the last
+command survives the loss of the connection, at no fork per command. After the connection is
+gone the directory stays ``LINGER`` seconds for the host to fetch that result by its id.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from dataclasses import dataclass
+from shlex import quote
+
+LINGER = 60  # seconds
+STORED_BLOCKS = 32768  # of 512 bytes (bash: 1024): more standard output is delivered but not kept
+FORGET_AFTER = 64 * 1024  # bytes of standard output of old results that stay on the target
+
+_SCRIPT = r"""
+hil_dir= hil_all=
+while read -r hil_x hil_all hil_n hil_x; do
+  case $hil_n:$hil_all in tmpfs:/run|tmpfs:/dev/shm|tmpfs:/tmp) hil_dir="$hil_dir $hil_all" ;; esac
+done 2>/dev/null </proc/mounts
+for hil_x in $hil_dir /run /dev/shm /tmp /var/tmp; do
+  hil_dir=$hil_x/$1
+  mkdir -m 700 "$hil_dir" 2>/dev/null && break
+  hil_dir=
+done
+[ "$hil_dir" ] || { echo "no directory is writable" >&2; exit 1; }
+IFS= read -r hil_token || exit
+hil_keep() {
+  trap '' PIPE XFSZ
+  ulimit -f @BLOCKS@ 2>/dev/null
+  command -v tee >/dev/null || exec cat
+  exec tee -a "$hil_dir/out" 2>/dev/null
+}
+hil_loop() {
+  hil_n=0
+  while :; do
+    hil_n=$((hil_n+1))
+    (
+      IFS=' ' read -r hil_id hil_l hil_x || { rm "$hil_dir/alive"; exit; }
+      [ "$hil_id" = bye ] && { rm -rf "$hil_dir"; exit; }
+      hil_c=
+      [ "$hil_x" ] && : >"$hil_dir/out"
+      while [ "$hil_l" -gt 0 ]; do
+        IFS= read -r hil_x || { rm "$hil_dir/alive"; exit; }
+        hil_c="$hil_c
+$hil_x"
+        hil_l=$((hil_l-1))
+      done
+      echo "$hil_id" >&6
+      exec </dev/null 2>"$hil_dir/err" 4>&- 6>&-
+      eval "unset hil_token hil_dir hil_all hil_n hil_id hil_l hil_c hil_x hil_boot; set --;$hil_c"
+    )
+    hil_s=$?
+    [ -e "$hil_dir/alive" ] || break
+    if [ -s "$hil_dir/err" ]; then
+      { cat "$hil_dir/err"; echo "$hil_token:$hil_n:end"; } >&4
+      hil_s=$hil_s:e
+    fi
+    echo "$hil_token:$hil_n:$hil_s"
+  done
+}
+hil_boot=-
+read -r hil_boot 2>/dev/null </proc/sys/kernel/random/boot_id
+: >"$hil_dir/alive"
+echo "$hil_token $$ $hil_boot $hil_dir"
+exec 3>&1 4>&2 6>"$hil_dir/ids"
+hil_loop 2>>"$hil_dir/err" 3>&- | hil_keep >&3 3>&- 4>&- 6>&-
+exec </dev/null >/dev/null 2>&1 3>&- 4>&- 6>&-
+[ -d "$hil_dir" ] || exit 0
+rm -f "$hil_dir/alive"
+sleep @LINGER@
+rm -rf "$hil_dir"
+"""
+
+# Children die first, as a killed parent would hide them, but it is stopped before so that it
+# starts no more. Only in the boot that the process ids are of.
+_KILL = r"""
+read -r boot </proc/sys/kernel/random/boot_id
+[ "$boot" = "$1" ] || exit 0
+shift
+slay() {
+  kill -STOP "$1" 2>/dev/null
+  for stat in /proc/[0-9]*/stat; do
+    IFS= read -r line 2>/dev/null <"$stat" || continue
+    rest=${line##*) }; rest=${rest#* }
+    [ "${rest%% *}" = "$1" ] && slay "${line%% *}"
+  done
+  kill -KILL "$1" 2>/dev/null
+}
+for pid; do slay "$pid"; done
+exit 0
+"""
+
+_FETCH = r"""
+cd {directory} 2>/dev/null || {{ echo gone; exit; }}
+id=0
+while read -r line; do id=$line; done <ids
+state=running
+kill -0 {pid} 2>/dev/null || state=over
+[ -e alive ] || state=over
+echo "$state $id"
+cat out 2>/dev/null
+cat err >&2 2>/dev/null
+"""
+
+GOODBYE = b"bye 0\n"
+
+
+def new_token() -> str:
+    """128 random bits: what a command prints can never look like the end of its output."""
+    return secrets.token_hex(16)
+
+
+def start_command(shell: str, directory_name: str) -> str:
+    """The command line that starts the lane; it prints one line, see :func:`parse_ready`."""
+    script = _SCRIPT.replace("@BLOCKS@", str(STORED_BLOCKS)).replace("@LINGER@", str(LINGER))
+    return f"exec {shell} -c {quote(script)} hil {directory_name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """Where the lane with process id ``pid`` keeps the result of its last command."""
+
+    token: str
+    pid: int
+    boot: str
+    directory: str
+
+    def fetch_command(self, shell: str) -> str:
+        """Prints the lane's state and the stored streams, see :meth:`parse_fetched`."""
+        script = _FETCH.format(directory=quote(self.directory), pid=self.pid)
+        return f"exec {shell} -c {quote(script)}"
+
+    def end_of_output(self, number: int) -> re.Pattern[bytes]:
+        """Groups: exit status; ``:e`` if there is standard error, which ends on its own."""
+        return re.compile(rb"%s:%d:(\d+)(:e)?\n" % (self.token.encode(), number))
+
+    def end_of_errors(self, number: int) -> bytes:
+        return f"{self.token}:{number}:end\n".encode()
+
+
+def parse_ready(line: bytes) -> Stored:
+    """The lane's first line. Raises ValueError if it is none."""
+    token, pid, boot, directory = line.decode().rstrip("\n").split(" ", 3)
+    return Stored(token, int(pid), boot, directory)
+
+
+def kill_command(shell: str, boot: str, pids: list[int]) -> str:
+    """Kills abandoned lanes with everything they started, if the board has not rebooted."""
+    numbers = " ".join(map(str, pids))
+    return f"exec {shell} -c {quote(_KILL)} hil {quote(boot)} {numbers}"
+
+
+def request(number: int, command: str, *, forget: bool) -> bytes:
+    """The frame that makes the lane run ``command`` (any text without NUL) as its
+    ``number``-th; ``forget`` drops the stored output of older ones first.
+
+    Raises ValueError on NUL.
+    """
+    if "\0" in command:
+        raise ValueError("a command line cannot contain NUL")
+    lines = command.count("\n") + 1
+    head = f"{number} {lines}{' forget' if forget else ''}"
+    return f"{head}\n{command}\n".encode("utf-8", "surrogateescape")
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """What a target still knew of command ``number``: ``state`` is ``gone`` (the directory is
+    no more), ``never`` (certainly not started), ``running``, ``over`` (started, no result) or
+    ``done``."""
+
+    state: str
+    status: int = 0
+    stdout: bytes = b""
+    stderr: bytes = b""
+
+
+def parse_fetched(stored: Stored, number: int, stdout: bytes, stderr: bytes) -> Fetched:
+    """Judge the output of :meth:`Stored.fetch_command`."""
+    header, _, out = stdout.partition(b"\n")
+    if b" " not in header:
+        return Fetched("gone")
+    state, last = header.decode().split(" ", 1)
+    if last != str(number):
+        return Fetched("never" if state == "over" else "running")
+    end = stored.end_of_output(number).search(out)
+    if not end:
+        return Fetched(state)
+    out = out[: end.start()]
+    # the file may still hold what older commands printed
+    previous = stored.end_of_output(number - 1).search(out)
+    return Fetched("done", int(end[1]), out[previous.end() :] if previous else out, stderr)

@@ -1,0 +1,82 @@
+"""What every link needs of the target's POSIX shell: quoting, checksums, errno from messages."""
+
+from __future__ import annotations
+
+import errno
+import os
+import zlib
+from shlex import quote
+
+# Messages that differ from glibc's strerror: dash and musl (busybox).
+_OTHER_MESSAGES = {
+    "No such file": errno.ENOENT,
+    "no such file": errno.ENOENT,
+    "Directory nonexistent": errno.ENOENT,
+    "nonexistent directory": errno.ENOENT,
+    "Resource busy": errno.EBUSY,
+    "I/O error": errno.EIO,
+    "No error information": errno.EIO,
+    "Not supported": errno.EOPNOTSUPP,
+    "Symbolic link loop": errno.ELOOP,
+    "Filename too long": errno.ENAMETOOLONG,
+    "Cross-device link": errno.EXDEV,
+    "Argument list too long": errno.E2BIG,
+    "File exists": errno.EEXIST,
+    "file exists": errno.EEXIST,
+    "Read-only file system": errno.EROFS,
+}
+_MESSAGES = sorted(
+    ({os.strerror(code): code for code in errno.errorcode} | _OTHER_MESSAGES).items(),
+    key=lambda item: -len(item[0]),
+)
+_REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+
+
+def errno_in(message: bytes) -> int | None:
+    """The errno that an error message of a shell or of coreutils/busybox ends with, or None.
+
+    The message's end is compared, longest text first, because a path before it may contain
+    anything.
+    """
+    for line in reversed(message.decode("utf-8", "replace").splitlines()):
+        text = line.rstrip(" .")
+        for known, code in _MESSAGES:
+            if text.endswith(known):
+                return code
+    return None
+
+
+def os_error(message: bytes, path: str) -> OSError:
+    """The OSError (subclass by errno) that ``message`` tells about ``path``; EIO if unclear."""
+    code = errno_in(message)
+    if code is None:
+        text = message.decode("utf-8", "replace").strip() or "no error message"
+        return OSError(errno.EIO, f"the target says: {text}", path)
+    return OSError(code, os.strerror(code), path)
+
+
+def cksum(data: bytes) -> int:
+    """The CRC that POSIX ``cksum`` prints for ``data`` (IEEE Std 1003.1, cksum).
+
+    It is CRC-32 taken most significant bit first, over the data and then its length in
+    octets, least significant first; zlib's reflected CRC gives it from reflected input.
+    """
+    length = len(data)
+    tail = length.to_bytes((length.bit_length() + 7) // 8, "little")
+    register = zlib.crc32(tail.translate(_REVERSED), _crc_state(data))
+    return int(f"{register:032b}"[::-1], 2)
+
+
+def _crc_state(data: bytes) -> int:
+    return zlib.crc32(data.translate(_REVERSED), 0xFFFFFFFF)
+
+
+def octal(data: bytes) -> str:
+    """``data`` as a ``printf`` format: letters and digits as they are, the rest ``\\ooo``."""
+    plain = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz_.,:/=+"
+    return "".join(chr(byte) if byte in plain else f"\\{byte:03o}" for byte in data)
+
+
+def from_file(command: str, path: str) -> str:
+    """``command`` with its standard input taken from the file ``path`` on the target."""
+    return f"exec <{quote(path)}\n{command}"
