@@ -21,6 +21,7 @@ from harness.errors import (
     HostError,
     LabError,
     LinkError,
+    LinkRefused,
     MissingCapability,
     WrongBoard,
 )
@@ -43,7 +44,7 @@ LinkName = Literal["ssh", "serial"]
 
 _POLL_SECONDS = 0.05
 # A board that nobody has just switched on either answers soon or not at all.
-_ALREADY_ON_SECONDS = 10.0
+_ALREADY_ON_SECONDS = 5.0
 _BOOT_ID = "cat /proc/sys/kernel/random/boot_id"
 _CID = "cat /sys/class/mmc_host/mmc*/mmc*/cid"
 # The last byte holds the CRC, which some host controllers do not pass on.
@@ -439,6 +440,9 @@ class Board:
             try:
                 self.shell.reconnect(deadline=left)
                 self._boot_id = self._read_boot_id(self.shell)
+            except LinkRefused:
+                # `reconnect` has waited for the port to open; a wrong key stays wrong.
+                raise
             except (LinkError, CommandFailed) as error:
                 # Between the first answer and the last daemon a booting board may hang up.
                 last = error
