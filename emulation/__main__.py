@@ -53,10 +53,9 @@ class Endpoints:
 
     def ssh_command(self) -> str:
         """A command line to paste."""
-        return shlex.join(
-            ["ssh", "-i", self.key, "-p", str(self.port)]
-            + ["-o", f"UserKnownHostsFile={self.known_hosts}", f"{self.user}@{self.host}"]
-        )
+        trust = f"UserKnownHostsFile={self.known_hosts}"
+        where = f"{self.user}@{self.host}"
+        return shlex.join(["ssh", "-i", self.key, "-p", str(self.port), "-o", trust, where])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,7 +1,7 @@
 """The board's service manager: the supervisor's half of PID 1.
 
-Programs of the board (``systemctl``, ``modprobe``, ``reboot`` …) are one small client that sends its
-arguments over a unix socket; everything they mean happens here, in the supervisor's event loop,
+Programs of the board (``systemctl``, ``modprobe``, ``reboot`` …) are one small client that sends
+its arguments over a unix socket; what they mean happens here, in the supervisor's event loop,
 so that a unit's state is in one place and dies with the power.
 """
 
