@@ -7,22 +7,25 @@ and 11; K6 drivers/tee/optee (core.c, smc_abi.c, rpc.c, supp.c, device.c); truth
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
 
-from emulation.linux.kernel import Kernel, Task, current_task
+from emulation.linux.kernel import KERN_ERR, Kernel, Task, current_task
 from emulation.linux.supplicant_queue import SupplicantQueue
 from emulation.linux.tee_bus import TeeBus, TeeDevice
 from emulation.linux.tee_core import PAGE_SIZE, SharedMemory, TeeContext
-from emulation.optee.interface import NormalWorld, TeeError
-from emulation.optee.interface import SharedMemory as SharedMemoryKind
-from emulation.optee.optee import OpTee
+from emulation.optee.errors import TeeError
+from emulation.optee.optee import (
+    DEVICE_ENUMERATION_UUID,
+    GET_DEVICES,
+    GET_DEVICES_RPMB,
+    GET_DEVICES_SUPP,
+    OpTee,
+)
 from emulation.rpmb_transport import RpmbTransport
-from harness.formats.rpmb import DeviceInfo
 from harness.formats.tee import Param, TeeOrigin, TeeResult
 from harness.formats.tee_ioctl import (
     PARAM_MEMREF_INPUT,
@@ -35,22 +38,79 @@ from harness.formats.tee_ioctl import (
     IoctlParam,
 )
 
-GET_DEVICES_SUPP: Final = 1
-GET_DEVICES_RPMB: Final = 2
+_REPLY_ALIGNMENT: Final = 8
 
 
-@dataclass(frozen=True)
-class _Caller:
-    """On whose behalf the secure world is working, for the requests it sends back."""
+class _SecureCall:
+    """One call into OP-TEE, from the SMC to its return, and the requests that come out of it.
 
-    task: Task
-    nowait: bool
+    OP-TEE keeps the memory it got for its requests until the call ends (its thread's cache of
+    shared memory), so the supplicant is asked for memory once a call, not once a request.
+    """
+
+    def __init__(self, driver: OpteeDriver, *, nowait: bool, task: Task) -> None:
+        self._driver = driver
+        self._nowait = nowait
+        self._task = task
+        self._payload: SharedMemory | None = None
+
+    def rpmb(self, request: bytes, reply_size: int) -> bytes:
+        """Have the supplicant carry out one RPMB request; raises TeeError."""
+        reply_offset = (len(request) + _REPLY_ALIGNMENT - 1) & ~(_REPLY_ALIGNMENT - 1)
+        payload = self._allocate(reply_offset + reply_size)
+        payload.pages.write(0, request)
+        result, params = self._ask(
+            RPC_RPMB,
+            IoctlParam(PARAM_MEMREF_INPUT, 0, len(request), payload.number),
+            IoctlParam(PARAM_MEMREF_OUTPUT, reply_offset, reply_size, payload.number),
+        )
+        if result != TeeResult.SUCCESS:
+            raise TeeError(TeeResult(result), TeeOrigin.COMMS)
+        if params[1].b != reply_size:
+            raise TeeError(TeeResult.GENERIC, TeeOrigin.COMMS)
+        try:
+            return payload.pages.read(reply_offset, reply_size)
+        except OSError:
+            raise TeeError(TeeResult.COMMUNICATION, TeeOrigin.COMMS) from None
+
+    def finish(self) -> None:
+        """OP-TEE gives its memory back.
+
+        The reference goes before the request does: a supplicant that was killed is released by
+        it, and the request then fails at once.
+        """
+        payload, self._payload = self._payload, None
+        if payload is not None:
+            with self._driver.kernel.lock:
+                payload.put()
+            self._ask(
+                RPC_SHM_FREE, IoctlParam(PARAM_VALUE_INOUT, RPC_SHM_TYPE_APPL, payload.number)
+            )
+
+    def _allocate(self, size: int) -> SharedMemory:
+        if self._payload is not None and self._payload.size >= size:
+            return self._payload
+        self.finish()
+        rounded = (size + PAGE_SIZE - 1) & ~(PAGE_SIZE - 1)
+        result, params = self._ask(
+            RPC_SHM_ALLOC, IoctlParam(PARAM_VALUE_INOUT, RPC_SHM_TYPE_APPL, rounded)
+        )
+        if result == TeeResult.SUCCESS:
+            self._payload = self._driver.borrow_from_supplicant(params[0].c)
+        if self._payload is None or self._payload.size < size:
+            # optee_rpc_cmd_alloc_suppl knows this failure only, which is why SetVariable without a
+            # supplicant is ENOSPC and works again as soon as one is back (truth p2c).
+            raise TeeError(TeeResult.OUT_OF_MEMORY, TeeOrigin.COMMS)
+        return self._payload
+
+    def _ask(self, func: int, *params: IoctlParam) -> tuple[int, list[IoctlParam]]:
+        return self._driver.queue.request(func, params, task=self._task, nowait=self._nowait)
 
 
-_caller: ContextVar[_Caller | None] = ContextVar("secure_world_caller", default=None)
+_current_call: ContextVar[_SecureCall | None] = ContextVar("secure_call", default=None)
 
 
-class OpteeDriver(NormalWorld):
+class OpteeDriver:
     """``optee``: the TEE the kernel and its users see.  It is OP-TEE's normal world."""
 
     def __init__(
@@ -68,9 +128,8 @@ class OpteeDriver(NormalWorld):
         self._revision = revision
         self._kernel_routing = kernel_routing
         self._supplicant: TeeContext | None = None
-        self._lent: dict[int, SharedMemory] = {}
-        """Memory of the supplicant's that OP-TEE holds, by number."""
-        self._probed = False
+        self._sessions: dict[int, UUID] = {}
+        self._busy: set[UUID] = set()
         self._scanned = False
 
     @property
@@ -89,102 +148,30 @@ class OpteeDriver(NormalWorld):
         ):
             self.kernel.printk(f"optee: {line}")
         self._optee.normal_world = self
+        self._add_devices(GET_DEVICES)
         if self._kernel_routing is not None:
             self._add_devices(GET_DEVICES_RPMB)
 
-    # What OP-TEE asks for (NormalWorld)
+    # What OP-TEE asks for
 
-    def allocate_shared(self, kind: SharedMemoryKind, size: int) -> int:
-        """See NormalWorld: memory of the supplicant's, or the kernel's own.
+    def rpmb_rpc(self, request: bytes, reply_size: int) -> bytes:
+        """NormalWorld: one RPMB request (contract 1.7); sleeps until a supplicant answers.
 
-        Without a supplicant OP-TEE runs out of memory here, which is why SetVariable is then
-        ENOSPC and works again as soon as a supplicant is back (truth p2c).
+        TeeError OUT_OF_MEMORY when no supplicant is there to give memory, COMMUNICATION when the
+        caller was killed while waiting, otherwise what the supplicant said.
         """
         self.kernel.check_power()
-        if kind is SharedMemoryKind.KERNEL:
-            return 0
-        result, params = self._ask(
-            RPC_SHM_ALLOC, IoctlParam(PARAM_VALUE_INOUT, RPC_SHM_TYPE_APPL, size)
-        )
+        if self._kernel_routing is not None:
+            return self._kernel_routing.process(request, reply_size)
+        call = _current_call.get()
+        if call is None:
+            raise RuntimeError("OP-TEE sent a request outside a call")
+        return call.rpmb(request, reply_size)
+
+    def borrow_from_supplicant(self, number: int) -> SharedMemory | None:
+        """The supplicant's shared memory by number, with a reference for OP-TEE."""
         with self.kernel.lock:
-            found = None
-            if result == TeeResult.SUCCESS and self._supplicant is not None:
-                found = self._supplicant.borrow(params[0].c)
-            if found is None:
-                # optee_rpc_cmd_alloc_suppl knows this one failure only.
-                raise TeeError(TeeResult.OUT_OF_MEMORY, TeeOrigin.COMMS)
-            self._lent[found.number] = found
-            return found.number
-
-    def free_shared(self, kind: SharedMemoryKind, cookie: int) -> None:
-        """See NormalWorld."""
-        self.kernel.check_power()
-        if kind is SharedMemoryKind.KERNEL:
-            return
-        # The reference goes before the request does: a supplicant that was killed is released by
-        # it, and the request then fails at once.
-        with self.kernel.lock:
-            self._lent.pop(cookie).put()
-        self._ask(RPC_SHM_FREE, IoctlParam(PARAM_VALUE_INOUT, RPC_SHM_TYPE_APPL, cookie))
-
-    def rpmb_rpc(self, memory: int, request: bytes, reply_size: int) -> bytes:
-        """See NormalWorld: sleeps until a supplicant answers.
-
-        TeeError COMMUNICATION when there is none or the caller was killed, else what it said.
-        """
-        self.kernel.check_power()
-        shared = self._lent[memory]
-        reply_offset = (len(request) + PAGE_SIZE - 1) & ~(PAGE_SIZE - 1)
-        shared.pages.write(0, request)
-        result, params = self._ask(
-            RPC_RPMB,
-            IoctlParam(PARAM_MEMREF_INPUT, 0, len(request), memory),
-            IoctlParam(PARAM_MEMREF_OUTPUT, reply_offset, reply_size, memory),
-        )
-        if result == TeeResult.SUCCESS and params[1].b != reply_size:
-            result = TeeResult.GENERIC
-        if result != TeeResult.SUCCESS:
-            raise TeeError(TeeResult(result), TeeOrigin.COMMS)
-        try:
-            return shared.pages.read(reply_offset, reply_size)
-        except OSError:
-            raise TeeError(TeeResult.COMMUNICATION, TeeOrigin.COMMS) from None
-
-    def rpmb_probe_reset(self) -> SharedMemoryKind:
-        """See NormalWorld."""
-        self._routed()
-        self._probed = False
-        return SharedMemoryKind.KERNEL
-
-    def rpmb_probe_next(self) -> DeviceInfo:
-        """See NormalWorld: this board has one card."""
-        transport = self._routed()
-        if self._probed:
-            raise TeeError(TeeResult.ITEM_NOT_FOUND, TeeOrigin.COMMS)
-        self._probed = True
-        return transport.device_info()
-
-    def rpmb_frames(self, memory: int, frames: bytes, reply_size: int) -> bytes:
-        """See NormalWorld."""
-        self.kernel.check_power()
-        return self._routed().route(frames, reply_size)
-
-    def _routed(self) -> RpmbTransport:
-        if self._kernel_routing is None:
-            raise TeeError(TeeResult.NOT_SUPPORTED, TeeOrigin.COMMS)
-        return self._kernel_routing
-
-    def wait_until(self, condition: Callable[[], bool]) -> None:
-        """See NormalWorld: optee_notif_wait, which no signal ends (truth log-kill4: df hangs)."""
-        self.kernel.wait(condition, task=Task.kernel())
-
-    def notify(self) -> None:
-        """See NormalWorld."""
-        self.kernel.wake()
-
-    def _ask(self, func: int, *params: IoctlParam) -> tuple[int, list[IoctlParam]]:
-        caller = _caller.get() or _Caller(current_task(), nowait=True)
-        return self.queue.request(func, params, task=caller.task, nowait=caller.nowait)
+            return self._supplicant.borrow(number) if self._supplicant is not None else None
 
     # Clients
 
@@ -196,29 +183,51 @@ class OpteeDriver(NormalWorld):
         self, uuid: UUID, param_types: Sequence[int], *, nowait: bool, task: Task
     ) -> int:
         """Open a session; raises TeeError."""
-        with self._calling(nowait=nowait, task=task):
-            return self._optee.open_session(uuid, param_types)
+        with self._inside(uuid, nowait=nowait, task=task):
+            session = self._optee.open_session(uuid, param_types)
+        self._sessions[session] = uuid
+        return session
 
     def invoke(
         self, session: int, command: int, params: list[Param], *, nowait: bool, task: Task
     ) -> None:
         """Invoke a command; raises TeeError."""
-        with self._calling(nowait=nowait, task=task):
+        with self._inside(self._sessions[session], nowait=nowait, task=task):
             self._optee.invoke(session, command, params)
 
     def close_session(self, session: int, *, nowait: bool, task: Task) -> None:
-        """Close a session."""
-        with self._calling(nowait=nowait, task=task):
+        """Close a session; raises TeeError."""
+        with self._inside(self._sessions[session], nowait=nowait, task=task):
             self._optee.close_session(session)
+        del self._sessions[session]
 
     @contextmanager
-    def _calling(self, *, nowait: bool, task: Task) -> Iterator[None]:
-        self.kernel.check_power()
-        token = _caller.set(_Caller(task, nowait))
+    def _inside(self, uuid: UUID, *, nowait: bool, task: Task) -> Iterator[None]:
+        """Be inside the secure world, one caller per trusted application at a time.
+
+        The wait for another caller is OP-TEE's own, served by optee_notif_wait: no signal ends it
+        (truth log-kill4, where ``df`` hangs behind a writer).
+        """
+
+        def enter() -> bool:
+            if uuid in self._busy:
+                return False
+            self._busy.add(uuid)
+            return True
+
+        self.kernel.wait(enter, task=Task.kernel())
+        call = _SecureCall(self, nowait=nowait, task=task)
+        token = _current_call.set(call)
         try:
             yield
         finally:
-            _caller.reset(token)
+            try:
+                # OP-TEE's thread runs to its end, so the memory goes back on failure too.
+                call.finish()
+            finally:
+                _current_call.reset(token)
+                self._busy.discard(uuid)
+                self.kernel.wake()
 
     # The supplicant's device
 
@@ -240,7 +249,15 @@ class OpteeDriver(NormalWorld):
         self.queue.release()
 
     def _add_devices(self, function: int) -> None:
-        for uuid in self._optee.enumerate_devices(function):
+        with self._inside(DEVICE_ENUMERATION_UUID, nowait=True, task=current_task()):
+            try:
+                found = self._optee.enumerate_devices(function)
+            except TeeError as error:
+                self.kernel.printk(
+                    f"optee: device enumeration failed: 0x{error.result:x}", KERN_ERR
+                )
+                return
+        for uuid in found:
             self.bus.add_device(TeeDevice(uuid, needs_supplicant=function == GET_DEVICES_SUPP))
 
 
@@ -254,9 +271,9 @@ class KernelTeeClient:
         """Open a session without parameters; raises TeeError."""
         return self._driver.open_session(uuid, (0, 0, 0, 0), nowait=True, task=current_task())
 
-    def invoke(self, session: int, command: int, params: list[Param]) -> None:
+    def invoke(self, session: int, command: int, params: Sequence[Param]) -> None:
         """Invoke a command; raises TeeError."""
-        self._driver.invoke(session, command, params, nowait=True, task=current_task())
+        self._driver.invoke(session, command, list(params), nowait=True, task=current_task())
 
     def close_session(self, session: int) -> None:
         """Close a session; raises TeeError."""
