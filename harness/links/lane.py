@@ -39,10 +39,12 @@ hil_keep() {
   exec tee -a "$hil_dir/out" 2>/dev/null
 }
 hil_loop() {
+  trap '' PIPE
   hil_n=0
   while :; do
     hil_n=$((hil_n+1))
     (
+      trap - PIPE
       IFS=' ' read -r hil_id hil_l hil_x || { rm "$hil_dir/alive"; exit; }
       [ "$hil_id" = bye ] && { rm -rf "$hil_dir"; exit; }
       hil_c=
@@ -60,7 +62,7 @@ $hil_x"
     hil_s=$?
     [ -e "$hil_dir/alive" ] || break
     if [ -s "$hil_dir/err" ]; then
-      { cat "$hil_dir/err"; echo "$hil_token:$hil_n:end"; } >&4
+      { cat "$hil_dir/err"; echo "$hil_token:$hil_n:end"; } >&4 2>/dev/null
       hil_s=$hil_s:e
     fi
     echo "$hil_token:$hil_n:$hil_s"

@@ -46,6 +46,10 @@ class _LaneBroken(Exception):
     """The lane ended while a command was on it."""
 
 
+class _NotStarted(Exception):
+    """The connection broke, and the board tells that the command certainly did not run."""
+
+
 class _LaneLate(Exception):
     """The deadline passed."""
 
@@ -268,17 +272,11 @@ class SshShell:
         with self._commands, self._located(command):
             start = time.monotonic()
             deadline = start + timeout
-            lane = self._lane
-            if lane is None or not lane.alive:
-                self._lane = lane = self._open_lane(deadline, command)
-            text = self._with_stdin(command, stdin, lane, deadline)
             try:
-                output = self._run_on(lane, text, command, deadline, timeout)
-            except LinkError:
-                self._lane = None
-                raise
-            if not lane.alive:
-                self._lane = None
+                output = self._run_persistent(command, stdin, deadline, timeout)
+            except _NotStarted:
+                # e.g. an idle connection whose end was not noticed yet
+                output = self._run_persistent(command, stdin, deadline, timeout)
         return self._result(command, output, start)
 
     def run_isolated(self, command: str, *, timeout: float = 10.0, stdin: bytes = b"") -> Result:
@@ -289,6 +287,11 @@ class SshShell:
             try:
                 text = self._with_stdin(command, stdin, lane, deadline)
                 output = self._run_on(lane, text, command, deadline, timeout)
+            except _NotStarted as error:
+                raise LinkLost(
+                    "the connection broke before the command was started",
+                    remedy="the command did not run; check the board, then repeat",
+                ) from error
             finally:
                 lane.say_goodbye()
                 lane.throw_away()
@@ -430,6 +433,20 @@ class SshShell:
                     ) from error
                 fresh = True
 
+    def _run_persistent(
+        self, command: str, stdin: bytes, deadline: float, timeout: float
+    ) -> _Output:
+        """Run on the persistent lane, which is opened if there is none."""
+        lane = self._lane
+        if lane is None or not lane.alive:
+            self._lane = lane = self._open_lane(deadline, command)
+        try:
+            text = self._with_stdin(command, stdin, lane, deadline)
+            return self._run_on(lane, text, command, deadline, timeout)
+        finally:
+            if not lane.alive:
+                self._lane = None
+
     def _kill_abandoned(self, transport: Transport, deadline: float) -> None:
         """End what timed-out commands left running."""
         while self._abandoned:
@@ -485,10 +502,7 @@ class SshShell:
             if found.state == "over":
                 raise _unknown("the connection broke and the command left no result (killed?)")
             if found.state == "never":
-                raise LinkLost(
-                    "the connection broke before the command was started",
-                    remedy="the command did not run; check the board, then repeat",
-                )
+                raise _NotStarted
             if _left(deadline) <= POLL_INTERVAL:
                 self._abandoned.append(lane.stored)
                 raise _timed_out(timeout)
