@@ -185,7 +185,7 @@ class BoardFile(_Table):
         "the harness refuses to write to any other board",
     )
     disposable: bool = Field(
-        False, description="the board may be left changed in ways that cannot be undone"
+        default=False, description="the board may be left changed in ways that cannot be undone"
     )
     rpmb_write_budget: int | None = Field(
         default=None, ge=0, description="RPMB writes that one run may cost; without it unlimited"

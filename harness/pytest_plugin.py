@@ -87,9 +87,16 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(scope="session")
-def board(request: pytest.FixtureRequest) -> Board:
-    """The board of this run, powered, checked and ready (harness.board.Board)."""
+def hil_board(request: pytest.FixtureRequest) -> Board:
+    """What makes a test one that runs on the board; a test module may have a fixture ``board`` of
+    its own that does not ask for this one."""
     return request.config.stash[_BENCH].board()
+
+
+@pytest.fixture(scope="session")
+def board(hil_board: Board) -> Board:
+    """The board of this run, powered, checked and ready (harness.board.Board)."""
+    return hil_board
 
 
 @pytest.fixture
@@ -375,7 +382,7 @@ _BENCH: pytest.StashKey[Bench] = pytest.StashKey()
 
 
 def _uses_board(item: pytest.Item) -> bool:
-    return "board" in getattr(item, "fixturenames", ())
+    return "hil_board" in getattr(item, "fixturenames", ())
 
 
 @contextlib.contextmanager
