@@ -1,0 +1,237 @@
+"""Ordinary programs on the emulated board, logged in over SSH: they do what they do on a board."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.emulation.conftest import EmulatedBoard
+
+EFIVARS = "/sys/firmware/efi/efivars"
+VENDOR = "12345678-1234-1234-1234-123456789abc"
+STMM_DEVICE = "optee-ta-ed32d533-99e6-4209-9cc0-2d72cdd998a7"
+
+Need = Callable[[str, str], str]
+
+
+def counter(board: EmulatedBoard) -> int:
+    text = board.ok("mmc rpmb read-counter /dev/mmcblk0rpmb")
+    match = re.fullmatch(r"Counter value: 0x([0-9a-f]{8})\n", text)
+    assert match, text
+    return int(match[1], 16)
+
+
+def test_efivar_lists_and_prints(emulated: EmulatedBoard, need_tool: Need) -> None:
+    need_tool("efivar", "efivar")
+    names = emulated.ok("efivar -l").split()
+    assert "8be4df61-93ca-11d2-aa0d-00e098032b8c-SetupMode" in names
+    shown = emulated.ok("efivar -p -n 8be4df61-93ca-11d2-aa0d-00e098032b8c-SetupMode")
+    assert 'Name: "SetupMode"' in shown
+    assert re.search(r"^00000000  01 ", shown, re.MULTILINE)
+
+
+def test_efibootmgr_shows_creates_and_deletes(emulated: EmulatedBoard, need_tool: Need) -> None:
+    need_tool("efibootmgr", "efibootmgr")
+    assert "BootOrder: " in emulated.ok("efibootmgr -v")
+    created = emulated.ok(r"efibootmgr -c -d /dev/mmcblk0 -p 1 -L probe -l '\\EFI\\probe.efi'")
+    match = re.search(r"Boot([0-9A-F]{4})\* probe", created)
+    assert match, created
+    assert match[1] in emulated.ok("efibootmgr").split("BootOrder: ")[1].split("\n")[0]
+    assert "probe" not in emulated.ok(f"efibootmgr -b {match[1]} -B")
+
+
+def test_chattr_and_lsattr(emulated: EmulatedBoard, need_tool: Need) -> None:
+    need_tool("chattr", "e2fsprogs")
+    name = f"{EFIVARS}/Flags-{VENDOR}"
+    emulated.ok(f"printf '\\007\\000\\000\\000x' > {name}")
+    assert re.match(r"-+i-+ ", emulated.ok(f"lsattr {name}"))
+    refused = emulated.run(f"rm {name}")
+    assert refused.status == 1
+    assert "Operation not permitted" in refused.err
+    emulated.ok(f"chattr -i {name}")
+    assert "i" not in emulated.ok(f"lsattr {name}").split()[0]
+    emulated.ok(f"rm {name}")
+
+
+def test_df_and_stat(emulated: EmulatedBoard) -> None:
+    fields = emulated.ok(f"df -B1 {EFIVARS}").splitlines()[1].split()
+    assert fields[0] == "efivarfs"
+    assert int(fields[1]) == 16284
+    assert int(fields[3]) < 16284
+    assert "Type: efivarfs" in emulated.ok(f"stat -f {EFIVARS}")
+    assert emulated.ok(f"df -T {EFIVARS}").splitlines()[1].split()[1] == "efivarfs"
+
+
+def test_remount(emulated: EmulatedBoard) -> None:
+    name = f"{EFIVARS}/Remount-{VENDOR}"
+    emulated.ok(f"mount -o remount,ro {EFIVARS}")
+    try:
+        refused = emulated.run(f"printf '\\007\\000\\000\\000x' > {name}")
+        assert refused.status != 0
+        assert "Read-only file system" in refused.err
+        assert re.search(r"efivarfs ro[ ,]", emulated.ok("grep efivarfs /proc/mounts"))
+    finally:
+        emulated.ok(f"mount -o remount,rw {EFIVARS}")
+    emulated.ok(f"printf '\\007\\000\\000\\000x' > {name} && chattr -i {name} && rm {name}")
+
+
+def test_mount_twice_shows_the_same_variables(emulated: EmulatedBoard) -> None:
+    emulated.ok("mkdir -p /tmp/second && mount -t efivarfs none /tmp/second")
+    assert "none /tmp/second efivarfs rw,relatime 0 0\n" in emulated.ok("cat /proc/mounts")
+    assert emulated.ok("ls /tmp/second") == emulated.ok(f"ls {EFIVARS}")
+    emulated.ok("umount /tmp/second")
+    assert "/tmp/second" not in emulated.ok("cat /proc/mounts")
+
+
+def test_mokutil(emulated: EmulatedBoard, need_tool: Need) -> None:
+    need_tool("mokutil", "mokutil")
+    outcome = emulated.run("mokutil --sb-state")
+    assert "SecureBoot disabled" in outcome.out
+    assert "Setup Mode" in outcome.out
+
+
+def test_efi_readvar(emulated: EmulatedBoard, need_tool: Need) -> None:
+    need_tool("efi-readvar", "efitools")
+    assert "Variable PK has no entries" in emulated.ok("efi-readvar -v PK")
+
+
+def test_mmc_utils_read_the_counter_that_a_write_moves(
+    emulated: EmulatedBoard, need_tool: Need
+) -> None:
+    need_tool("mmc", "mmc-utils")
+    before = counter(emulated)
+    assert counter(emulated) == before
+    name = f"{EFIVARS}/Count-{VENDOR}"
+    emulated.ok(f"printf '\\007\\000\\000\\000x' > {name}")
+    assert counter(emulated) > before
+    emulated.ok(f"chattr -i {name} && rm {name}")
+
+
+def test_mmc_extcsd(emulated: EmulatedBoard, need_tool: Need) -> None:
+    need_tool("mmc", "mmc-utils")
+    shown = emulated.ok("mmc extcsd read /dev/mmcblk0")
+    assert "RPMB Size [RPMB_SIZE_MULT]: 0x10" in shown
+
+
+def test_kernel_log(emulated: EmulatedBoard) -> None:
+    shown = emulated.ok("dmesg")
+    assert re.search(r"^\[ +\d+\.\d{6}\] efivars: Registered efivars operations$", shown, re.M)
+    emulated.ok("echo '<5>marked by a test' > /dev/kmsg")
+    assert emulated.ok("dmesg").splitlines()[-1].endswith("marked by a test")
+    assert "marked by a test" in emulated.ok("journalctl -k -o cat")
+
+
+def test_identity(emulated: EmulatedBoard) -> None:
+    assert emulated.ok("uname -m") == "aarch64\n"
+    assert emulated.ok("uname -n") == emulated.ok("cat /etc/hostname")
+    assert re.fullmatch(r"6\.\d+\.\d+\S*\n", emulated.ok("uname -r"))
+    assert re.fullmatch(r"[0-9a-f-]{36}\n", emulated.ok("cat /proc/sys/kernel/random/boot_id"))
+    cid = emulated.ok("cat /sys/class/mmc_host/mmc0/mmc0:0001/cid")
+    assert re.fullmatch(r"[0-9a-f]{32}\n", cid)
+
+
+def test_service_life_cycle(emulated: EmulatedBoard) -> None:
+    pid = emulated.ok("systemctl show -p MainPID --value tee-supplicant").strip()
+    assert emulated.ok("pidof tee-supplicant").split() == [pid]
+    assert emulated.ok("pgrep tee-supplicant").split() == [pid]
+    assert emulated.ok(f"ps -o ppid= -p {pid}").strip() == "1"
+    emulated.ok("systemctl stop tee-supplicant")
+    try:
+        assert emulated.run("systemctl is-active tee-supplicant").out == "inactive\n"
+        assert emulated.run("pidof tee-supplicant").status == 1
+        # Reads go on, the mount stays writable, writes fail (contract 9, truth).
+        emulated.ok(f"cat {EFIVARS}/SetupMode-*")
+        assert re.search(r"efivarfs rw[ ,]", emulated.ok("grep efivarfs /proc/mounts"))
+    finally:
+        emulated.ok("systemctl reset-failed tee-supplicant; systemctl start tee-supplicant")
+    assert emulated.ok("systemctl is-active tee-supplicant") == "active\n"
+    emulated.until("pidof tee-supplicant")
+
+
+def test_killed_supplicant_is_failed(emulated: EmulatedBoard) -> None:
+    emulated.until("pidof tee-supplicant")
+    emulated.ok("kill -9 $(pidof tee-supplicant)")
+    try:
+        emulated.until("systemctl is-failed -q tee-supplicant")
+        status = emulated.run("systemctl status tee-supplicant")
+        assert status.status == 3
+        assert "Active: failed (Result: signal)" in status.out
+    finally:
+        emulated.ok("systemctl reset-failed tee-supplicant; systemctl start tee-supplicant")
+
+
+def test_unbind_and_bind(emulated: EmulatedBoard) -> None:
+    driver = "/sys/bus/tee/drivers/tee-stmm-efi"
+    emulated.ok(f"echo {STMM_DEVICE} > {driver}/unbind")
+    try:
+        assert re.search(r"efivarfs ro[ ,]", emulated.ok("grep efivarfs /proc/mounts"))
+        again = emulated.run(f"echo {STMM_DEVICE} > {driver}/unbind")
+        assert again.status != 0
+        assert "No such device" in again.err
+    finally:
+        emulated.ok(f"echo {STMM_DEVICE} > {driver}/bind")
+    emulated.until("grep -q 'efivarfs rw' /proc/mounts")
+
+
+def test_modules(emulated: EmulatedBoard) -> None:
+    assert "tee_stmm_efi" in emulated.ok("lsmod")
+    missing = emulated.run("modprobe no_such_module")
+    assert missing.status == 1
+    assert "Module no_such_module not found" in missing.err
+    assert emulated.run("rmmod no_such_module").status == 1
+
+
+def test_second_user(emulated: EmulatedBoard) -> None:
+    if (
+        "4294967295" not in emulated.ok("cat /proc/self/uid_map")
+        and emulated.run("su user -c true").status
+    ):
+        pytest.skip("needs a range of user ids: install uidmap, add a line to /etc/subuid")
+    assert emulated.ok("su user -c 'id -u'") == "1000\n"
+    refused = emulated.run(f"su user -c 'printf x > {EFIVARS}/User-{VENDOR}'")
+    assert refused.status != 0
+    assert "Permission denied" in refused.err
+    assert emulated.run("su user -c 'systemctl stop tee-supplicant'").status == 1
+    assert emulated.ok("systemctl is-active tee-supplicant") == "active\n"
+
+
+def test_plain_ssh_with_the_printed_command(emulated: EmulatedBoard, need_tool: Need) -> None:
+    need_tool("ssh", "openssh-client")
+    ends = emulated.endpoints
+    command = ["ssh", "-F", "none", "-i", ends["key"], "-p", str(ends["port"])]
+    command += ["-o", f"UserKnownHostsFile={ends['known_hosts']}", "-o", "BatchMode=yes"]
+    command += [f"{ends['user']}@{ends['host']}"]
+    result = subprocess.run([*command, "echo $HOME; exit 5"], capture_output=True, timeout=20)
+    assert (result.returncode, result.stdout) == (5, b"/root\n")
+    login = subprocess.run(
+        [*command, "-tt"], input=b"tty; exit 4\n", capture_output=True, timeout=20
+    )
+    assert login.returncode == 4
+    assert b"/dev/pts/" in login.stdout
+
+
+def test_files_of_root_persist(boot: Callable[..., EmulatedBoard]) -> None:
+    board = boot("variant=mm")
+    board.ok("echo kept > /root/file; echo gone > /tmp/file")
+    board.disconnect()
+    assert board.control("off") == {"power": "off"}
+    assert board.control("on") == {"power": "on"}
+    assert board.ok("cat /root/file") == "kept\n"
+    assert board.run("cat /tmp/file").status == 1
+
+
+def test_busybox_userland(boot: Callable[..., EmulatedBoard], need_tool: Need) -> None:
+    need_tool("busybox", "busybox-static")
+    board = boot("userland=busybox", "sftp=no")
+    assert not board.has("python3")
+    assert not board.has("bash")
+    assert "BusyBox" in board.run("ls --help").err + board.run("busybox").out
+    assert board.ok(f"ls {EFIVARS} | grep -c SetupMode") == "1\n"
+    assert board.ok("systemctl is-active tee-supplicant") == "active\n"
+    with pytest.raises(Exception, match=r".*"):
+        board.connect().open_sftp()
