@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from harness.board import Board
-from harness.capabilities import Consent
+from harness.capabilities import EFIVARS_PATH, Consent
 from harness.errors import BoardWedged, HilError, TargetError, WrongBoard
 from harness.power import PowerState
 
@@ -24,10 +24,11 @@ _PROOF_SECONDS = 15.0
 _STEP_SECONDS = 15.0
 # A store without room for the proof's own record (60-byte header, name, data) is full, not wedged.
 _RECORD_BYTES = 96
-# Only processes of user space have a command line; state D is a system call that waits for
-# firmware or for the supplicant.
-_KILL_SLEEPERS = """for p in /proc/[0-9]*; do
-s=$(sed 's/.*) //' $p/stat) && case $s in D*) test -s $p/cmdline && kill -9 ${p#/proc/};; esac
+# The writer has a variable open, or sleeps in a system call that waits for firmware or supplicant
+# (state D); only processes of user space have a command line.
+_KILL_WRITERS = f"""for p in /proc/[0-9]*; do test -s $p/cmdline || continue
+case $(sed 's/.*) //' $p/stat) in D*) kill -9 ${{p#/proc/}};; esac
+case $(ls -l $p/fd) in *{EFIVARS_PATH}/*) kill -9 ${{p#/proc/}};; esac
 done 2>/dev/null; true"""
 
 
@@ -41,11 +42,13 @@ class Recovery:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One rung of the ladder; ``consent`` is what the owner must allow."""
+    """One rung of the ladder; ``consent`` is what the owner must allow, ``over_link`` whether it
+    is made through the link and so is in vain on a board that cannot be reached."""
 
     name: str
     act: Callable[[Board], None]
     consent: Consent | None = None
+    over_link: bool = True
 
 
 def recover(board: Board) -> Recovery:
@@ -56,11 +59,18 @@ def recover(board: Board) -> Recovery:
     """
     board.relink()
     in_vain: list[str] = []
+    reachable = True
     for step in _ladder(board):
+        if step.over_link and not reachable:
+            continue
         if step.consent is not None and not board.file.consents_to(step.consent):
             in_vain.append(f"{step.name}: the board file does not consent to {step.consent}")
             continue
         try:
+            if step.over_link:
+                reachable = False
+                board.shell.reconnect(deadline=_STEP_SECONDS)
+                reachable = True
             step.act(board)
             board.restore_standing()
             prove(board)
@@ -82,7 +92,7 @@ def prove(board: Board) -> None:
     """A bounded write and read of our own variable, and its deletion; costs about five RPMB
     writes. Raises what failed. Without the consent ``write_rpmb`` reading must do."""
     if not board.file.consents_to(Consent.WRITE_RPMB):
-        board.shell.run_isolated("cat /sys/firmware/efi/efivars/* >/dev/null").check()
+        board.shell.run_isolated(f"cat {EFIVARS_PATH}/* >/dev/null").check()
         return
     content = os.urandom(_PROOF_BYTES)
     try:
@@ -110,10 +120,10 @@ def _store_is_full(board: Board) -> bool:
 def _ladder(board: Board) -> list[Step]:
     """The steps for this board, the gentlest first."""
     if board.power.state() is PowerState.OFF:
-        # It did not hang, it lost its power (or its supervisor).
-        return [Step("power on", lambda board: board.power_on()), _POWER_CYCLE]
+        # It did not hang, it lost its power (or the process that is its power supply).
+        return [Step("power on", lambda board: board.power_on(), over_link=False), _POWER_CYCLE]
     return [
-        Step("fresh lanes", _reach),
+        Step("fresh lanes", lambda board: None),
         Step("kill the writer", _kill_the_writer),
         Step("restart the supplicant", _restart_supplicant, Consent.STOP_SUPPLICANT),
         Step("reboot", lambda board: board.reboot(), Consent.POWER_CYCLE),
@@ -121,20 +131,16 @@ def _ladder(board: Board) -> list[Step]:
     ]
 
 
-_POWER_CYCLE = Step("power cycle", lambda board: board.power_cycle(), Consent.POWER_CYCLE)
-
-
-def _reach(board: Board) -> None:
-    board.shell.reconnect(deadline=_STEP_SECONDS)
+_POWER_CYCLE = Step(
+    "power cycle", lambda board: board.power_cycle(), Consent.POWER_CYCLE, over_link=False
+)
 
 
 def _kill_the_writer(board: Board) -> None:
-    _reach(board)
-    board.shell.run_isolated(_KILL_SLEEPERS, timeout=_STEP_SECONDS)
+    board.shell.run_isolated(_KILL_WRITERS, timeout=_STEP_SECONDS)
 
 
 def _restart_supplicant(board: Board) -> None:
-    _reach(board)
     # The order that loses nothing: no client of the RPMB while its server is away.
     with contextlib.suppress(HilError):
         board.tee.unbind()

@@ -56,9 +56,14 @@ class EmulatedPower:
     def off(self, timeout: float) -> None:
         if self._process is None:
             return
-        # When the supervisor is gone, so is the power.
-        with contextlib.suppress(_Died):
+        try:
             self._ask(self._process, "off", timeout)
+        except _Died:
+            # When the supervisor is gone, so is the power.
+            return
+        except PowerError:
+            # A supervisor that hangs is ended: a plug can always be pulled.
+            self._process.close()
 
     def cycle(self, timeout: float) -> None:
         self.off(timeout)
@@ -165,6 +170,8 @@ class _Child:
         )
         self.pid = self._process.pid
         self._lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        # Answers that came too late for the request they belong to are still to be read past.
+        self._owed = 0
         threading.Thread(target=self._read, name="hil-power", daemon=True).start()
 
     @property
@@ -187,7 +194,11 @@ class _Child:
         deadline = time.monotonic() + timeout
         try:
             line = self._lines.get(timeout=max(0.0, deadline - time.monotonic()))
+            while line and self._owed:
+                self._owed -= 1
+                line = self._lines.get(timeout=max(0.0, deadline - time.monotonic()))
         except queue.Empty:
+            self._owed += 1
             raise PowerError(
                 f"the emulated board gave no answer within {timeout:g} s",
                 remedy="the host is overloaded or the supervisor hangs; kill process "
