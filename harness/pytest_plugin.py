@@ -163,6 +163,9 @@ class Bench:
         self._file: BoardFile | None = None
         self._mark: Mark | None = None
         self._notes: list[str] = []
+        # The RPMB write counter at the start and now; None where it cannot be read.
+        self._counter_at_start: int | None = None
+        self._counter: int | None = None
         # Why the board must be recovered before the next test, and why no test can run any more.
         self._suspect: str | None = None
         self._lost: HilError | None = None
@@ -189,6 +192,7 @@ class Bench:
                 board.close()
                 raise
             self._board = board
+            self._counter_at_start = self._counter = self._read_counter()
         return self._board
 
     # --- the session --------------------------------------------------------------------------
@@ -215,15 +219,22 @@ class Bench:
         return lines + [f"board file contradicted: {line}" for line in contradictions]
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
-        """What had to be done to the board between tests."""
-        if self._notes:
+        """What the run cost, and what had to be done to the board between tests."""
+        lines = list(self._notes)
+        if self._counter is not None:
+            budget = self._load().rpmb_write_budget
+            of = "" if budget is None else f" of a budget of {budget}"
+            lines.append(f"RPMB writes: {self._spent()}{of}")
+        if lines:
             terminalreporter.section("board")
-            for note in self._notes:
-                terminalreporter.write_line(note)
+            for line in lines:
+                terminalreporter.write_line(line)
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Give the board back; a run that lost its board did not test what it was asked to."""
         if self._board is not None:
+            if self._lost is None:
+                self._counter = self._read_counter() or self._counter
             self._board.close()
             self._board = None
         if self._lost is not None:
@@ -239,6 +250,7 @@ class Bench:
         with self._judging(item):
             self._revive(item)
             self._check_markers(item)
+            self._check_budget()
             self._mark_log()
             return (yield)
 
@@ -326,6 +338,23 @@ class Bench:
         for marker in item.iter_markers("needs"):
             for capability in marker.args:
                 board.capabilities.require(_named(Capability, capability, item))
+
+    def _check_budget(self) -> None:
+        budget = self._load().rpmb_write_budget
+        if budget is None:
+            return
+        self._counter = self._read_counter() or self._counter
+        if self._spent() >= budget:
+            pytest.skip(f"the budget of {budget} RPMB writes is spent ({self._spent()})")
+
+    def _spent(self) -> int:
+        return (self._counter or 0) - (self._counter_at_start or 0)
+
+    def _read_counter(self) -> int | None:
+        try:
+            return self.board().rpmb.counter()
+        except HilError:
+            return None
 
     def _mark_log(self) -> None:
         board = self.board()
