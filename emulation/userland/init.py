@@ -10,13 +10,13 @@ follows by PR_SET_PDEATHSIG, and with PID 1 the kernel ends every process and mo
 Only the standard library is used; everything needed is imported before the host's root goes away.
 """
 
-# ruff: noqa: PTH  (pathlib would add to the time of every power-on)
+# No pathlib, which would add to the time of every power-on.
+# ruff: noqa: PTH101, PTH102, PTH103, PTH106, PTH108, PTH112, PTH119, PTH120, PTH123, PTH211
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import encodings.idna  # noqa: F401  (imported before the host's files are out of reach)
 import errno
 import fcntl
 import gc
@@ -28,6 +28,7 @@ import socket
 import struct
 import sys
 import termios
+import traceback
 from typing import Any, NoReturn
 
 from emulation.userland import namespaces, seccomp, wire
@@ -105,6 +106,8 @@ def _prepare(control: socket.socket) -> socket.socket:
         ours.close()
         try:
             _wait_for_power(theirs)
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(1)
     theirs.close()
@@ -163,6 +166,8 @@ def _wait_for_power(parent: socket.socket) -> None:
         parent.close()
         try:
             _become_init(control, wire.load(plan_fd))
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(1)
     wire.send(control, ("pid", pid, *maps))
@@ -203,6 +208,7 @@ class _Builder:
         self._control = control
         self._plan = plan
         self._covers = 0
+        self._hidden = -1
 
     def build(self) -> int:
         """Returns an O_PATH descriptor of the hidden efivarfs root, or -1."""
@@ -231,9 +237,6 @@ class _Builder:
         for name, *arguments in plan["steps"]:
             with step(f"{name} {arguments[-1] if name == 'bind_source' else arguments[0]}"):
                 getattr(self, name)(*arguments)
-        hidden = -1
-        if plan["hidden_efivarfs"]:
-            hidden = self._hidden
         with step("leave the host's root"):
             umount("/.old", MNT_DETACH)
             os.rmdir("/.old")
@@ -247,7 +250,7 @@ class _Builder:
         for fd in (0, 1, 2):
             os.dup2(null, fd)
         os.close(null)
-        return hidden
+        return self._hidden
 
     def directory(self, path: str, mode: int) -> None:
         os.makedirs(path, exist_ok=True)
@@ -311,9 +314,10 @@ class _Builder:
     def fuse(self, index: int, path: str, flags: int) -> None:
         os.makedirs(path, exist_ok=True)
         fd = self._fuse[index]
-        wire.send(self._control, ("fuse", index), (fd,))
         options = f"fd={fd},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions"
         mount("fuse", path, "fuse", flags, options)
+        # Not before: a descriptor without a mount gives EPERM.
+        wire.send(self._control, ("fuse", index), (fd,))
 
     def hide_efivarfs(self, path: str, read_only: bool) -> None:
         """Keep the root of efivarfs, so that the superblock outlives the board's mounts."""
@@ -348,8 +352,8 @@ def _raise_loopback() -> None:
 
 def _hide_arguments(title: str) -> None:
     """Show ``title`` instead of the host's command line and environment in ps."""
-    with open("/proc/self/stat", encoding="ascii", errors="replace") as file:
-        fields = file.read().rpartition(")")[2].split()
+    with open("/proc/self/stat", "rb") as file:
+        fields = file.read().rpartition(b")")[2].split()
     # arg_start, arg_end, env_start, env_end are fields 48-51 of proc(5), 45-48 behind the name.
     for start, end, text in (
         (int(fields[45]), int(fields[46]), title),
@@ -498,11 +502,11 @@ class _Init:
 def _mount_id(path: str) -> int:
     fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
-        with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as file:
-            fields = dict(line.split(":", 1) for line in file)
+        with open(f"/proc/self/fdinfo/{fd}", "rb") as file:
+            fields = dict(line.split(b":", 1) for line in file)
     finally:
         os.close(fd)
-    return int(fields["mnt_id"])
+    return int(fields[b"mnt_id"])
 
 
 def _execute(

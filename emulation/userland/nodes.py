@@ -24,6 +24,7 @@ class NodeTree:
     """Implements :class:`emulation.userland.fuse.Filesystem`; node n is called ``str(n)``."""
 
     attributes: dict[int, Attr]
+    numbers: dict[str, int]
     root: int = _ROOT
 
     @classmethod
@@ -35,7 +36,11 @@ class NodeTree:
             number = os.makedev(node.major, node.minor)
             ino = _ROOT + 1 + index
             attributes[ino] = Attr(ino, kind | node.mode, 1, node.uid, node.gid, 0, now, number)
-        return cls(attributes)
+        return cls(attributes, {node.path: _ROOT + 1 + i for i, node in enumerate(nodes)})
+
+    def status(self, node: DeviceNode) -> Attr:
+        """Owner and mode of ``node`` as they are now."""
+        return self.attributes[self.numbers[node.path]]
 
     def lookup(self, task: Task, parent: int, name: bytes) -> Attr:
         """Names are decimal numbers, from 0."""

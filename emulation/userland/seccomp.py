@@ -47,7 +47,7 @@ _SYNC_WAKE_UP: Final = 1
 
 NOTIFIED: Final = (
     "open", "creat", "openat", "openat2", "statfs", "fstatfs", "mount", "umount2", "uname",
-    "syslog", "init_module", "finit_module", "delete_module", "reboot", "lseek",
+    "syslog", "init_module", "finit_module", "delete_module", "reboot", "lseek", "sethostname",
 )  # fmt: skip
 """Always notified; ioctl and write only for some arguments."""
 

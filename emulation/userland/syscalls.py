@@ -30,6 +30,7 @@ _NUMBERS: Final[dict[str, tuple[int | None, int | None]]] = {
     "mount": (165, 40),
     "umount2": (166, 39),
     "reboot": (169, 142),
+    "sethostname": (170, 161),
     "init_module": (175, 105),
     "delete_module": (176, 106),
     "openat": (257, 56),
