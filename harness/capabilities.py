@@ -182,7 +182,7 @@ MEASUREMENTS: Mapping[Capability, Measurement] = {
     Capability.EFITOOLS: _tool("efi-readvar", "efitools"),
     Capability.SYSTEMD: Measurement(
         "systemd manages the services",
-        "test -d /run/systemd/system",
+        "systemctl is-system-running 2>/dev/null | grep -E 'running|degraded|starting'",
         "the board uses another init",
     ),
 }

@@ -19,9 +19,11 @@ _FIND_PIDS = (
     "for p in /proc/[0-9]*; do IFS= read -r n <$p/comm && case $n in "
     "tee-supplicant*) echo ${p#/proc/};; esac; done 2>/dev/null; true"
 )
+# `show` answers for stopped units too, and for instances of a template.
 _FIND_UNIT = (
-    "systemctl list-units --all --plain --no-legend 'tee-supplicant*' | "
-    "grep -Eo 'tee-supplicant[^ ]*[.]service' | head -n 1"
+    "for u in tee-supplicant.service tee-supplicant@teepriv0.service; do "
+    'test "$(systemctl show -p LoadState --value $u 2>/dev/null)" = loaded && '
+    "{ echo $u; break; }; done; true"
 )
 _FIND_SCRIPT = "ls /etc/init.d/*tee-supplicant* 2>/dev/null | head -n 1"
 
@@ -157,10 +159,8 @@ class Tee:
     # --- helpers ------------------------------------------------------------------------------
 
     def _find_service(self) -> Service:
-        if self._shell.run("test -d /run/systemd/system").ok:
-            unit = self._shell.run(_FIND_UNIT).text
-            if unit:
-                return Service(ServiceKind.SYSTEMD, unit)
+        if unit := self._shell.run(_FIND_UNIT).text:
+            return Service(ServiceKind.SYSTEMD, unit)
         if script := self._shell.run(_FIND_SCRIPT).text:
             return Service(ServiceKind.SCRIPT, script)
         pids = self.supplicant_pids()
