@@ -120,14 +120,14 @@ def _emulate(arguments: Sequence[str]) -> NoReturn:
 # --- run ----------------------------------------------------------------------------------------
 
 
-def _add_board_arguments(parser: argparse.ArgumentParser) -> None:
+def _add_board(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("board", metavar="BOARD", help="name from `hil boards`, or a path")
-    parser.add_argument("--link", choices=("ssh", "serial"), help="default: ssh where there is one")
 
 
 def _add_run(commands: _Commands) -> None:
     parser = commands.add_parser("run", help="run one command on a board")
-    _add_board_arguments(parser)
+    _add_board(parser)
+    parser.add_argument("--link", choices=("ssh", "serial"), help="default: ssh where there is one")
     parser.add_argument(
         "--timeout", type=float, default=60.0, metavar="S", help="seconds (default: 60)"
     )
@@ -154,14 +154,13 @@ def _run(options: argparse.Namespace) -> int:
 
 def _add_shell(commands: _Commands) -> None:
     parser = commands.add_parser("shell", help="log in to a board by ssh")
-    _add_board_arguments(parser)
-    parser.set_defaults(run=_shell)
+    _add_board(parser)
+    parser.set_defaults(run=_shell, link="ssh")
 
 
 def _shell(options: argparse.Namespace) -> int:
     import subprocess
 
-    options.link = "ssh"
     with _opened(options) as board:
         address = board.ssh.address
         command = ["ssh", "-p", str(address.port), "-l", address.user]
@@ -179,7 +178,7 @@ def _shell(options: argparse.Namespace) -> int:
 def _add_power(commands: _Commands) -> None:
     parser = commands.add_parser("power", help="switch a board's power")
     parser.add_argument("action", choices=("on", "off", "cycle", "state"))
-    parser.add_argument("board", metavar="BOARD", help="name from `hil boards`, or a path")
+    _add_board(parser)
     parser.set_defaults(run=_power)
 
 
