@@ -334,8 +334,9 @@ class Board:
         except BaseException:
             self._machine.power_cut()
             raise
+        finally:
+            self._ssh = await server
         self.powered = True
-        self._ssh = await server
         system.getty.start()
         if self._options.supplicant_autostart:
             await system.supplicant.start()
@@ -393,12 +394,13 @@ class Board:
     def _plan(self, control: Path) -> JailPlan:
         machine, files = self._machine, self._files
         kernel = machine.kernel
-        filesystems = [FuseMount("/sys", machine.sysfs, "sysfs", SYSFS_MAGIC)]
-        if self._options.mount == "boot":
-            filesystems.append(FuseMount(EFIVARFS_AT, machine.efivarfs, "efivarfs", EFIVARFS_MAGIC))
+        filesystems = (
+            FuseMount("/sys", machine.sysfs, "sysfs", SYSFS_MAGIC),
+            FuseMount(EFIVARFS_AT, machine.efivarfs, "efivarfs", EFIVARFS_MAGIC),
+        )
         return JailPlan(
             hostname=machine.hostname,
-            filesystems=tuple(filesystems),
+            filesystems=filesystems,
             nodes=machine.nodes,
             binds=(*files.binds, Bind(control, SOCKET_IN_BOARD, writable=True)),
             files=files.files,
@@ -410,6 +412,8 @@ class Board:
                 "/proc/sysrq-trigger": SysRq(machine, self._end_from_kernel).sink,
             },
             efivarfs_read_only=machine.efivarfs.read_only,
+            efivarfs_at_boot=self._options.mount == "boot",
+            host_programs=files.host_programs,
         )
 
     def _poke(self) -> None:

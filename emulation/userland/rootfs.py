@@ -37,18 +37,6 @@ SYSTEM_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/b
 
 _SERVICES: Final = Path(__file__).parent / "services"
 
-_HOST_ETC: Final = (
-    "alternatives",
-    "inputrc",
-    "ld.so.cache",
-    "ld.so.conf",
-    "ld.so.conf.d",
-    "mke2fs.conf",
-    "mime.types",
-    "terminfo",
-)
-"""Parts of the host's /etc without which its programs do not run as they should."""
-
 _COVERED: Final = ("/usr/bin/systemctl", "/usr/bin/journalctl", "/usr/bin/udevadm")
 """The host's own: they would talk to a service manager that is not there."""
 
@@ -61,6 +49,7 @@ class UserlandMissing(Exception):
 class RootFs:
     """The pieces of a :class:`emulation.userland.plan.JailPlan` that are files."""
 
+    host_programs: bool
     binds: tuple[Bind, ...]
     files: tuple[BoardFile, ...]
     symlinks: Mapping[str, str]
@@ -87,38 +76,19 @@ def build(options: RootFsOptions, state: Path) -> RootFs:
     shell = "/bin/sh" if busybox or not Path("/bin/bash").exists() else "/bin/bash"
     accounts = _accounts(options, shell)
     path = f"{BOARD_PROGRAMS}:{SYSTEM_PATH}"
-    if busybox:
-        binds, symlinks = _busybox_layout(busybox)
-    else:
-        binds, symlinks = _host_layout()
+    binds, symlinks = _busybox_layout(busybox) if busybox else ([], {})
     files = [*_programs(busybox is None), *_etc(options, accounts.values(), path)]
-    etc = [_bind(f"/etc/{name}") for name in _HOST_ETC if Path("/etc", name).exists()]
     return RootFs(
-        binds=(*binds, *etc, *_persistent(state)),
+        host_programs=busybox is None,
+        binds=(*binds, *_persistent(state)),
         files=tuple(files),
-        symlinks={**symlinks, "/etc/mtab": "/proc/self/mounts", "/var/run": "/run"},
-        directories=("/home/user", "/mnt", "/opt", "/srv", "/run/systemd", "/run/lock"),
+        symlinks=symlinks,
+        directories=("/home/user", "/run/systemd"),
         accounts=accounts,
         path=path,
         sftp_server=find_sftp_server() if options.sftp else None,
         environment={"PATH": path, "LANG": "C.UTF-8"},
     )
-
-
-def _bind(path: str) -> Bind:
-    return Bind(Path(path), path)
-
-
-def _host_layout() -> tuple[list[Bind], dict[str, str]]:
-    """/usr of the host, and its top-level links (or directories, on an unmerged host)."""
-    binds, symlinks = [_bind("/usr")], {}
-    for name in ("bin", "sbin", "lib", "lib32", "lib64", "libx32"):
-        top = Path("/", name)
-        if top.is_symlink():
-            symlinks[str(top)] = os.readlink(top)  # noqa: PTH115 (kept as it is written)
-        elif top.is_dir():
-            binds.append(_bind(str(top)))
-    return binds, symlinks
 
 
 def _busybox_layout(busybox: Path) -> tuple[list[Bind], dict[str, str]]:
@@ -130,9 +100,9 @@ def _busybox_layout(busybox: Path) -> tuple[list[Bind], dict[str, str]]:
         if top.is_symlink():
             symlinks[str(top)] = os.readlink(top)  # noqa: PTH115
         elif top.is_dir():
-            binds.append(_bind(str(top)))
+            binds.append(Bind(top, str(top)))
         if Path("/usr", name).is_dir():
-            binds.append(_bind(f"/usr/{name}"))
+            binds.append(Bind(Path("/usr", name), f"/usr/{name}"))
     applets = subprocess.run([busybox, "--list"], capture_output=True, text=True, check=True)
     symlinks |= {f"/bin/{name}": "busybox" for name in applets.stdout.split() if name != "busybox"}
     symlinks |= {"/usr/bin/env": "/bin/busybox"}
@@ -211,10 +181,6 @@ def _etc(options: RootFsOptions, accounts: object, path: str) -> list[BoardFile]
         "securetty": "ttyAMA0\n",
         "profile": _PROFILE.format(path=path),
         "bash.bashrc": _BASHRC,
-        "pam.d/other": _PAM,
-        "pam.d/su": _PAM,
-        "pam.d/su-l": _PAM,
-        "pam.d/login": _PAM,
     }
     files = [BoardFile(f"/etc/{key}", text.encode()) for key, text in texts.items()]
     return [*files, BoardFile("/etc/shadow", ("\n".join(secrets) + "\n").encode(), 0o640)]
@@ -234,11 +200,3 @@ fi
 """
 
 _BASHRC: Final = "[ -z \"${PS1-}\" ] || PS1='\\u@\\h:\\w\\$ '\n"
-
-_PAM: Final = """\
-auth     sufficient pam_rootok.so
-auth     required   pam_deny.so
-account  required   pam_permit.so
-session  required   pam_permit.so
-password required   pam_deny.so
-"""

@@ -9,7 +9,6 @@ stops a session.
 from __future__ import annotations
 
 import asyncio
-import errno
 import fcntl
 import os
 import signal
@@ -116,19 +115,20 @@ class ReservedPort:
             self._socket.close()
             raise
         self.port = port
+        self._is_listening = False
 
     def listening(self) -> socket.socket:
         """A new descriptor of the socket, which starts to listen."""
         self._socket.listen(64)
+        self._is_listening = True
         return self._socket.dup()
 
     def refuse(self) -> None:
         """Refuse connections from now on; waiting ones are reset."""
-        try:
+        # Shutting down a socket that does not listen would mark it shut for good.
+        if self._is_listening:
+            self._is_listening = False
             self._socket.shutdown(socket.SHUT_RDWR)
-        except OSError as error:
-            if error.errno != errno.ENOTCONN:
-                raise
 
     def close(self) -> None:
         self._socket.close()

@@ -232,6 +232,7 @@ def test_no_forwarding(running: Running) -> None:
 
 
 def test_port_refuses_while_off_and_answers_again(running: Running) -> None:
+    running.call(running.server.refuse)
     running.call(running.server.cut)
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", running.port.port), 2)
