@@ -119,7 +119,7 @@ MEASUREMENTS: Mapping[Capability, Measurement] = {
     ),
     Capability.QUERY_VARIABLE_INFO: Measurement(
         "the firmware advertises QueryVariableInfo at run time, so df shows figures",
-        f'set -- $(df -k {EFIVARS_PATH} | tail -n 1); test "$2" -gt 0 && echo "$2 KiB"',
+        f'set -- $(df -Pk {EFIVARS_PATH} | tail -n 1); test "$2" -gt 0 && echo "$2 KiB"',
         "use a firmware whose RTPROP table has EFI_RT_SUPPORTED_QUERY_VARIABLE_INFO",
     ),
     Capability.SUPPLICANT_SERVICE: Measurement(
