@@ -1,25 +1,98 @@
-"""The emulated board without its userland: every layer from the flash up to efivarfs."""
+"""The emulated board without its userland: every layer from the flash up to efivarfs.
+
+A power cut is the disappearance of every object but the flash.
+"""
 
 from __future__ import annotations
 
+import threading
+import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
-from emulation.linux.kernel import Kernel
+from emulation import boot_log
+from emulation.emmc.card import EmmcCard
+from emulation.emmc.image import RpmbImage
+from emulation.emmc.rpmb import PROFILES
+from emulation.faults import Faults, PowerLost
+from emulation.linux import sysfs_tree
+from emulation.linux.efi_pstore import EfiPstore
+from emulation.linux.efivarfs import Efivarfs
+from emulation.linux.efivars import Efivars, KernelSeries
+from emulation.linux.firmware import EfiRuntime, FirmwareTables
+from emulation.linux.kernel import KERN_EMERG, Kernel, LogRecord, Task, current_task
+from emulation.linux.mmc_ioctl import MmcBlock, MmcNode
+from emulation.linux.modules import Module, ModuleLoader
+from emulation.linux.optee import OpteeDriver
+from emulation.linux.procfs import ProcFile, proc_files
+from emulation.linux.sysfs import Sysfs
+from emulation.linux.tee_bus import BusDriver, TeeDevice
+from emulation.linux.tee_ioctl import TeeNode
+from emulation.linux.tee_stmm_efi import DEVICE_UUID, DRIVER_NAME, TeeStmmEfi
+from emulation.optee.config import OpTeeConfig
+from emulation.optee.optee import OpTee
 from emulation.options import BoardOptions
+from emulation.rpmb_transport import RpmbTransport
+from emulation.uboot.boot import Uboot, UbootWorld
+from emulation.uboot.variables import FileVariables, StmmVariables, VariableServices
+from emulation.userland.plan import DeviceNode
+from harness.formats.efi import GLOBAL_VARIABLE_GUID
+from harness.formats.mmc import MMC_SECTOR, RPMB_UNIT
 
 Console = Callable[[bytes], None]
 
+_DISK_GROUP: Final = 6
+_TEST_PTA: Final = uuid.UUID("d96a5b40-c3e5-21e3-8794-1002a5d5c61b")
+"""OP-TEE's self-test pseudo-application, part of the recorded kernel-routed build."""
+
+
+@dataclass
+class _Supply:
+    """The power of one power-on, for firmware, which has no kernel to ask."""
+
+    lost: bool = False
+
+    def check(self) -> None:
+        """Raise PowerLost once the power is gone."""
+        if self.lost:
+            raise PowerLost
+
+
+@dataclass(frozen=True)
+class _System:
+    """What exists from power-on to power cut."""
+
+    optee: OpTee
+    kernel: Kernel
+    driver: OpteeDriver
+    efivarfs: Efivarfs
+    pstore: EfiPstore
+    stmm: TeeStmmEfi
+    modules: ModuleLoader
+    mmc: MmcBlock
+    sysfs: Sysfs
+    proc_files: dict[str, ProcFile]
+    boot_id: str
+
 
 class Machine:
-    """One board: ``state`` holds its flash, everything else exists from power-on to power cut."""
+    """One board; ``state`` holds what survives: the RPMB image, U-Boot's file.
+
+    Everything about a running system (``kernel``, ``efivarfs`` ...) is that of the last power-on
+    and raises RuntimeError before the first.
+    """
 
     def __init__(self, options: BoardOptions, state: Path) -> None:
         self.options = options
         self.state = state
-        self.boot_id = ""
-        self._kernel: Kernel | None = None
+        self.faults = Faults(self.power_cut)
+        self._image: RpmbImage | None = None
+        self._card: EmmcCard | None = None
+        self._supply = _Supply(lost=True)
+        self._system: _System | None = None
 
     @property
     def hostname(self) -> str:
@@ -27,20 +100,285 @@ class Machine:
         return self.options.hostname
 
     @property
+    def release(self) -> str:
+        """uname -r."""
+        return boot_log.RELEASES[self.options.efivarfs]
+
+    @property
+    def version(self) -> str:
+        """uname -v."""
+        return boot_log.VERSION
+
+    @property
+    def card(self) -> EmmcCard:
+        """The eMMC, which outlives power cuts."""
+        if self._card is None:
+            options = self.options
+            self.state.mkdir(parents=True, exist_ok=True)
+            self._image = RpmbImage.open(self.state / "rpmb.img", options.rpmb_size_mult)
+            self._card = EmmcCard(
+                self._image,
+                cid=bytes.fromhex(options.cid),
+                rel_wr_sec_c=options.rpmb_rel_wr_sec_c,
+                profile=PROFILES[options.rpmb_profile],
+                faults=self.faults,
+            )
+        return self._card
+
+    @property
     def kernel(self) -> Kernel:
-        """The running kernel; RuntimeError while the power is off."""
-        if self._kernel is None:
-            raise RuntimeError("the board is off")
-        return self._kernel
+        """The kernel."""
+        return self._running.kernel
+
+    @property
+    def boot_id(self) -> str:
+        """Random, new at every power-on."""
+        return self._running.boot_id
+
+    @property
+    def optee(self) -> OpteeDriver:
+        """The kernel's OP-TEE driver, with the tee bus."""
+        return self._running.driver
+
+    @property
+    def secure_world(self) -> OpTee:
+        """OP-TEE itself."""
+        return self._running.optee
+
+    @property
+    def efivarfs(self) -> Efivarfs:
+        """The efivarfs."""
+        return self._running.efivarfs
+
+    @property
+    def pstore(self) -> EfiPstore:
+        """The efi_pstore module."""
+        return self._running.pstore
+
+    @property
+    def sysfs(self) -> Sysfs:
+        """The file system of /sys."""
+        return self._running.sysfs
+
+    @property
+    def mmc(self) -> MmcBlock:
+        """The MMC block driver."""
+        return self._running.mmc
+
+    @property
+    def modules(self) -> ModuleLoader:
+        """The module loader."""
+        return self._running.modules
+
+    @property
+    def proc_files(self) -> dict[str, ProcFile]:
+        """Files below /proc that differ from the host's."""
+        return self._running.proc_files
+
+    @property
+    def nodes(self) -> tuple[DeviceNode, ...]:
+        """The device nodes of the eMMC and the TEE."""
+        block = MmcNode(self.mmc, "mmcblk0")
+        rpmb = MmcNode(self.mmc, "mmcblk0rpmb")
+        tee, privileged = TeeNode("tee0", self.optee), TeeNode("teepriv0", self.optee)
+        tee_major, mmc_major = sysfs_tree.TEE_MAJOR, sysfs_tree.MMC_MAJOR
+        minor = sysfs_tree.TEE_PRIVILEGED_MINOR
+        return (
+            DeviceNode(
+                "/dev/mmcblk0", block, mmc_major, 0, block=True, mode=0o660, gid=_DISK_GROUP
+            ),
+            DeviceNode("/dev/mmcblk0rpmb", rpmb, sysfs_tree.RPMB_MAJOR, 0),
+            DeviceNode("/dev/tee0", tee, tee_major, 0),
+            DeviceNode("/dev/teepriv0", privileged, tee_major, minor),
+        )
+
+    @property
+    def _running(self) -> _System:
+        if self._system is None:
+            raise RuntimeError("the board was never switched on")
+        return self._system
+
+    # Power
 
     def power_on(self, *, console: Console) -> None:
-        """Run firmware and kernel boot; ``console`` gets the boot log, CR LF line ends."""
-        self.boot_id = str(uuid.uuid4())
-        self._kernel = Kernel()
-        self._kernel.log.listen(lambda record: console(f"{record}\r\n".encode()))
+        """Run firmware and kernel boot; ``console`` gets the boot log, CR LF line ends.
+
+        Raises PowerLost when an armed fault takes the power meanwhile.
+        """
+        self.power_cut()
+        card = self.card
+        card.power_cycle()
+        optee = OpTee(self._optee_config(), faults=self.faults)
+        supply = self._supply = _Supply()
+        optee.normal_world = UbootWorld(card, supply.check)
+        tables = self._run_firmware(optee, console)
+        self._start_linux(card, optee, tables, console)
 
     def power_cut(self) -> None:
         """Take the power away: every sleeping call ends with PowerLost; idempotent."""
-        if self._kernel is not None:
-            self._kernel.cut_power()
-            self._kernel = None
+        self._supply.lost = True
+        if self._system is not None:
+            self._system.kernel.cut_power()
+
+    def close(self) -> None:
+        """Cut the power and let go of the flash image."""
+        self.power_cut()
+        if self._image is not None:
+            self._image.close()
+            self._image = self._card = None
+
+    # What root does
+
+    def modprobe(self, name: str, *, task: Task | None = None) -> None:
+        """Load a module; FileNotFoundError when there is none, OSError of its init function."""
+        self.modules.modprobe(name, task=task or current_task())
+
+    def rmmod(self, name: str, *, task: Task | None = None) -> None:
+        """Remove a module; FileNotFoundError when it is not loaded, OSError when in use."""
+        self.modules.rmmod(name, task=task or current_task())
+
+    def crash(self, reason: str = "sysrq triggered crash") -> None:
+        """Panic: record the log by efi_pstore, then stand still until the power is cut."""
+        kernel = self.kernel
+        kernel.printk(f"Kernel panic - not syncing: {reason}", KERN_EMERG)
+        log = "\n".join(str(record) for record in kernel.log.records(0))
+        self.pstore.dump("Panic", log.encode(), task=Task.kernel("panic"))
+        kernel.printk(f"---[ end Kernel panic - not syncing: {reason} ]---", KERN_EMERG)
+
+    # Boot
+
+    def _optee_config(self) -> OpTeeConfig:
+        routed = self.options.kernel_routed_rpmb
+        return OpTeeConfig(
+            release=self.options.optee,
+            write_key=self.options.write_key,
+            announce_probe=routed,
+            listed_devices=(_TEST_PTA,) if routed else (),
+        )
+
+    def _run_firmware(self, optee: OpTee, console: Console) -> FirmwareTables:
+        def say(line: str) -> None:
+            console(line.encode() + b"\r\n")
+
+        def say_all(lines: Iterable[str]) -> None:
+            for line in lines:
+                say(line)
+
+        say_all(boot_log.TRUSTED_FIRMWARE)
+        say_all(boot_log.uboot(self.options.optee))
+        variables: VariableServices = (
+            FileVariables(self.state / "ubootefi.var")
+            if self.options.variant == "file"
+            else StmmVariables(optee)
+        )
+        tables = Uboot(self.options.variant, variables, say).boot()
+        say_all(boot_log.EFI_STUB)
+        return tables
+
+    def _start_linux(
+        self, card: EmmcCard, optee: OpTee, tables: FirmwareTables, console: Console
+    ) -> None:
+        kernel = Kernel()
+        kernel.log.listen(lambda record: _to_console(kernel, record, console))
+        series = KernelSeries(self.options.efivarfs)
+        efivars = Efivars(kernel)
+        runtime = EfiRuntime(kernel, efivars, tables)
+        claim = threading.Lock()
+        mmc = MmcBlock(kernel, card, claim)
+        driver = OpteeDriver(
+            kernel,
+            optee,
+            revision=self.options.optee,
+            kernel_routing=RpmbTransport(card, kernel.check_power, claim)
+            if self.options.kernel_routed_rpmb
+            else None,
+        )
+        efivarfs = Efivarfs(kernel, efivars, runtime, series=series)
+        pstore = EfiPstore(kernel, efivars)
+        stmm = TeeStmmEfi(kernel, efivars, runtime, series=series)
+        modules = _modules(driver, efivarfs, pstore, stmm, built_in=self.options.driver)
+        boot_id = str(uuid.uuid4())
+        files = proc_files(
+            kernel,
+            modules,
+            release=self.release,
+            version=self.version,
+            command_line=boot_log.COMMAND_LINE,
+            boot_id=boot_id,
+            sectors=mmc.sectors,
+        )
+        sysfs = Sysfs(sysfs_tree.build(driver, card, modules), booted=time.time())
+        self._system = _System(
+            optee, kernel, driver, efivarfs, pstore, stmm, modules, mmc, sysfs, files, boot_id
+        )
+        self._boot_kernel(tables, runtime)
+
+    def _boot_kernel(self, tables: FirmwareTables, runtime: EfiRuntime) -> None:
+        kernel, card, options = self.kernel, self.card, self.options
+
+        def log(lines: Iterable[str]) -> None:
+            for line in lines:
+                kernel.printk(line)
+
+        boot = Task.kernel("swapper/0")
+        secure = any(
+            variable.name == "SecureBoot"
+            and variable.guid == GLOBAL_VARIABLE_GUID
+            and variable.data == b"\1"
+            for variable in tables.variables
+        )
+        log(boot_log.early_kernel(self.release, efi=bool(tables.services), secure_boot=secure))
+        if tables.services:
+            runtime.register_generic(task=boot)
+        if options.driver == "auto":
+            self.optee.bus.on_added(self._uevent)
+        if options.driver == "builtin":
+            self.modules.available["tee_stmm_efi"].start(boot)
+        self.optee.start()
+        log(
+            boot_log.card_found(
+                card.cid[3:9].decode("ascii", "replace"),
+                user_bytes=self.mmc.sectors * MMC_SECTOR,
+                rpmb_bytes=options.rpmb_size_mult * RPMB_UNIT,
+            )
+        )
+        log(boot_log.LATE_KERNEL)
+        self.modprobe("efivarfs", task=boot)
+
+    def _uevent(self, device: TeeDevice) -> None:
+        """udev loads what the device's alias names, on a worker of its own."""
+        modules, kernel = self.modules, self.kernel
+        worker = Task(pid=0, comm="(udev-worker)")
+        kernel.spawn(
+            worker.comm, lambda: modules.load_by_alias(device.modalias, task=worker), task=worker
+        )
+
+
+def _modules(
+    driver: OpteeDriver, efivarfs: Efivarfs, pstore: EfiPstore, stmm: TeeStmmEfi, *, built_in: str
+) -> ModuleLoader:
+    client = driver.client()
+    stmm_driver = BusDriver(
+        DRIVER_NAME,
+        frozenset([DEVICE_UUID]),
+        probe=lambda: stmm.probe(client, task=current_task()),
+        remove=lambda: stmm.remove(task=current_task()),
+    )
+    modules = (
+        Module("efivarfs", 16384, users=lambda: int(efivarfs.mounted)),
+        Module("efi_pstore", 12288, lambda task: pstore.load(), lambda task: pstore.unload()),
+        Module(
+            "tee_stmm_efi",
+            12288,
+            lambda task: driver.bus.register_driver(stmm_driver),
+            lambda task: driver.bus.unregister_driver(stmm_driver.name),
+            aliases=frozenset([f"tee:{DEVICE_UUID}"]),
+        ),
+    )
+    part_of_kernel = frozenset(["tee_stmm_efi"]) if built_in == "builtin" else frozenset()
+    return ModuleLoader({module.name: module for module in modules}, part_of_kernel)
+
+
+def _to_console(kernel: Kernel, record: LogRecord, console: Console) -> None:
+    if record.level < kernel.console_loglevel:
+        console(f"{record}\r\n".encode())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 import threading
+from collections.abc import Callable
 
 from emulation.emmc.card import EmmcCard
 from emulation.optee.errors import TeeError
@@ -32,11 +33,21 @@ from harness.formats.tee import TeeResult
 
 
 class RpmbTransport:
-    """Carries requests straight to the card; thread-safe."""
+    """Carries requests straight to the card; thread-safe.
 
-    def __init__(self, card: EmmcCard) -> None:
+    ``check_power`` raises PowerLost once the caller's world has no power any more.  ``claim`` keeps
+    other users of the card out of a sequence of commands.
+    """
+
+    def __init__(
+        self,
+        card: EmmcCard,
+        check_power: Callable[[], None],
+        claim: threading.Lock | None = None,
+    ) -> None:
         self._card = card
-        self._lock = threading.Lock()
+        self._check_power = check_power
+        self._lock = claim or threading.Lock()
 
     def process(self, request: bytes, reply_size: int) -> bytes:
         """Carry out one ``rpmb_req`` message; raises TeeError with the code the sender gets."""
@@ -81,6 +92,7 @@ class RpmbTransport:
         raise TeeError(TeeResult.BAD_PARAMETERS)
 
     def _write(self, frames: bytes, *, reliable: bool) -> None:
+        self._check_power()
         self._card.execute(
             MMC_WRITE_MULTIPLE_BLOCK,
             0,

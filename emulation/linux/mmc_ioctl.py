@@ -64,15 +64,23 @@ class MmcNode:
 class MmcBlock:
     """``mmcblk0`` and its RPMB character device on one card.
 
-    ``honour_postsleep`` makes a command wait as long as its caller asked for (postsleep_min_us);
-    the emulated card is ready at once, so it is off unless latency is under test.
+    ``claim`` is shared with others who send commands to the card.  ``honour_postsleep`` makes a
+    command wait as long as its caller asked for (postsleep_min_us); the emulated card is ready at
+    once, so it is off unless latency is under test.
     """
 
-    def __init__(self, kernel: Kernel, card: EmmcCard, *, honour_postsleep: bool = False) -> None:
+    def __init__(
+        self,
+        kernel: Kernel,
+        card: EmmcCard,
+        claim: threading.Lock | None = None,
+        *,
+        honour_postsleep: bool = False,
+    ) -> None:
         self._kernel = kernel
         self._card = card
         self.honours_postsleep = honour_postsleep
-        self._claimed = threading.Lock()
+        self._claimed = claim or threading.Lock()
 
     @property
     def sectors(self) -> int:

@@ -126,9 +126,9 @@ class TeeBus:
         device.driver = driver
         try:
             driver.probe()
-        except OSError as error:
+        except BaseException as error:
             device.driver = None
-            if error.errno not in (errno.ENODEV, errno.ENXIO):
+            if isinstance(error, OSError) and error.errno not in (errno.ENODEV, errno.ENXIO):
                 self._kernel.printk(
                     f"{driver.name} {device.name}: probe with driver {driver.name} failed with "
                     f"error -{error.errno}",
