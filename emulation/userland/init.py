@@ -225,7 +225,7 @@ class _Builder:
             _become_root()
         with step("mount tmpfs"):
             mount(None, "/", None, MS_REC | MS_PRIVATE)
-            mount("tmpfs", "/tmp", "tmpfs", 0, "mode=755,uid=0,gid=0")
+            mount("tmpfs", "/tmp", "tmpfs", 0, "mode=755")
             os.chdir("/tmp")
         with step("mount proc"):
             os.mkdir("proc")
@@ -289,10 +289,6 @@ class _Builder:
             mount("devpts", path, "devpts", flags, "newinstance,ptmxmode=0666,mode=620,gid=5")
         except OSError:  # group tty has no id in this namespace
             mount("devpts", path, "devpts", flags, "newinstance,ptmxmode=0666,mode=600")
-
-    def mqueue(self, path: str) -> None:
-        os.makedirs(path, exist_ok=True)
-        mount("mqueue", path, "mqueue", _PROC_FLAGS)
 
     def bind_source(self, index: int, read_only: bool, path: str) -> None:
         source = f"/proc/self/fd/{self._sources[index]}"

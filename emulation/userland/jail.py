@@ -33,6 +33,7 @@ from emulation.userland.workers import Workers
 _WATCH_SECONDS: Final = 0.02
 _ANSWER_SECONDS: Final = 10.0
 _DEATH_SECONDS: Final = 5.0
+_DYING_SECONDS: Final = 0.005
 _T = TypeVar("_T")
 _SIGKILL_BIT: Final = 1 << (signal.SIGKILL - 1)
 
@@ -40,6 +41,9 @@ _ZYGOTE: Final = (
     "import sys; sys.path.insert(0, sys.argv[2]); "
     "from emulation.userland.init import zygote; zygote(int(sys.argv[1]))"
 )
+
+
+_workers = Workers()
 
 
 class Zygote:
@@ -99,7 +103,6 @@ class Jail:
         self._on_death = on_death
         self._tree = NodeTree.of(plan.nodes, time.time())
         self._filesystems = [self._tree, *(mount.filesystem for mount in plan.filesystems)]
-        self._workers = Workers()
         self._lock = threading.Lock()
         self._sequence = itertools.count(1)
         self._answers: dict[int, Callable[[Any, int, list[int]], None]] = {}
@@ -201,7 +204,8 @@ class Jail:
         future: Future[Pty] = Future()
 
         def answered(value: Any, number: int, received: list[int]) -> None:
-            _resolve(future, Pty(*received, value) if number == 0 else None, number)
+            pty = Pty(received[0], received[1], value) if number == 0 else None
+            _resolve(future, pty, number)
 
         self._send(("pty",), answered)
         return self._wait(future)
@@ -223,7 +227,7 @@ class Jail:
 
     def run_later(self, work: Callable[[], None]) -> None:
         """Run ``work`` on a worker thread."""
-        self._workers.run_later(work)
+        _workers.run_later(work)
 
     def watch(self, still_needed: Callable[[], bool]) -> None:
         """Call ``still_needed`` now and then, in the jail thread, until it returns False."""
@@ -275,12 +279,7 @@ class Jail:
             first = not self._killed
             self._killed = True
         if first:
-            # Blocked callers die only once their connection is gone.
-            for connection in self._connections:
-                connection.close()
-            if self._pidfd >= 0:
-                with contextlib.suppress(OSError):
-                    signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+            self._kill_init()
             with contextlib.suppress(OSError):
                 self._control.shutdown(socket.SHUT_RDWR)
         if threading.current_thread() is not self._thread:
@@ -349,13 +348,22 @@ class Jail:
 
     def _await_death(self) -> None:
         if self._pidfd >= 0:
+            self._kill_init()
             self.on_ready(self._pidfd, select.EPOLLIN, lambda _: self._dead.set())
-            for connection in self._connections:
-                connection.close()
-            with contextlib.suppress(OSError):
-                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
         else:
             self._dead.set()
+
+    def _kill_init(self) -> None:
+        """End PID 1, and with it everything; then the FUSE connections.
+
+        Those that wait for a FUSE reply die only once the connection is gone.  The others get a
+        moment to die first, so that they do not see it go: a power cut gives no errors."""
+        if self._pidfd >= 0:
+            with contextlib.suppress(OSError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+            select.select([self._pidfd], [], [], _DYING_SECONDS)
+        for connection in self._connections:
+            connection.close()
 
     def _on_pid(self, fds: list[int], pid: int, *maps: list[tuple[int, int, int]]) -> None:
         self.pid = pid

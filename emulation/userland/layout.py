@@ -25,9 +25,10 @@ _HOST_NODES: Final = ("null", "zero", "full", "random", "urandom", "tty")
 _ETC: Final = (
     "alternatives", "bash.bashrc", "ca-certificates.conf", "default", "e2scrub.conf", "environment",
     "gai.conf", "host.conf", "inputrc", "ld.so.cache", "ld.so.conf", "ld.so.conf.d",
-    "libaudit.conf", "locale.alias", "locale.conf", "localtime", "login.defs", "mke2fs.conf", "networks",
-    "nsswitch.conf", "os-release", "pam.conf", "pam.d", "profile", "profile.d", "protocols",
-    "rpc", "security", "services", "shells", "skel", "ssl", "terminfo", "timezone", "xattr.conf",
+    "libaudit.conf", "locale.alias", "locale.conf", "localtime", "login.defs", "mke2fs.conf",
+    "networks", "nsswitch.conf", "os-release", "pam.conf", "pam.d", "profile", "profile.d",
+    "protocols", "rpc", "security", "services", "shells", "skel", "ssl", "terminfo", "timezone",
+    "xattr.conf",
 )  # fmt: skip
 """What programs of the host want of /etc and what says nothing about the host's users."""
 
@@ -68,7 +69,7 @@ class _Layout:
         self._devices()
         self._etc()
         self.steps += [("directory", *pair) for pair in _DIRECTORIES]
-        self.steps.append(("tmpfs", "/tmp", "mode=1777,uid=0,gid=0", _TMPFS))
+        self.steps.append(("tmpfs", "/tmp", "mode=1777", _TMPFS))
         self._filesystems(plan)
         self._proc()
         if plan.board_python:
@@ -79,7 +80,7 @@ class _Layout:
         self.steps += [("directory", path, 0o755) for path in plan.directories if not _late(path)]
         self._files(file for file in plan.files if not _late(file.path))
         self.steps += [("symlink", *pair) for pair in plan.symlinks.items() if not _late(pair[0])]
-        self.steps.append(("tmpfs", "/run", "mode=755,uid=0,gid=0", _TMPFS))
+        self.steps.append(("tmpfs", "/run", "mode=755", _TMPFS))
         self.steps.append(("directory", "/run/lock", 0o1777))
         self.steps += [("directory", path, 0o755) for path in plan.directories if _late(path)]
         for bind in plan.binds:
@@ -105,11 +106,11 @@ class _Layout:
                 self._bind(Bind(path, str(path)))
 
     def _devices(self) -> None:
-        self.steps.append(("tmpfs", "/dev", "mode=755,uid=0,gid=0,size=64k", MS_NOSUID))
+        self.steps.append(("tmpfs", "/dev", "mode=755,size=64k", MS_NOSUID))
         for name in _HOST_NODES:
             self._bind(Bind(Path("/dev", name), f"/dev/{name}", writable=True))
         self.steps.append(("devpts", "/dev/pts"))
-        self.steps.append(("tmpfs", "/dev/shm", "mode=1777,uid=0,gid=0", _TMPFS))
+        self.steps.append(("tmpfs", "/dev/shm", "mode=1777", _TMPFS))
         for name, target in (
             ("ptmx", "pts/ptmx"), ("fd", "/proc/self/fd"), ("stdin", "/proc/self/fd/0"),
             ("stdout", "/proc/self/fd/1"), ("stderr", "/proc/self/fd/2"),

@@ -12,6 +12,7 @@ import errno
 import fcntl
 import os
 import struct
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
@@ -145,6 +146,7 @@ class Listener:
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
+        self._open_lock = threading.Lock()
         self._buffer = bytearray(_NOTIF.size)
         self._empty = bytes(_NOTIF.size)
         try:
@@ -192,17 +194,21 @@ class Listener:
 
     def close(self) -> None:
         """Waiting callers get ENOSYS."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        with self._open_lock:
+            if self._fd >= 0:
+                os.close(self._fd)
+                self._fd = -1
 
     def _try(self, request: int, argument: bytes) -> bool:
-        try:
-            fcntl.ioctl(self._fd, request, argument)
-        except OSError as error:
-            if error.errno in (errno.ENOENT, errno.EINPROGRESS, errno.EBADF):
+        with self._open_lock:
+            if self._fd < 0:
                 return False
-            raise
+            try:
+                fcntl.ioctl(self._fd, request, argument)
+            except OSError as error:
+                if error.errno in (errno.ENOENT, errno.EINPROGRESS):
+                    return False
+                raise
         return True
 
 

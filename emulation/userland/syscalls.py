@@ -210,7 +210,8 @@ class ProcessMemory:
         remote = _Iovec(address % _U64, size)
         count = _vm_readv(self._pid, ctypes.byref(local), 1, ctypes.byref(remote), 1, 0)
         if count < 0:
-            raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), "process_vm_readv")
         return buffer.raw[:count]
 
 
