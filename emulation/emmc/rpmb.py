@@ -38,6 +38,8 @@ class Profile:
     """Addresses beyond the partition are refused; otherwise they reach what lies behind it."""
     checks_reliable: bool = True
     """Key programming and writes need reliable write (CMD23 bit 31)."""
+    checks_frames: bool = True
+    """All frames of a write carry the same counter, address and type, and the right count."""
     checks_counter: bool = True
     """The counter in the write request must be the current one."""
     counts_blocks: bool = False
@@ -56,6 +58,7 @@ QEMU: Final = Profile(
     single_write=True,
     checks_address=False,
     checks_reliable=False,
+    checks_frames=False,
 )
 """QEMU's emmc device, the recorded one (QE; truth rpmb)."""
 
@@ -66,6 +69,7 @@ SUPPLICANT_EMULATION: Final = Profile(
     "supplicant-emu",
     RpmbResult.GENERAL_FAILURE,
     checks_reliable=False,
+    checks_frames=False,
     checks_counter=False,
     counts_blocks=True,
     answers_unkeyed_reads=True,
@@ -207,7 +211,7 @@ class RpmbPartition:
         profile = self._profile
         if count not in self._frame_counts or (profile.checks_reliable and not reliable):
             return RpmbResult.GENERAL_FAILURE
-        if not profile.single_write and request.block_count != count and profile.checks_counter:
+        if profile.checks_frames and not _frames_agree(frames, count):
             return RpmbResult.GENERAL_FAILURE
         if self.write_counter == COUNTER_MAX:
             return RpmbResult.WRITE_FAILURE
@@ -271,6 +275,14 @@ def _allowed_frames(profile: Profile, rel_wr_sec_c: int, enhanced: bool) -> froz
     if enhanced:
         return frozenset({1, 2, 32})
     return frozenset(range(1, min(rel_wr_sec_c * 2, 32) + 1))
+
+
+def _frames_agree(frames: bytes, count: int) -> bool:
+    headers = {
+        (frame.write_counter, frame.address, frame.block_count, frame.kind)
+        for frame in rpmb.unpack_frames(frames)
+    }
+    return len(headers) == 1 and next(iter(headers))[2] == count
 
 
 def _spoil(frames: bytes, fault: Action) -> bytes:
