@@ -140,7 +140,7 @@ def test_sigterm_leaves_nothing_behind(boot: Boot) -> None:
     board.disconnect()
     board.process.send_signal(signal.SIGTERM)
     assert board.process.wait(10) == 0
-    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in below))
+    wait_for(lambda: not any(_alive(pid) for pid in below))
     assert not Path(board.endpoints["serial"]).is_symlink()
     assert not Path(board.endpoints["key"]).exists()
 
@@ -174,7 +174,7 @@ def test_same_state_twice_is_refused(boot: Boot, tmp_path: Path) -> None:
     ("arguments", "words"),
     [
         (["-o", "varient=mm"], "did you mean variant"),
-        (["-o", "variant=nn"], "did you mean mm"),
+        (["-o", "variant=mm-qury"], "did you mean mm-query"),
         (["-o", "baud=-1"], "baud"),
         (["--state", "/dev/null/x"], "choose another"),
     ],
