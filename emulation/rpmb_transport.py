@@ -42,7 +42,7 @@ class RpmbTransport:
     def __init__(
         self,
         card: EmmcCard,
-        check_power: Callable[[], None],
+        check_power: Callable[[], None] = lambda: None,
         claim: threading.Lock | None = None,
     ) -> None:
         self._card = card

@@ -41,7 +41,7 @@ _END_NODE: Final = b"\x7f\xff\x04\x00"
 class UbootWorld:
     """OP-TEE's normal world while U-Boot runs: it talks to the card itself."""
 
-    def __init__(self, card: EmmcCard, check_power: Callable[[], None]) -> None:
+    def __init__(self, card: EmmcCard, check_power: Callable[[], None] = lambda: None) -> None:
         self._transport = RpmbTransport(card, check_power)
 
     def rpmb_rpc(self, request: bytes, reply_size: int) -> bytes:
