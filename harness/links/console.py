@@ -2,9 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
+import datetime
+import errno
+import grp
+import os
+import re
+import threading
+import time
 from enum import StrEnum
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
 
+from harness.errors import (
+    ConfigurationError,
+    HilError,
+    HostError,
+    LinkLost,
+    LinkRefused,
+    LinkTimeout,
+)
 from harness.links.address import SerialAddress
+
+if TYPE_CHECKING:
+    from serial import Serial
+
+KEEP = 4 << 20  # bytes of console output held in memory
+WRITE_TIMEOUT = 5.0  # seconds until an adapter that takes no bytes is given up
+_WAKE = 0.2  # seconds between looks at the stop flag where a read cannot be cancelled
+
+# CSI and OSC sequences and two-byte escapes (ECMA-48); what readline and coloured prompts add
+_ESCAPES = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
+_FIRMWARE_START = re.compile(rb"U-Boot (?:SPL|TPL|\d{4}\.)|NOTICE: +BL[12]|^BL1:|EDK ?II? version")
+_FIRMWARE_LATER = re.compile(rb"^[IDM]/TC:|NOTICE: +BL3|^(?:DRAM|MMC|Hit any key)")
+_KERNEL_START = re.compile(rb"Starting kernel|Booting Linux|Linux version \d|^\[ {4}0\.0+\] ")
 
 
 class Stage(StrEnum):
@@ -17,15 +48,39 @@ class Stage(StrEnum):
     SHELL = "shell"
 
 
+def without_escapes(data: bytes) -> bytes:
+    """``data`` without terminal control sequences."""
+    return _ESCAPES.sub(b"", data)
+
+
 class Console:
     """An open serial console. The device is opened exclusively, at construction.
 
-    Raises ``HostError`` (device missing, no permission), ``LinkRefused`` (busy; says who
-    holds it).
+    Raises ``HostError`` (device missing, no permission, no terminal), ``LinkRefused`` (busy;
+    says who holds it), ``ConfigurationError`` (malformed URL).
     """
 
     def __init__(self, address: SerialAddress) -> None:
         self.address = address
+        prompts = address.prompts
+        self._prompts = [
+            (re.compile(prompts.firmware.encode(), re.M), Stage.FIRMWARE),
+            (re.compile(prompts.login.encode()), Stage.LOGIN),
+            (re.compile(prompts.password.encode()), Stage.LOGIN),
+            (re.compile(prompts.shell.encode()), Stage.SHELL),
+        ]
+        self._news = threading.Condition()
+        self._data = bytearray()
+        self._dropped = 0
+        self._stage = Stage.SILENT
+        self._line = b""
+        self._failure: BaseException | None = None
+        self._stopping = False
+        self._writing = threading.Lock()
+        self._capture = _Capture(address.capture) if address.capture else None
+        self._port: Serial | None = None
+        self._reader: threading.Thread | None = None
+        self.reopen()
 
     @property
     def name(self) -> str:
@@ -33,33 +88,319 @@ class Console:
 
     @property
     def stage(self) -> Stage:
-        raise NotImplementedError
+        """The last stage its output showed; ``SILENT`` while nothing was received."""
+        return self._stage
+
+    @property
+    def last_line(self) -> bytes:
+        """The unfinished line, without escape sequences: where a prompt stands."""
+        return self._line
+
+    def forget_stage(self) -> None:
+        """After a power cut: nothing is known until the board speaks again."""
+        with self._news:
+            self._stage = Stage.SILENT
+            self._line = b""
 
     def mark(self) -> int:
         """The number of bytes received so far: a position for :meth:`since`."""
-        raise NotImplementedError
+        with self._news:
+            return self._dropped + len(self._data)
 
     def since(self, mark: int) -> bytes:
-        """Everything received after ``mark``."""
-        raise NotImplementedError
+        """Everything received after ``mark`` (at most the last 4 MiB)."""
+        with self._news:
+            return bytes(self._data[max(0, mark - self._dropped) :])
 
     def write(self, data: bytes) -> None:
-        """Send bytes as they are."""
-        raise NotImplementedError
+        """Send bytes as they are. Raises ``LinkLost`` when the adapter is gone."""
+        import serial
+
+        try:
+            with self._writing:
+                self._live_port().write(data)
+        except (serial.SerialException, OSError) as error:
+            raise self._lost(error) from error
+
+    def wait_for_data(self, mark: int, *, timeout: float) -> bool:
+        """Wait until more than ``mark`` bytes have been received; False at the timeout.
+
+        Raises ``LinkLost`` when the adapter is gone.
+        """
+        with self._news:
+            self._news.wait_for(
+                lambda: self._failure is not None or self._dropped + len(self._data) > mark,
+                max(0.0, timeout),
+            )
+            if self._dropped + len(self._data) > mark:
+                return True
+            if self._failure is not None:
+                raise self._lost(self._failure)
+            return False
 
     def wait_for(self, pattern: str, *, timeout: float, since: int | None = None) -> str:
-        """Wait until ``pattern`` (regular expression) appears after ``since`` (default: now);
-        returns the match. Raises ``LinkTimeout`` with the last lines."""
-        raise NotImplementedError
+        """Wait until ``pattern`` (regular expression, escape sequences removed) appears after
+        ``since`` (default: now); returns the match. Raises ``LinkTimeout`` with the last lines,
+        ``LinkLost`` when the adapter is gone."""
+        deadline = time.monotonic() + timeout
+        start = self.mark() if since is None else since
+        compiled = re.compile(pattern.encode("utf-8"), re.M)
+        while True:
+            mark = self.mark()
+            found = compiled.search(without_escapes(self.since(start)))
+            if found:
+                return found[0].decode("utf-8", "backslashreplace")
+            if not self.wait_for_data(mark, timeout=deadline - time.monotonic()):
+                raise LinkTimeout(
+                    f"the console did not show {pattern!r} within {timeout:g} s; {self.tail()}",
+                    remedy=_silence_remedy(self.address, silent=self.mark() == 0),
+                    link=self.name,
+                )
+
+    def tail(self, lines: int = 4) -> str:
+        """The last lines, for messages."""
+        text = without_escapes(bytes(self._data[-2000:])).decode("utf-8", "backslashreplace")
+        last = [line.strip() for line in text.splitlines() if line.strip()][-lines:]
+        return "last lines: " + " | ".join(last) if last else "it is silent"
 
     def send_break(self, *, duration: float = 0.25) -> None:
-        """Hold the line in break state for ``duration`` seconds."""
-        raise NotImplementedError
+        """Hold the line in break state for ``duration`` seconds. Raises ``LinkLost``."""
+        import serial
+
+        try:
+            self._live_port().send_break(duration)
+        except (serial.SerialException, OSError) as error:
+            raise self._lost(error) from error
 
     def sysrq(self, key: str) -> None:
-        """Magic SysRq over serial: break, then ``key`` (K6 drivers/tty/serial, 5 s window)."""
-        raise NotImplementedError
+        """Magic SysRq over serial: break, then ``key`` (K6 drivers/tty/serial/serial_core.h,
+        within 5 s). The kernel needs ``CONFIG_MAGIC_SYSRQ_SERIAL``."""
+        self.send_break()
+        self.write(key.encode("ascii"))
+
+    def reopen(self, *, timeout: float = 0.0) -> None:
+        """Open the device again; an adapter that vanished with the board's power is waited for
+        ``timeout`` seconds. Raises as the constructor."""
+        deadline = time.monotonic() + timeout
+        self._stop()
+        while True:
+            try:
+                self._port = _open(self.address)
+                break
+            except HilError:
+                if time.monotonic() >= deadline:
+                    raise
+            time.sleep(0.05)
+        self._failure = None
+        self._stopping = False
+        self._reader = threading.Thread(
+            target=self._read_all, args=(self._port,), name=self.name, daemon=True
+        )
+        self._reader.start()
+
+    @property
+    def alive(self) -> bool:
+        return self._failure is None and self._port is not None
 
     def close(self) -> None:
         """Stop the reader and give the device back; never raises."""
-        raise NotImplementedError
+        self._stop()
+        if self._capture:
+            self._capture.close()
+
+    def _stop(self) -> None:
+        port, self._port = self._port, None
+        if port is None:
+            return
+        self._stopping = True
+        with contextlib.suppress(Exception):
+            port.cancel_read()
+        if self._reader and self._reader is not threading.current_thread():
+            self._reader.join(2 * _WAKE)
+        with contextlib.suppress(Exception):
+            port.close()
+
+    def _live_port(self) -> Serial:
+        if self._port is None:
+            raise OSError(errno.EBADF, "the console is closed")
+        return self._port
+
+    def _lost(self, error: BaseException) -> LinkLost:
+        return LinkLost(
+            f"the serial device {self.address} is gone or takes no bytes ({error})",
+            remedy="check the adapter's cable and whether it draws its power from the board",
+            link=self.name,
+        )
+
+    def _read_all(self, port: Serial) -> None:
+        try:
+            while not self._stopping:
+                data = port.read(1)
+                if data:
+                    waiting = port.in_waiting
+                    self._received(data + port.read(waiting) if waiting else data)
+        except BaseException as error:  # every failure must reach the waiting threads
+            with self._news:
+                if not self._stopping:
+                    self._failure = error
+                self._news.notify_all()
+
+    def _received(self, data: bytes) -> None:
+        with self._news:
+            self._data += data
+            surplus = len(self._data) - KEEP
+            if surplus > KEEP // 4:
+                del self._data[:surplus]
+                self._dropped += surplus
+            self._track(data)
+            self._news.notify_all()
+        if self._capture:
+            self._capture.write(data)
+
+    def _track(self, data: bytes) -> None:
+        *lines, last = (self._line + data).split(b"\n")
+        for line in lines:
+            self._track_line(line)
+        self._line = without_escapes(last[-4096:])
+        prompt = self._line.rsplit(b"\r", 1)[-1]
+        for pattern, stage in self._prompts:
+            if prompt and pattern.search(prompt):
+                self._stage = stage
+                return
+
+    def _track_line(self, line: bytes) -> None:
+        if _FIRMWARE_START.search(line):
+            self._stage = Stage.FIRMWARE
+        elif _KERNEL_START.search(line):
+            self._stage = Stage.KERNEL
+        elif self._stage is Stage.SILENT and _FIRMWARE_LATER.search(line):
+            self._stage = Stage.FIRMWARE
+
+
+class _Capture:
+    """The console in a file: each line after monotonic seconds and wall-clock time (UTC) of
+    its first byte."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file: IO[bytes] = path.open("ab", buffering=0)
+        self._at_start = True
+
+    def write(self, data: bytes) -> None:
+        wall = datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
+        stamp = f"[{time.monotonic():.6f} {wall}] ".encode()
+        out = bytearray()
+        for line in data.splitlines(keepends=True) if b"\n" in data else [data]:
+            if self._at_start:
+                out += stamp
+            out += line
+            self._at_start = line.endswith(b"\n")
+        with contextlib.suppress(OSError, ValueError):  # a full disk must not end the reading
+            self._file.write(out)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _silence_remedy(address: SerialAddress, *, silent: bool) -> str:
+    if silent:
+        return (
+            f"nothing at all was received: check that the board has power, that TX and RX are not"
+            f" swapped, that {address.url} is the right adapter and that {address.baud} baud is"
+            " the board's rate"
+        )
+    return (
+        f"if the last lines are unreadable, {address.baud} baud is the wrong rate; otherwise see"
+        " where the boot stopped"
+    )
+
+
+def _open(address: SerialAddress) -> Serial:
+    import serial
+
+    local = "://" not in address.url
+    if local:
+        _check_device(address)
+    try:
+        port = serial.serial_for_url(
+            address.url,
+            baudrate=address.baud,
+            timeout=None if local else _WAKE,
+            write_timeout=WRITE_TIMEOUT,
+            exclusive=True if local else None,
+        )
+    except ValueError as error:
+        raise ConfigurationError(
+            f"{address.url!r} is no serial device ({error})",
+            remedy="give a device path, socket://host:port or rfc2217://host:port",
+            link=f"serial {address}",
+        ) from error
+    except (serial.SerialException, OSError) as error:
+        raise _refusal(address, error, local) from error
+    return port
+
+
+def _check_device(address: SerialAddress) -> None:
+    path = Path(address.url)
+    if not path.exists():
+        present = sorted(
+            str(node)
+            for pattern in ("ttyUSB*", "ttyACM*", "serial/by-id/*")
+            for node in Path("/dev").glob(pattern)
+        )
+        raise HostError(
+            f"the serial device {path} does not exist",
+            remedy="plug the adapter in or correct `serial` in the board file; present: "
+            + (", ".join(present) or "none"),
+            link=f"serial {address}",
+        )
+    if not os.access(path, os.R_OK | os.W_OK):
+        group = _group_of(path)
+        raise HostError(
+            f"no permission to open the serial device {path}",
+            remedy=f"add yourself to the group {group} (`sudo usermod -aG {group} $USER`) and log"
+            " in again",
+            link=f"serial {address}",
+        )
+
+
+def _group_of(path: Path) -> str:
+    gid = path.stat().st_gid
+    with contextlib.suppress(KeyError):
+        return grp.getgrgid(gid).gr_name
+    return str(gid)
+
+
+def _refusal(address: SerialAddress, error: BaseException, local: bool) -> HilError:
+    link = f"serial {address}"
+    if not local:
+        return LinkRefused(
+            f"{address} cannot be opened ({error})",
+            remedy="check that the serial server runs and that nobody else is connected to it",
+            link=link,
+        )
+    busy = "lock" in str(error) or getattr(error, "errno", None) == errno.EBUSY
+    if busy:
+        holders = ", ".join(_holders(Path(address.url))) or "a process of another user"
+        return LinkRefused(
+            f"the serial device {address} is busy: held by {holders}",
+            remedy="end that program (a terminal program, another test run) and try again",
+            link=link,
+        )
+    return HostError(
+        f"the serial device {address} cannot be opened ({error})",
+        remedy="check that it is a serial port and that its driver works (`dmesg`)",
+        link=link,
+    )
+
+
+def _holders(path: Path) -> list[str]:
+    """Who has the device open, as far as /proc lets this user see: ``name (pid n)``."""
+    target = path.resolve()
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if any(fd.readlink() == target for fd in (process / "fd").iterdir()):
+                name = (process / "comm").read_text(encoding="utf-8").strip()
+                found.append(f"{name} (pid {process.name})")
+    return found

@@ -1,45 +1,604 @@
-"""The serial link: a shell on a noisy console."""
+"""The serial link: a shell on a noisy console.
+
+The prompt is used only to log in and to start the receiver (:mod:`harness.links.agent`);
+commands, results and files travel in its checked frames.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import re
+import secrets
+import threading
+import time
+from base64 import b64encode
+from collections import deque
+from collections.abc import Callable, Iterator
+from enum import Enum
+from shlex import quote
+
+from harness.errors import (
+    HilError,
+    LinkError,
+    LinkLost,
+    LinkRefused,
+    LinkTimeout,
+    OutcomeUnknown,
+    SerialDamage,
+)
+from harness.links import agent, posix
 from harness.links.address import SerialAddress
+from harness.links.agent import Frame, Kind, Outcome
 from harness.links.console import Console, Stage
 from harness.shell import Result
 
 __all__ = ["Console", "SerialShell", "Stage"]
 
+PATIENCE = 0.15  # seconds beyond the wire time until an unanswered line is sent again
+LONGEST_PATIENCE = 2.0
+NUDGE_INTERVAL = 1.0  # seconds between line feeds to a console that says nothing
+SHORTEST_PIECE, LONGEST_PIECE = 16, 512  # characters of a command in one line
+SMALLEST_BLOCK, LARGEST_BLOCK = 32, 4096  # bytes of a result in one frame; powers of two
+UPLOAD_BLOCK = 1536  # bytes of a file in one command
+INLINE_STDIN = 256  # bytes of standard input inside the command
+TYPED_PIECE = 24  # characters typed at once at an interactive prompt, echo-checked
+WRONG_LOGINS = 4
+LOGIN_ANSWER = 5.0  # seconds a login program may take, e.g. to look up the user
+
+_REFUSED = re.compile(r"[Ii]ncorrect|[Ll]ogin failed|denied")
+
+_KILL_LINE = "\x15"
+_INTERRUPT = b"\x03"
+
 
 class SerialShell:
-    """:class:`harness.shell.Shell` over a :class:`Console`. Logs in at the first use."""
+    """:class:`harness.shell.Shell` over a :class:`Console`. Logs in at the first use.
+
+    Processes started by a command find SIGINT and SIGQUIT ignored, as those of any
+    background job: a command is ended from outside by its timeout.
+    """
 
     def __init__(self, console: Console, *, login_timeout: float = 30.0) -> None:
         self.console = console
+        self.login_timeout = login_timeout
+        self._owns_console = False
+        self._lock = threading.RLock()
+        self._directory_name = f"hil-{secrets.token_hex(4)}"
+        self._directory = ""
+        self._has_base64 = True
+        self._attached = False  # the receiver answered and nothing has gone wrong since
+        self._logged_in = False
+        self._directory_state = ""
+        self._knowledge_lost = False
+        self._number = 0
+        self._piece = 96
+        self._block = 2048
+        self._mark = console.mark()
+        self._inbox: deque[Frame] = deque()
 
     @classmethod
     def open(cls, address: SerialAddress) -> SerialShell:
         """Open the device and wrap it; raises as :class:`Console`."""
-        return cls(Console(address))
+        shell = cls(Console(address))
+        shell._owns_console = True
+        return shell
 
     @property
     def name(self) -> str:
         return self.console.name
 
     def run(self, command: str, *, timeout: float = 10.0, stdin: bytes = b"") -> Result:
-        raise NotImplementedError
+        if "\0" in command:
+            raise ValueError("a command line cannot contain NUL")
+        with self._lock, self._located(command):
+            start = time.monotonic()
+            deadline = start + timeout
+            self._attach(deadline)
+            outcome = self._execute(self._with_stdin(command, stdin, deadline), deadline, timeout)
+        duration = time.monotonic() - start
+        return Result(command, outcome.status, outcome.stdout, outcome.stderr, duration)
 
     def run_isolated(self, command: str, *, timeout: float = 10.0, stdin: bytes = b"") -> Result:
-        raise NotImplementedError
+        """As :meth:`run`, in a session of its own without controlling terminal."""
+        line = f"exec $(command -v setsid) sh -c {quote(command)}"
+        with self._located(command):
+            result = self.run(line, timeout=timeout, stdin=stdin)
+        return Result(command, result.status, result.stdout, result.stderr, result.duration)
 
     def read_file(self, path: str, *, timeout: float = 10.0) -> bytes:
-        raise NotImplementedError
+        result = self.run(f"exec cat <{quote(path)}", timeout=timeout)
+        if not result.ok:
+            raise posix.os_error(result.stderr, path)
+        return result.stdout
 
     def write_file(
         self, path: str, data: bytes, *, mode: int = 0o644, timeout: float = 30.0
     ) -> None:
-        raise NotImplementedError
+        target = quote(path)
+        with self._lock, self._located(f"write {path}"):
+            deadline = time.monotonic() + timeout
+            self._attach(deadline)
+            upload = self._upload(data, deadline, timeout)
+            outcome = self._execute(
+                f"cat <{upload} >{target} && chmod {mode:o} {target} && cksum <{target};"
+                f" r=$?; rm -f {upload}; exit $r",
+                deadline,
+                timeout,
+            )
+        if outcome.status != 0:
+            raise posix.os_error(outcome.stderr, path)
+        if outcome.stdout.split() != f"{posix.cksum(data)} {len(data)}".encode().split():
+            raise LinkError(
+                f"{path} on the board does not hold what was written",
+                remedy="check the free space of that file system and whether something else"
+                " writes to the file",
+                link=self.name,
+            )
 
     def reconnect(self, *, deadline: float) -> None:
-        raise NotImplementedError
+        end = time.monotonic() + deadline
+        with self._lock, self._located(None):
+            self._attached = False
+            if not self.console.alive:
+                self.console.reopen(timeout=deadline)
+                self._mark = self.console.mark()
+            try:
+                self._attach(end)
+            except (LinkLost, LinkTimeout) as error:
+                raise LinkTimeout(
+                    f"the board did not come back on the console in time; last: {error.what}",
+                    remedy=error.remedy,
+                ) from error
 
     def close(self) -> None:
-        raise NotImplementedError
+        with contextlib.suppress(Exception):
+            if self._attached:
+                self._attached = False
+                self._write("q")
+                self._await(lambda frame: frame.kind is Kind.BYE, time.monotonic() + 0.7)
+                if self._logged_in:
+                    self.console.write(b"exit\n")
+        if self._owns_console:
+            self.console.close()
+
+    @contextlib.contextmanager
+    def _located(self, command: str | None) -> Iterator[None]:
+        try:
+            yield
+        except HilError as error:
+            error.located(link=self.name)
+            error.command = command or error.command
+            raise
+
+    # frames
+
+    def _wire_time(self, characters: int) -> float:
+        return characters * 10 / self.console.address.baud
+
+    def _write(self, *lines: str) -> None:
+        self.console.write("".join(f"{line}\n" for line in lines).encode("ascii"))
+
+    def _receive(self, until: float) -> Frame | None:
+        """The next frame, or None at the time ``until`` (monotonic seconds)."""
+        while not self._inbox:
+            mark = self.console.mark()
+            found, position = agent.frames(self.console.since(self._mark))
+            self._mark += position
+            self._inbox.extend(found)
+            if not found and not self.console.wait_for_data(mark, timeout=until - time.monotonic()):
+                return None
+        return self._inbox.popleft()
+
+    def _await(self, wanted: Callable[[Frame], bool], until: float) -> Frame | None:
+        while (frame := self._receive(until)) is not None:
+            if wanted(frame):
+                return frame
+        return None
+
+    def _confirmed(self, line: str, answer: Callable[[Frame], bool], deadline: float) -> Frame:
+        """Send ``line`` until it is answered. Raises ``SerialDamage`` at the deadline."""
+        patience = PATIENCE
+        prefix = ""
+        while True:
+            self._write(prefix + line)
+            # the answer to a long line is as long, and both share a slow adapter
+            until = time.monotonic() + self._wire_time(2 * len(line) + 64) + patience
+            frame = self._await(answer, min(until, deadline))
+            if frame is not None:
+                return frame
+            if time.monotonic() >= deadline:
+                raise SerialDamage(
+                    f"the receiver on the board does not answer; {self.console.tail()}",
+                    remedy="check cable, baud rate and that nobody else writes to the console",
+                )
+            prefix = _KILL_LINE
+            patience = min(2 * patience, LONGEST_PATIENCE)
+
+    # commands
+
+    def _execute(self, command: str, deadline: float, timeout: float) -> Outcome:
+        """Run ``command`` once under a new id and bring its result, however often parts of it
+        must be asked for."""
+        self._number += 1
+        number = self._number
+        text = agent.printable(command)
+        start_lines = self._deliver(number, text, deadline)
+        self._write(*start_lines)
+        started = False
+        unanswered = 0
+        patience = PATIENCE + self._wire_time(sum(map(len, start_lines)) + 64)
+        ask_again = time.monotonic() + patience
+        while True:
+            frame = self._receive(min(ask_again, deadline))
+            now = time.monotonic()
+            if frame is None:
+                if now >= deadline:
+                    self._interrupt()
+                    raise _timed_out(timeout, self.console.tail() if not started else None)
+                self._expect_the_same_boot()
+                unanswered += 1
+                if unanswered % 6 == 0 and not started:
+                    self._reattach(deadline)
+                self._write(*([f"{_KILL_LINE}r{number}"] if started else start_lines))
+                patience = min(2 * patience, 8.0 if started else LONGEST_PATIENCE)
+                ask_again = time.monotonic() + patience
+                continue
+            if frame.fields[0] != str(number):
+                continue
+            if frame.kind is Kind.STARTED:
+                started = True
+                ask_again = now + max(1.0, patience)
+            elif frame.kind in (Kind.DAMAGED, Kind.UNKNOWN):
+                self._shorten_pieces()
+                start_lines = self._deliver(number, text, deadline)
+                self._write(*start_lines)
+                ask_again = time.monotonic() + patience
+            elif frame.kind is Kind.LOST:
+                raise _unknown("the receiver on the board was killed while the command ran")
+            elif frame.kind is Kind.RESULT:
+                started = True
+                outcome = self._take_result(number, frame, deadline)
+                if outcome is not None:
+                    self._piece = min(self._piece + self._piece // 4, LONGEST_PIECE)
+                    return outcome
+                self._write(f"{_KILL_LINE}r{number}")
+                ask_again = time.monotonic() + patience
+
+    def _deliver(self, number: int, text: str, deadline: float) -> list[str]:
+        """Bring all but the last piece of a command across, each checked by its echo; returns
+        the last piece and the line that starts the command, for one write."""
+        pieces = [text[at : at + self._piece] for at in range(0, len(text), self._piece)] or [""]
+        for index, piece in enumerate(pieces[:-1]):
+            body = f"{number}.{index}:{piece}"
+            self._confirmed(f"c{body}", lambda frame, body=body: frame.body == f"C{body}", deadline)  # type: ignore[misc]
+        last = f"d{number}.{len(pieces) - 1}:{pieces[-1]}"
+        return [last, f"x{number}.{agent.checksum(number, text)}"]
+
+    def _shorten_pieces(self) -> None:
+        self._piece = max(self._piece // 2, SHORTEST_PIECE)
+
+    def _take_result(self, number: int, frame: Frame, deadline: float) -> Outcome | None:
+        """The outcome an ``R`` frame announces; None if anything about it is damaged."""
+        try:
+            _, size_text, checksum_text, data = frame.fields
+            size, checksum = int(size_text), int(checksum_text)
+        except ValueError:
+            return None
+        small = size <= agent.SMALL
+        blob = agent.decode(data) if small else self._fetch(number, size, deadline)
+        if blob is None or len(blob) != size or posix.cksum(blob) != checksum:
+            return None
+        try:
+            return agent.parse_result(blob, number)
+        except ValueError:
+            return None
+
+    def _fetch(self, number: int, size: int, deadline: float) -> bytes | None:
+        """A long result block by block; each is asked for until it is intact."""
+        blob = bytearray()
+        while len(blob) < size:
+            block = self._fetch_block(number, len(blob), deadline)
+            if block is None:
+                if time.monotonic() >= deadline:
+                    return None
+                self._block = max(self._block // 2, SMALLEST_BLOCK)
+                continue
+            if not block:
+                return None
+            blob += block
+            if len(blob) % (2 * self._block) == 0:
+                self._block = min(2 * self._block, LARGEST_BLOCK)
+        return bytes(blob)
+
+    def _fetch_block(self, number: int, offset: int, deadline: float) -> bytes | None:
+        name = f"{number}.{self._block}.{offset // self._block}"
+        self._write(f"{_KILL_LINE}f{name}")
+        until = time.monotonic() + self._wire_time(2 * self._block + 64) + 2 * PATIENCE
+        frame = self._await(
+            lambda frame: frame.kind is Kind.BLOCK and frame.body.startswith(f"B{name}."),
+            min(until, deadline),
+        )
+        if frame is None:
+            return None
+        _, _, _, checksum, data = frame.fields
+        block = agent.decode(data)
+        return block if block is not None and str(posix.cksum(block)) == checksum else None
+
+    def _interrupt(self) -> None:
+        """End the command that runs; the receiver must prove itself before the next one."""
+        self._attached = False
+        with contextlib.suppress(LinkError):
+            self.console.write(_INTERRUPT)
+
+    def _expect_the_same_boot(self) -> None:
+        if self.console.stage is not Stage.SHELL:
+            self._attached = False
+            raise _unknown(
+                f"the board is no longer at its shell but at stage {self.console.stage} (rebooted?)"
+            )
+
+    def _reattach(self, deadline: float) -> None:
+        """The receiver fell silent while a command was to start: find or start it again."""
+        self._attached = False
+        self._knowledge_lost = False
+        self._attach(deadline)
+        if self._knowledge_lost:
+            raise _unknown("the receiver on the board is gone with what it knew")
+
+    def _with_stdin(self, command: str, stdin: bytes, deadline: float) -> str:
+        if not stdin:
+            return command
+        path = f"{self._directory}/stdin"
+        if len(stdin) <= INLINE_STDIN:
+            return f"printf '{posix.octal(stdin)}' >{path} && " + posix.from_file(command, path)
+        upload = self._upload(stdin, deadline, deadline - time.monotonic())
+        return posix.from_file(command, upload)
+
+    def _upload(self, data: bytes, deadline: float, timeout: float) -> str:
+        """Put ``data`` into a file in the receiver's directory; returns its path. Every append
+        runs at most once, so the file is exactly the data."""
+        path = f"{self._directory}/upload"
+        self._execute(f": >{path}", deadline, timeout)
+        for at in range(0, len(data), UPLOAD_BLOCK):
+            block = data[at : at + UPLOAD_BLOCK]
+            if self._has_base64:
+                line = f"printf %s {b64encode(block).decode()} | base64 -d >>{path}"
+            else:
+                line = f"printf '{posix.octal(block)}' >>{path}"
+            outcome = self._execute(line, deadline, timeout)
+            if outcome.status != 0:
+                raise posix.os_error(outcome.stderr, path)
+        return path
+
+    # from a silent line to the receiver
+
+    def _attach(self, deadline: float) -> None:
+        """Make sure that the receiver answers: ask it, else log in and start it.
+
+        Raises ``LinkLost`` when that does not succeed in time (no command was sent),
+        ``LinkRefused`` when the login is refused.
+        """
+        if self._attached and self.console.stage is Stage.SHELL:
+            return
+        self._attached = False
+        end = min(deadline, time.monotonic() + self.login_timeout)
+        if self._directory and self.console.stage is Stage.SHELL and self._ping(end):
+            return
+        try:
+            self._log_in(end)
+            self._start_receiver(end)
+        except (LinkTimeout, SerialDamage) as error:
+            raise LinkLost(
+                f"no shell on the console within the time given: {error.what}",
+                remedy=error.remedy,
+            ) from error
+
+    def _ping(self, end: float) -> bool:
+        """Whether the receiver answers; interrupts what may still occupy it."""
+        patience = PATIENCE
+        for _ in range(5):
+            nonce = secrets.token_hex(2)
+            self._write(f"{_KILL_LINE}p{nonce}")
+            until = time.monotonic() + patience + self._wire_time(80)
+            if self._take_pong(self._await_pong(nonce, min(until, end))):
+                return True
+            if time.monotonic() >= end or self.console.stage is not Stage.SHELL:
+                return False
+            self.console.write(_INTERRUPT)
+            patience *= 2
+        return False
+
+    def _await_pong(self, nonce: str, until: float) -> Frame | None:
+        return self._await(
+            lambda frame: frame.kind is Kind.PONG and frame.fields[0] == nonce, until
+        )
+
+    def _take_pong(self, frame: Frame | None) -> bool:
+        if frame is None or len(frame.fields) != 4:
+            return False
+        _, self._directory_state, encoding, directory = frame.fields
+        if not directory.endswith(f"/{self._directory_name}"):
+            self._write(f"{_KILL_LINE}q")  # left by a harness that was killed
+            return False
+        self._directory = directory
+        self._has_base64 = encoding == "base64"
+        self._attached = True
+        return True
+
+    def _log_in(self, end: float) -> None:
+        """Reach a shell prompt: what stands on the screen decides what is typed, at once."""
+        console = self.console
+        seen = console.mark() - len(console.last_line)
+        next_nudge = 0.0
+        refusals = 0
+        while True:
+            mark = console.mark()
+            text = agent.without_noise(console.since(seen))
+            prompt = self._prompt_in(text)
+            if prompt is _Prompt.SHELL:
+                return
+            if prompt is _Prompt.FIRMWARE:
+                raise LinkLost(
+                    f"the board waits at its firmware prompt; {console.tail()}",
+                    remedy="boot it (`boot` on the console) or power-cycle it",
+                )
+            if prompt is not None:
+                if _REFUSED.search(text):
+                    refusals += 1
+                if refusals >= WRONG_LOGINS:
+                    raise self._login_refused()
+                seen = console.mark()
+                next_nudge = time.monotonic() + LOGIN_ANSWER
+                self._answer(prompt, end)
+                continue
+            now = time.monotonic()
+            if now >= end:
+                raise LinkTimeout(
+                    f"stage {console.stage}, {console.tail()}",
+                    remedy="check power, TX and RX, baud rate and the prompts in the board file;"
+                    " see the console log",
+                )
+            # not while firmware counts down to the boot: a key would stop it
+            if now >= next_nudge and console.stage is not Stage.FIRMWARE:
+                console.write(b"\n")
+                next_nudge = now + NUDGE_INTERVAL
+            console.wait_for_data(mark, timeout=min(next_nudge, end) - now)
+
+    def _prompt_in(self, text: str) -> _Prompt | None:
+        line = text.rsplit("\n", 1)[-1].rsplit("\r", 1)[-1]
+        prompts = self.console.address.prompts
+        for kind, pattern in (
+            (_Prompt.PASSWORD, prompts.password),
+            (_Prompt.LOGIN, prompts.login),
+            (_Prompt.FIRMWARE, prompts.firmware),
+            (_Prompt.SHELL, prompts.shell),
+        ):
+            if line and re.search(pattern, line):
+                return kind
+        return None
+
+    def _answer(self, prompt: _Prompt, end: float) -> None:
+        """Type user name or password."""
+        login = self.console.address.login
+        if prompt is _Prompt.LOGIN:
+            self._logged_in = True
+            if not self._type(login.user, end):
+                self.console.write(_KILL_LINE.encode() + login.user.encode())
+        else:
+            self.console.write((login.password or "").encode())
+        self.console.write(b"\n")
+
+    def _login_refused(self) -> LinkRefused:
+        return LinkRefused(
+            f"the login of user {self.console.address.login.user!r} on the console was refused"
+            f" {WRONG_LOGINS} times",
+            remedy="correct `login` (user, password) of the serial link in the board file",
+        )
+
+    def _type(self, text: str, end: float) -> bool:
+        """Type ``text`` without the end of line; whether its echo came back whole."""
+        mark = self.console.mark()
+        self.console.write(text.encode())
+        return self._shows(lambda shown: text in shown, mark, len(text), end)
+
+    def _shows(self, wanted: Callable[[str], bool], mark: int, characters: int, end: float) -> bool:
+        until = time.monotonic() + 2 * self._wire_time(characters) + 3 * PATIENCE
+        while True:
+            now = self.console.mark()
+            if wanted(agent.without_noise(self.console.since(mark))):
+                return True
+            if not self.console.wait_for_data(now, timeout=min(until, end) - time.monotonic()):
+                return False
+
+    def _start_receiver(self, end: float) -> None:
+        """From a shell prompt to the receiver; damaged steps are repeated until ``end``."""
+        while time.monotonic() < end:
+            self._mark = self.console.mark()
+            self._inbox.clear()
+            if self._fresh_prompt(end) and self._type_loader(end) and self._load(end):
+                self._knowledge_lost = self._directory_state != "old"
+                return
+        raise LinkTimeout(
+            f"the receiver could not be started; {self.console.tail()}",
+            remedy="check cable and baud rate; the account needs a POSIX shell, stty and cksum",
+        )
+
+    def _fresh_prompt(self, end: float) -> bool:
+        mark = self.console.mark()
+        self.console.write(_INTERRUPT)
+        return self._shows(
+            lambda shown: self._prompt_in(shown) is _Prompt.SHELL and "\n" in shown, mark, 80, end
+        )
+
+    def _type_loader(self, end: float) -> bool:
+        """Type the loader into shell variables, each line checked by its echo, and run it."""
+        pieces = [
+            agent.LOADER[at : at + TYPED_PIECE] for at in range(0, len(agent.LOADER), TYPED_PIECE)
+        ]
+        names = [f"h{chr(ord('a') + index)}" for index in range(len(pieces))]
+        lines = [f"{name}='{piece}'" for name, piece in zip(names, pieces, strict=True)]
+        lines.append('sh -c "' + "".join(f"${name}" for name in names) + '"')
+        for line in lines:
+            while not self._type(line, end):
+                while not self._fresh_prompt(end):
+                    if time.monotonic() >= end or self.console.stage is not Stage.SHELL:
+                        return False
+            mark = self.console.mark()
+            self.console.write(b"\n")
+            if not self._shows(lambda shown: "\n" in shown, mark, 8, end):
+                self.console.write(b"\n")
+        return True
+
+    def _load(self, end: float) -> bool:
+        """Hand the receiver over to the loader and see it start."""
+        script = agent.script(self._directory_name)
+        at = number = 0
+        limit = time.monotonic() + 2.0
+        while at < len(script):
+            line = f"{number}:{script[at : at + self._piece]}"
+            try:
+                self._confirmed(line, lambda frame, line=line: frame.body == line, min(limit, end))  # type: ignore[misc]
+            except SerialDamage:
+                if number == 0 or time.monotonic() >= end:
+                    return False
+                self._shorten_pieces()
+                limit = time.monotonic() + 2.0
+                continue
+            at += self._piece
+            number += 1
+            limit = time.monotonic() + 2.0
+        for _ in range(5):
+            self._write(f"{_KILL_LINE}x:")
+            nonce = secrets.token_hex(2)
+            self._write(f"{_KILL_LINE}p{nonce}")
+            until = time.monotonic() + self._wire_time(160) + 4 * PATIENCE
+            if self._take_pong(self._await_pong(nonce, min(until, end))):
+                return True
+        return False
+
+
+class _Prompt(Enum):
+    PASSWORD = 1
+    LOGIN = 2
+    FIRMWARE = 3
+    SHELL = 4
+
+
+def _timed_out(timeout: float, silent: str | None) -> LinkTimeout:
+    if silent is not None:
+        return LinkTimeout(
+            f"the console did not answer within {timeout:g} s; {silent}",
+            remedy="check that the board is alive; power-cycle it if its console stays silent",
+        )
+    return LinkTimeout(
+        f"no end of the command within {timeout:g} s; it was interrupted",
+        remedy="look at the kernel log for why it hangs, or give a longer timeout",
+    )
+
+
+def _unknown(what: str) -> OutcomeUnknown:
+    return OutcomeUnknown(
+        what,
+        remedy="the command may or may not have run and is not repeated: bring the board back and"
+        " look at the state it should have changed",
+    )

@@ -1,0 +1,115 @@
+"""A serial line made of two pseudo terminals, with everything that happens to real ones."""
+
+from __future__ import annotations
+
+import os
+import pty
+import random
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+import tty
+from dataclasses import dataclass, field
+from pathlib import Path
+
+GETTY = Path(__file__).with_name("getty.py")
+
+
+@dataclass
+class Weather:
+    """What the line does to its bytes. Losses are probabilities a character; ``noise`` is the
+    interval of kernel messages in seconds (0: none); ``baud`` paces the line (0: not)."""
+
+    lost_input: float = 0.0
+    lost_output: float = 0.0
+    noise: float = 0.0
+    escapes: bool = False
+    baud: int = 0
+    cut: bool = False
+    random: random.Random = field(default_factory=lambda: random.Random(1))
+
+
+class Line:
+    """``device`` is the host's end; a login program and ``shell`` are at the other."""
+
+    def __init__(
+        self,
+        shell: list[str],
+        *,
+        user: str = "root",
+        password: str = "",
+        environment: dict[str, str] | None = None,
+    ) -> None:
+        self.weather = Weather()
+        self.sent = 0  # characters, host to board
+        self.received = 0
+        self._host, host_slave = pty.openpty()
+        self._board, board_slave = pty.openpty()
+        tty.setraw(host_slave)
+        self.device = os.ttyname(host_slave)
+        self._slaves = [host_slave, board_slave]
+        name = os.ttyname(board_slave)
+        home = dict(os.environ, TERM="vt100", **(environment or {}))
+        self.getty = subprocess.Popen(
+            [sys.executable, str(GETTY), name, user, password, *shell], env=home
+        )
+        self._stop_read, self._stop_write = os.pipe()
+        self._thread = threading.Thread(target=self._carry, daemon=True)
+        self._thread.start()
+
+    def print_from_kernel(self, text: str) -> None:
+        os.write(self._host, text.encode())
+
+    def close(self) -> None:
+        os.write(self._stop_write, b"x")
+        self._thread.join(5)
+        for fd in [self._host, self._board, *self._slaves, self._stop_read, self._stop_write]:
+            os.close(fd)
+        self.getty.send_signal(signal.SIGKILL)
+        self.getty.wait()
+
+    def _carry(self) -> None:
+        next_noise = time.monotonic()
+        while True:
+            weather = self.weather
+            timeout = None
+            if weather.noise:
+                timeout = max(0.0, next_noise - time.monotonic())
+            elif weather.cut:
+                timeout = 0.05
+            watched = [self._stop_read] + ([] if weather.cut else [self._host, self._board])
+            readable, _, _ = select.select(watched, [], [], timeout)
+            if self._stop_read in readable:
+                return
+            if weather.noise and time.monotonic() >= next_noise:
+                next_noise = time.monotonic() + weather.noise
+                stamp = time.monotonic()
+                os.write(
+                    self._host, f"[{stamp:12.6f}] mmc0: something happened, x = 7\r\n".encode()
+                )
+            size = 16 if weather.noise or weather.baud else 4096
+            if self._host in readable:
+                data = os.read(self._host, size)
+                self.sent += len(data)
+                self._pace(len(data))
+                os.write(self._board, self._through(data, weather.lost_input))
+            if self._board in readable:
+                data = os.read(self._board, size)
+                self.received += len(data)
+                self._pace(len(data))
+                data = self._through(data, weather.lost_output)
+                if weather.escapes and weather.random.random() < 0.1:
+                    data = b"\x1b[?2004h\x1b[01;32m" + data + b"\x1b[0m"
+                os.write(self._host, data)
+
+    def _through(self, data: bytes, loss: float) -> bytes:
+        if not loss:
+            return data
+        return bytes(byte for byte in data if self.weather.random.random() >= loss)
+
+    def _pace(self, characters: int) -> None:
+        if self.weather.baud:
+            time.sleep(characters * 10 / self.weather.baud)
