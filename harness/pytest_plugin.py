@@ -301,8 +301,10 @@ class Bench:
         except Exception as error:
             broken = _link_error(error)
             if broken is not None:
-                broken.located(board=self._name)
+                broken.located(board=self._load().name)
                 self._suspect = f"{item.nodeid}: {broken.what}"
+            if isinstance(error, HilError):
+                _shorten(error)
             raise
 
     def _revive(self, item: pytest.Item) -> None:
@@ -437,6 +439,20 @@ def _named(names: type[_Name], word: str, item: pytest.Item) -> _Name:
             + (f"; did you mean {near[0]!r}?" if near else ""),
             pytrace=False,
         )
+
+
+def _shorten(error: HilError) -> None:
+    """Its text says what, where and what next: the report needs the test's line and not the way
+    through the harness."""
+    error.__cause__ = None
+    error.__suppress_context__ = True
+    last = step = error.__traceback__
+    while step is not None:
+        if not str(step.tb_frame.f_globals.get("__name__")).startswith("harness."):
+            last = step
+        step = step.tb_next
+    if last is not None:
+        last.tb_next = None
 
 
 def _link_error(error: BaseException) -> LinkError | None:

@@ -226,7 +226,7 @@ class Efivars:
     def mount_state(self) -> MountState | None:
         """The topmost mount of efivarfs at its path; None when it is not mounted."""
         lines = self._shell.run("cat /proc/self/mountinfo").check().text.splitlines()
-        states = [_mount_state(line) for line in lines if line.split()[4] == self.path]
+        states = [mount_state(line) for line in lines if line.split()[4] == self.path]
         return states[-1] if states else None
 
     def wait_until_writable(self, *, timeout: float = 10.0) -> None:
@@ -317,7 +317,7 @@ def _checked(outcome: Outcome) -> None:
         raise OSError(code, f"{os.strerror(code)} ({outcome.errno} in {call})", path)
 
 
-def _mount_state(line: str) -> MountState:
+def mount_state(line: str) -> MountState:
     """Parse one line of mountinfo (proc(5)): options are field 6, the superblock's come last."""
     fields = line.split()
     options = fields[5].split(",")

@@ -28,6 +28,13 @@ BAD_PATTERNS: tuple[str, ...] = (
 )
 
 
+_AFTER_LAST = """
+{ line[NR] = $0 }
+$0 == ENVIRON["l"] { last = NR }
+END { for (i = last + 1; i <= NR; i++) print line[i] }
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class Mark:
     """A place in the kernel log: the last line at that moment (empty for an empty log)."""
@@ -50,11 +57,7 @@ class KernelLog:
         """The lines after ``mark``; the whole log when the marked line is gone (the board was
         rebooted, the ring went round, somebody cleared it)."""
         # Only the new lines cross the link: a whole log takes seconds on a serial line.
-        command = (
-            f"l={shlex.quote(mark.last_line)}; "
-            'n=$(dmesg | grep -nFx -e "$l" | tail -n 1 | cut -d: -f1); '
-            "dmesg | tail -n +$((${n:-0} + 1))"
-        )
+        command = f"dmesg | l={shlex.quote(mark.last_line)} awk {shlex.quote(_AFTER_LAST)}"
         return self._shell.run(command, timeout=timeout).check().text.splitlines()
 
     def all(self, *, timeout: float = 30.0) -> list[str]:

@@ -63,7 +63,7 @@ class EmulatedPower:
             return
         except PowerError:
             # A supervisor that hangs is ended: a plug can always be pulled.
-            self._process.close()
+            self._process.kill()
 
     def cycle(self, timeout: float) -> None:
         self.off(timeout)
@@ -228,6 +228,11 @@ class _Child:
                 action()
         self._process.wait()
         self._messages.close()
+
+    def kill(self) -> None:
+        """End it without asking; its board's processes end with it."""
+        self._process.kill()
+        self.close()
 
     def _read(self) -> None:
         assert self._process.stdout is not None

@@ -11,8 +11,7 @@ from harness.board import Board
 from harness.errors import TargetError
 from harness.formats import rpmb as wire
 from harness.instruments import refused
-from harness.instruments.efivars import Efivars, MountState, VariableName
-from harness.instruments.efivars import _mount_state as mount_state
+from harness.instruments.efivars import Efivars, MountState, VariableName, mount_state
 from harness.instruments.kernel_log import KernelLog
 from harness.instruments.rpmb import Rpmb, RpmbRefused, _MmcUtils, _PythonIoctl
 from harness.instruments.tee import Tee
