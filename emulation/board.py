@@ -149,7 +149,7 @@ class Getty:
             self._timer.cancel()
 
     def _spawn(self) -> None:
-        command = [rootfs.INTERPRETER, "-IS", f"{rootfs.BOARD_LIBRARY}/getty.py", TTY]
+        command = [f"{rootfs.BOARD_LIBRARY}/agetty", "-IS", f"{rootfs.BOARD_LIBRARY}/getty.py", TTY]
         with contextlib.suppress(OSError):  # the power went meanwhile
             self._userland.spawn(
                 command,

@@ -37,6 +37,9 @@ SYSTEM_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/b
 
 _SERVICES: Final = Path(__file__).parent / "services"
 
+_DISGUISES: Final = ("tee-supplicant", "agetty")
+"""Names under which processes of the board's Python show themselves."""
+
 _COVERED: Final = ("/usr/bin/systemctl", "/usr/bin/journalctl", "/usr/bin/udevadm")
 """The host's own: they would talk to a service manager that is not there."""
 
@@ -82,7 +85,7 @@ def build(options: RootFsOptions, state: Path) -> RootFs:
         host_programs=busybox is None,
         binds=(*binds, *_persistent(state)),
         files=tuple(files),
-        symlinks=symlinks,
+        symlinks={**symlinks, **{f"{BOARD_LIBRARY}/{name}": INTERPRETER for name in _DISGUISES}},
         directories=("/home/user", "/run/systemd"),
         accounts=accounts,
         path=path,
@@ -120,7 +123,9 @@ def _programs(cover_host: bool) -> list[BoardFile]:
     shebang = f"#!{INTERPRETER} -IS\n".encode()
     client = shebang + (_SERVICES / "client.py").read_bytes()
     files = [BoardFile(f"{BOARD_PROGRAMS}/{name}", client, 0o755) for name in COMMANDS]
-    supplicant = shebang + (_SERVICES.parent / "tee_supplicant.py").read_bytes()
+    # An interpreter of that name, so that argv[0] is what pidof looks for.
+    named = f"#!{BOARD_LIBRARY}/tee-supplicant -IS\n".encode()
+    supplicant = named + (_SERVICES.parent / "tee_supplicant.py").read_bytes()
     files += [
         BoardFile(SUPPLICANT_PROGRAM, supplicant, 0o755),
         BoardFile(f"{BOARD_LIBRARY}/getty.py", (_SERVICES / "getty.py").read_bytes()),
