@@ -294,10 +294,11 @@ class Bench:
         try:
             yield
         except (MissingCapability, ConsentMissing) as error:
-            pytest.skip(str(error))
+            raise pytest.skip.Exception(str(error)) from None
         except (BoardWedged, WrongBoard) as error:
             self._lost = error
-            pytest.fail(f"lab error, the run ends here: {error}", pytrace=False)
+            ending = f"lab error, the run ends here: {error}"
+            raise pytest.fail.Exception(ending, pytrace=False) from None
         except Exception as error:
             broken = _link_error(error)
             if broken is not None:
