@@ -34,6 +34,11 @@ _HOST_PATH: Final = "/".join(("devices", *_HOST_PARENT, "mmc0"))
 _CARD_PATH: Final = f"{_HOST_PATH}/{_CARD}"
 
 
+def _up(directory: str, target: str) -> str:
+    """A relative link from ``directory`` to ``target``, both counted from /sys."""
+    return "../" * (directory.count("/") + 1) + target
+
+
 def build(optee: OpteeDriver, card: EmmcCard, modules: ModuleLoader) -> Directory:
     """The root of /sys."""
     return _Tree(optee, card, modules).root()
@@ -162,7 +167,7 @@ class _Tree:
         return Directory.of(
             {
                 _CARD: Directory.of(self._mmc_card()),
-                "subsystem": Link("/".join([".."] * 6) + "/class/mmc_host"),
+                "subsystem": Link(_up(_HOST_PATH, "class/mmc_host")),
                 "uevent": Attribute(lambda: "", _ignore),
             }
         )
@@ -175,7 +180,7 @@ class _Tree:
             "block": Directory.of({"mmcblk0": Directory.of(self._block_device())}),
             "cid": text(cid.hex()),
             "date": text(f"{cid[14] >> 4:02d}/{1997 + (cid[14] & 0xF)}"),
-            "driver": Link("/".join([".."] * 7) + "/bus/mmc/drivers/mmcblk"),
+            "driver": Link(_up(_CARD_PATH, "bus/mmc/drivers/mmcblk")),
             "enhanced_rpmb_supported": text("0"),
             "hwrev": text("0x0"),
             "manfid": text(f"0x{cid[0]:06x}"),
@@ -186,7 +191,7 @@ class _Tree:
             "raw_rpmb_size_mult": text(_alternate_hex(registers[EXT_CSD_RPMB_SIZE_MULT])),
             "rel_sectors": text(_alternate_hex(registers[EXT_CSD_REL_WR_SEC_C])),
             "serial": text(f"0x{int.from_bytes(cid[10:14], 'big'):08x}"),
-            "subsystem": Link("/".join([".."] * 7) + "/bus/mmc"),
+            "subsystem": Link(_up(_CARD_PATH, "bus/mmc")),
             "type": text("MMC"),
             "uevent": Attribute(
                 lambda: f"DRIVER=mmcblk\nMMC_TYPE=MMC\nMMC_NAME={name}\nMODALIAS=mmc:block\n",
@@ -219,7 +224,7 @@ class _Tree:
             "removable": text("0"),
             "ro": text("0"),
             "size": text(str(sectors)),
-            "subsystem": Link("/".join([".."] * 9) + "/class/block"),
+            "subsystem": Link(_up(f"{_CARD_PATH}/block/mmcblk0", "class/block")),
             "uevent": Attribute(
                 lambda: f"MAJOR={MMC_MAJOR}\nMINOR=0\nDEVNAME=mmcblk0\nDEVTYPE=disk\nDISKSEQ=1\n",
                 _ignore,
@@ -229,14 +234,14 @@ class _Tree:
     def _rpmb_node(self) -> Mapping[str, Node]:
         content: dict[str, Node] = {
             "dev": text(f"{RPMB_MAJOR}:0"),
-            "subsystem": Link("/".join([".."] * 8) + "/bus/mmc_rpmb"),
+            "subsystem": Link(_up(f"{_CARD_PATH}/mmcblk0rpmb", "bus/mmc_rpmb")),
             "uevent": Attribute(
                 lambda: f"MAJOR={RPMB_MAJOR}\nMINOR=0\nDEVNAME=mmcblk0rpmb\n", _ignore
             ),
         }
         if self._optee.routing_model == "kernel":
             rpmb0: dict[str, Node] = {
-                "subsystem": Link("/".join([".."] * 10) + "/class/rpmb"),
+                "subsystem": Link(_up(f"{_CARD_PATH}/mmcblk0rpmb/rpmb/rpmb0", "class/rpmb")),
                 "uevent": Attribute(lambda: "", _ignore),
             }
             content["rpmb"] = Directory.of({"rpmb0": Directory.of(rpmb0)})

@@ -79,7 +79,7 @@ class ModelSystem(tee_supplicant.System):
                 return number
         raise FileNotFoundError(errno.ENOENT, path)
 
-    def close(self, fd: int) -> None:  # type: ignore[override]
+    def close(self, fd: int) -> None:
         if fd in self._files:
             self._files.pop(fd).close()
         else:

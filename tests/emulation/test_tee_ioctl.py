@@ -10,6 +10,7 @@ import os
 import struct
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from uuid import UUID
 
 import pytest
@@ -148,15 +149,14 @@ def test_allocation_refuses_flags_and_nonsense(driver: OpteeDriver) -> None:
     file = open_node(driver, "tee0")
     for size, flags, expected in ((4096, 1, errno.EINVAL), (0, 0, errno.ENOMEM)):
         data = abi.SHM_ALLOC_DATA.pack(size, flags, 0)
-        assert errno_of(lambda d=data: call(file, abi.TEE_IOC_SHM_ALLOC, d)) == expected
+        assert errno_of(partial(call, file, abi.TEE_IOC_SHM_ALLOC, data)) == expected
 
 
 def test_requests_of_the_other_node_are_refused(driver: OpteeDriver) -> None:
     client, supplicant = open_node(driver, "tee0"), open_node(driver, "teepriv0")
     arguments = packed(abi.SUPP_RECV_ARG.pack(0, 5), EMPTY)
     for file, request in ((client, abi.TEE_IOC_SUPPL_RECV), (supplicant, abi.TEE_IOC_INVOKE)):
-        work = lambda f=file, r=request: call_buffer(f, r, arguments)  # noqa: E731
-        assert errno_of(work) == errno.EINVAL
+        assert errno_of(partial(call_buffer, file, request, arguments)) == errno.EINVAL
 
 
 def open_arg(uuid: UUID, params: list[IoctlParam], login: int = 0) -> bytes:
@@ -193,7 +193,7 @@ def test_arguments_are_checked_before_the_secure_world(driver: OpteeDriver) -> N
         open_arg(STMM_UUID, [], login=abi.LOGIN_REE_KERNEL_MIN): errno.EPERM,
     }
     for data, expected in cases.items():
-        work = lambda d=data: call_buffer(file, abi.TEE_IOC_OPEN_SESSION, d)  # noqa: E731
+        work = partial(call_buffer, file, abi.TEE_IOC_OPEN_SESSION, data)
         assert errno_of(work) == expected
 
 
@@ -320,7 +320,12 @@ def test_the_wait_behind_another_caller_hears_no_signal(driver: OpteeDriver) -> 
     second = ask_storage(driver, reader)
     reader.fatal.set()
     finished = threading.Event()
-    threading.Thread(target=lambda: (second(), finished.set()), daemon=True).start()
+
+    def watch() -> None:
+        second()
+        finished.set()
+
+    threading.Thread(target=watch, daemon=True).start()
     assert not finished.wait(0.1)
     writer.fatal.set()
     first()
@@ -331,7 +336,12 @@ def test_the_wait_behind_another_caller_hears_no_signal(driver: OpteeDriver) -> 
 def test_devices_appear_with_the_first_supplicant_only(driver: OpteeDriver) -> None:
     added = threading.Event()
     devices: list[TeeDevice] = []
-    driver.bus.on_added(lambda device: (devices.append(device), added.set())[0])
+
+    def uevent(device: TeeDevice) -> None:
+        devices.append(device)
+        added.set()
+
+    driver.bus.on_added(uevent)
     assert not driver.bus.devices
     open_node(driver, "teepriv0").close()
     assert added.wait(5)
