@@ -1,0 +1,1 @@
+"""StandaloneMM: MM envelope, variable service, flash, fault tolerant write, authentication."""

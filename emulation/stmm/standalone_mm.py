@@ -1,0 +1,302 @@
+"""The StandaloneMM partition: CPU driver, MM core and the handler of the variable protocol.
+
+Source: contract 4.1 to 4.3; ED StandaloneMmPkg (EventHandle.c, StandaloneMmCore.c) and
+MdeModulePkg/Universal/Variable/RuntimeDxe/VariableSmm.c:SmmVariableHandler.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from typing import Final
+
+from emulation.stmm.config import StmmConfig
+from emulation.stmm.ftw import FaultTolerantWrite
+from emulation.stmm.fvb import FirmwareVolumeBlock
+from emulation.stmm.storage import SecureStorage
+from emulation.stmm.store import Record
+from emulation.stmm.var_check import Property
+from emulation.stmm.variables import StoreUnusable, VariableService
+from harness.formats.efi import EfiStatus
+from harness.formats.mm import (
+    ACCESS_VARIABLE_SIZE,
+    COMM_BUFFER_SIZE,
+    END_OF_DXE_EVENT_GUID,
+    FUNCTION_HEADER_SIZE,
+    GET_NEXT_SIZE,
+    LOCK_VARIABLE_SIZE,
+    MM_HEADER_SIZE,
+    MM_VARIABLE_GUID,
+    PAYLOAD_OFFSET,
+    PAYLOAD_SIZE_SIZE,
+    QUERY_SIZE,
+    RUNTIME_CACHE_INFO_SIZE,
+    VAR_CHECK_PROPERTY_SIZE,
+    AccessVariable,
+    GetNextVariableName,
+    PayloadSize,
+    QueryVariableInfo,
+    VarCheckProperty,
+    VariableFunction,
+)
+
+SPM_SUCCESS: Final = 0
+SPM_INVALID_PARAMETER: Final = -2 & 0xFFFF_FFFF_FFFF_FFFF
+SPM_ACCESS_DENIED: Final = -3 & 0xFFFF_FFFF_FFFF_FFFF
+
+_CPU_DRIVER_HEADER: Final = 32
+"""sizeof(EFI_MM_COMMUNICATE_HEADER) as the CPU driver counts it: with the padded data byte."""
+_MAX_UINTN: Final = (1 << 64) - 1
+_VARIABLE_PROTOCOL: Final = MM_VARIABLE_GUID.bytes_le
+_END_OF_DXE: Final = END_OF_DXE_EVENT_GUID.bytes_le
+_U64: Final = struct.Struct("<Q")
+_HEADER: Final = struct.Struct("<16sQ")
+_STATUS_OFFSET: Final = 32
+
+
+class StandaloneMm:
+    """One started secure partition.
+
+    ``start`` initialises it from ``storage``; ``communicate`` handles one message. Nothing that
+    a message or the storage holds raises; only ``emulation.faults.PowerLost`` passes through.
+    """
+
+    def __init__(self, storage: SecureStorage, config: StmmConfig | None = None) -> None:
+        self._config = config or StmmConfig()
+        self._flash = FirmwareVolumeBlock(storage, self._config)
+        self._variables: VariableService | None = None
+
+    def start(self) -> None:
+        """Run the drivers' start code; a flash that cannot be formatted leaves no variable
+        service, and its messages come back untouched."""
+        if self._flash.start().is_error:
+            return
+        ftw = FaultTolerantWrite(self._flash)
+        # EDK2 only asserts on a failed start of FTW; a release build goes on.
+        ftw.start()
+        variables = VariableService(self._flash, ftw, self._config)
+        try:
+            variables.start()
+        except StoreUnusable:
+            return
+        self._variables = variables
+
+    @property
+    def variables(self) -> VariableService | None:
+        """The variable service, or None if it did not start."""
+        return self._variables
+
+    def communicate(self, buffer: bytearray, size: int) -> int:
+        """Handle the message in ``buffer`` in place; x4: an SPM code, 64 bits.
+
+        ``buffer`` is the whole shared buffer of 16384 bytes: the CPU driver bounds a message by
+        that, not by the ``size`` the client passed, so a lying length reads what an earlier call
+        left there.
+        """
+        if not buffer or size <= 0:
+            return SPM_INVALID_PARAMETER
+        if len(buffer) < COMM_BUFFER_SIZE:
+            buffer.extend(bytes(COMM_BUFFER_SIZE - len(buffer)))
+        guid, length = _HEADER.unpack_from(buffer)
+        if length > COMM_BUFFER_SIZE - _CPU_DRIVER_HEADER:
+            return SPM_ACCESS_DENIED
+        if self._variables is None:
+            return SPM_SUCCESS
+        if guid == _VARIABLE_PROTOCOL:
+            self._handle(self._variables, buffer, length)
+        elif guid == _END_OF_DXE:
+            self._variables.enter_end_of_dxe()
+        return SPM_SUCCESS
+
+    def _handle(self, variables: VariableService, buffer: bytearray, length: int) -> None:
+        """SmmVariableHandler."""
+        if length < FUNCTION_HEADER_SIZE:
+            return
+        size = length - FUNCTION_HEADER_SIZE
+        if size > self._config.max_payload:
+            return
+        (function,) = _U64.unpack_from(buffer, MM_HEADER_SIZE)
+        payload = buffer[PAYLOAD_OFFSET : PAYLOAD_OFFSET + size]
+        status = self._call(variables, function, payload, buffer)
+        if status is None:
+            return
+        _U64.pack_into(buffer, _STATUS_OFFSET, status)
+        buffer[PAYLOAD_OFFSET : PAYLOAD_OFFSET + size] = payload
+
+    def _call(
+        self, variables: VariableService, function: int, payload: bytearray, buffer: bytearray
+    ) -> EfiStatus | None:
+        minimum = _MINIMUM.get(function)
+        if minimum is not None and len(payload) < minimum:
+            return None
+        match function:
+            case VariableFunction.GET_VARIABLE:
+                return _get(variables, payload)
+            case VariableFunction.GET_NEXT_VARIABLE_NAME:
+                return _get_next(variables, payload)
+            case VariableFunction.SET_VARIABLE:
+                return _set(variables, payload)
+            case VariableFunction.QUERY_VARIABLE_INFO:
+                return _query(variables, payload)
+            case VariableFunction.READY_TO_BOOT:
+                return variables.ready_to_boot()
+            case VariableFunction.EXIT_BOOT_SERVICE:
+                variables.at_runtime = True
+                return EfiStatus.SUCCESS
+            case VariableFunction.LOCK_VARIABLE:
+                guid = bytes(buffer[PAYLOAD_OFFSET : PAYLOAD_OFFSET + 16])
+                return variables.lock(_open_name(buffer, LOCK_VARIABLE_SIZE), guid)
+            case VariableFunction.VAR_CHECK_PROPERTY_SET:
+                return _set_property(variables, buffer)
+            case VariableFunction.VAR_CHECK_PROPERTY_GET:
+                return _get_property(variables, payload)
+            case VariableFunction.GET_PAYLOAD_SIZE:
+                payload[:PAYLOAD_SIZE_SIZE] = PayloadSize(self._config.max_payload).pack()
+                return EfiStatus.SUCCESS
+            case VariableFunction.INIT_RUNTIME_VARIABLE_CACHE:
+                # Its pointers lie in the normal world, which this build never maps.
+                return EfiStatus.ACCESS_DENIED
+            case VariableFunction.SYNC_RUNTIME_CACHE:
+                return EfiStatus.SUCCESS
+            case VariableFunction.GET_RUNTIME_CACHE_INFO:
+                payload[:RUNTIME_CACHE_INFO_SIZE] = variables.cache_info().pack()
+                return EfiStatus.SUCCESS
+        return EfiStatus.UNSUPPORTED
+
+
+_MINIMUM: Final[Mapping[int, int]] = {
+    VariableFunction.GET_VARIABLE: ACCESS_VARIABLE_SIZE,
+    VariableFunction.GET_NEXT_VARIABLE_NAME: GET_NEXT_SIZE,
+    VariableFunction.SET_VARIABLE: ACCESS_VARIABLE_SIZE,
+    VariableFunction.QUERY_VARIABLE_INFO: QUERY_SIZE,
+    VariableFunction.VAR_CHECK_PROPERTY_GET: VAR_CHECK_PROPERTY_SIZE,
+    VariableFunction.GET_PAYLOAD_SIZE: PAYLOAD_SIZE_SIZE,
+    VariableFunction.GET_RUNTIME_CACHE_INFO: RUNTIME_CACHE_INFO_SIZE,
+}
+"""Payloads shorter than this are left alone, status included."""
+
+
+def _access(payload: bytearray) -> tuple[bytes, bytes, int, int, int] | None:
+    """(name with NUL, GUID, DataSize, Attributes, offset of the data), or None: ACCESS_DENIED."""
+    guid, data_size, name_size, attributes = AccessVariable.unpack_header(payload)
+    data_start = ACCESS_VARIABLE_SIZE + name_size
+    if data_start + data_size > min(len(payload), _MAX_UINTN):
+        return None
+    name = payload[ACCESS_VARIABLE_SIZE:data_start]
+    if not _ends_with_nul(name):
+        return None
+    return _terminated(name), guid, data_size, attributes, data_start
+
+
+def _get(variables: VariableService, payload: bytearray) -> EfiStatus:
+    access = _access(payload)
+    if access is None:
+        return EfiStatus.ACCESS_DENIED
+    name, guid, capacity, _, start = access
+    record = variables.get(name, guid)
+    if record is None:
+        return EfiStatus.NOT_FOUND
+    size = len(record.data)
+    AccessVariable.pack_answer(payload, size, record.attributes)
+    if capacity < size:
+        return EfiStatus.BUFFER_TOO_SMALL
+    payload[start : start + size] = record.data
+    return EfiStatus.SUCCESS
+
+
+def _get_next(variables: VariableService, payload: bytearray) -> EfiStatus:
+    guid, capacity = GetNextVariableName.unpack_header(payload)
+    if GET_NEXT_SIZE + capacity > len(payload):
+        return EfiStatus.ACCESS_DENIED
+    if not _ends_with_nul(payload[GET_NEXT_SIZE:]):
+        return EfiStatus.ACCESS_DENIED
+    room = payload[GET_NEXT_SIZE : GET_NEXT_SIZE + (capacity & ~1)]
+    if _nul_at(room) is None:
+        return EfiStatus.INVALID_PARAMETER
+    found = variables.next(_terminated(room), guid)
+    if not isinstance(found, Record):
+        return found
+    size = len(found.name)
+    if size > capacity:
+        GetNextVariableName.pack_header(payload, guid, size)
+        return EfiStatus.BUFFER_TOO_SMALL
+    GetNextVariableName.pack_header(payload, found.guid, size)
+    payload[GET_NEXT_SIZE : GET_NEXT_SIZE + size] = found.name
+    return EfiStatus.SUCCESS
+
+
+def _set(variables: VariableService, payload: bytearray) -> EfiStatus:
+    access = _access(payload)
+    if access is None:
+        return EfiStatus.ACCESS_DENIED
+    name, guid, size, attributes, start = access
+    return variables.set(name, guid, attributes, bytes(payload[start : start + size]))
+
+
+def _query(variables: VariableService, payload: bytearray) -> EfiStatus:
+    attributes = QueryVariableInfo.unpack(payload).attributes
+    space = variables.query(attributes)
+    if isinstance(space, EfiStatus):
+        return space
+    answer = QueryVariableInfo(
+        attributes, space.maximum_storage, space.remaining_storage, space.maximum_variable
+    )
+    # The structure's padding is not the firmware's to change.
+    payload[: QUERY_SIZE - 4] = answer.pack()[: QUERY_SIZE - 4]
+    return EfiStatus.SUCCESS
+
+
+def _set_property(variables: VariableService, buffer: bytearray) -> EfiStatus:
+    guid, _, revision, prop, attributes, smallest, largest = VarCheckProperty.unpack_header(
+        buffer[PAYLOAD_OFFSET : PAYLOAD_OFFSET + VAR_CHECK_PROPERTY_SIZE]
+    )
+    name = _open_name(buffer, VAR_CHECK_PROPERTY_SIZE)
+    return variables.set_property(
+        name, guid, revision, Property(prop, attributes, smallest, largest)
+    )
+
+
+def _get_property(variables: VariableService, payload: bytearray) -> EfiStatus:
+    guid, name_size, *_ = VarCheckProperty.unpack_header(payload)
+    end = VAR_CHECK_PROPERTY_SIZE + name_size
+    if end > len(payload):
+        return EfiStatus.ACCESS_DENIED
+    raw = payload[VAR_CHECK_PROPERTY_SIZE:end]
+    if not _ends_with_nul(raw):
+        return EfiStatus.ACCESS_DENIED
+    name = _terminated(raw)
+    if name == b"\0\0":
+        return EfiStatus.INVALID_PARAMETER
+    found = variables.var_check.property_of(name, guid)
+    if found is None:
+        return EfiStatus.NOT_FOUND
+    VarCheckProperty.pack_answer(
+        payload, found.property, found.attributes, found.min_size, found.max_size
+    )
+    return EfiStatus.SUCCESS
+
+
+def _open_name(buffer: bytearray, offset: int) -> bytes:
+    """A name in a message whose sizes nobody checks: up to a NUL, at worst the buffer's end."""
+    return _terminated(buffer[PAYLOAD_OFFSET + offset :])
+
+
+def _ends_with_nul(name: bytearray) -> bool:
+    """Whether the last whole CHAR16 is NUL; an odd byte behind it does not count."""
+    end = len(name) & ~1
+    return end >= 2 and name[end - 2 : end] == b"\0\0"
+
+
+def _nul_at(name: bytearray) -> int | None:
+    """Byte offset of the first CHAR16 that is NUL."""
+    at = name.find(b"\0\0")
+    while at >= 0 and at % 2:
+        at = name.find(b"\0\0", at + 1)
+    return at if at >= 0 else None
+
+
+def _terminated(name: bytearray) -> bytes:
+    """The string with one NUL, cut at its first."""
+    at = _nul_at(name)
+    text = name[: len(name) & ~1] if at is None else name[:at]
+    return bytes(text) + b"\0\0"
