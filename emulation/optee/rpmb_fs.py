@@ -145,9 +145,9 @@ class RpmbFileSystem:
                 old = min(len(chunk), entry.data_size - offset)
                 chunk[:old] = self._read_data(handle, entry.start_address + offset, old)
             start = max(position, offset)
-            part = data[start - position : offset + len(chunk) - position]
-            if part:
-                chunk[start - offset : start - offset + len(part)] = part
+            stop = min(position + len(data), offset + len(chunk))
+            if start < stop:
+                chunk[start - offset : stop - offset] = data[start - position : stop - position]
             self._client.write(new_start + offset, bytes(chunk), self._cipher(handle))
 
     @property
