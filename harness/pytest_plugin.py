@@ -437,7 +437,7 @@ def _named(names: type[_Name], word: str, item: pytest.Item) -> _Name:
         near = difflib.get_close_matches(word, list(names), n=1, cutoff=0.4)
         pytest.fail(
             f"{item.nodeid} is marked with {word!r}, which is no {names.__name__.lower()}"
-            + (f"; did you mean {near[0]!r}?" if near else ""),
+            + (f"; did you mean {str(near[0])!r}?" if near else ""),
             pytrace=False,
         )
 
