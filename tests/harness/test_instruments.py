@@ -109,6 +109,7 @@ class TestRpmb:
         assert ioctl.read(0, 1, None, 10) == block
         assert tool.read(0, 3, None, 10) == ioctl.read(0, 3, None, 10)
 
+    @pytest.mark.consents("foreign_rpmb_write")
     def test_both_carriers_name_the_refusal(self, shell: Shell, rpmb: Rpmb) -> None:
         for carrier in (_MmcUtils(shell, rpmb.device), _PythonIoctl(shell, rpmb.device)):
             with pytest.raises(RpmbRefused, match="AUTHENTICATION_FAILURE") as refusal:
