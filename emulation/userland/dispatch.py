@@ -17,7 +17,7 @@ import stat
 import struct
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -34,6 +34,7 @@ from emulation.userland.plan import (
     JailPlan,
     MessageSource,
     OpenHook,
+    OpenResult,
     ReturnedFd,
     SyscallHandlers,
     WriteSink,
@@ -74,8 +75,11 @@ _ST_OPTIONS: Final = {
     "relatime": 4096,
 }  # fmt: skip
 _ST_VALID: Final = 0x20
-_RESOLVE_IN_ROOT: Final = 0x10
+_MAXIMUM_STEPS: Final = 400
 _MOUNT_FILES: Final = ("mounts", "mountinfo", "mountstats")
+_RECORD_BUFFER: Final = 1 << 20
+"""Bytes asked for; the host grants net.core.wmem_max, which is some 500 short records."""
+
 _SOCKET_LINK: Final = "socket:["
 _REBOOT_MAGIC: Final = (0xFEE1DEAD, (672274793, 85072278, 369367448, 537993216))
 _REBOOT_CAD: Final = (0x89ABCDEF, 0)
@@ -138,6 +142,9 @@ class Caller:
         """Where descriptor ``number`` leads; EBADF."""
         try:
             return os.readlink(f"/proc/{self.pid}/fd/{number}")  # noqa: PTH115
+        except PermissionError:
+            with self._borrowed(number) as fd:
+                return os.readlink(f"/proc/self/fd/{fd}")  # noqa: PTH115
         except OSError:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF)) from None
 
@@ -146,15 +153,35 @@ class Caller:
         try:
             with open(f"/proc/{self.pid}/fdinfo/{number}") as file:  # noqa: PTH123
                 lines = file.read().splitlines()
+        except PermissionError:
+            with self._borrowed(number) as fd, open(f"/proc/self/fdinfo/{fd}") as file:  # noqa: PTH123
+                lines = file.read().splitlines()
         except OSError:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF)) from None
         return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
 
+    @contextlib.contextmanager
+    def _borrowed(self, number: int) -> Iterator[int]:
+        """The same open file here: /proc/PID/fd of another user id is closed to a supervisor
+        without privileges, ptrace rights over its namespace are not."""
+        process = os.pidfd_open(int(self._status()["Tgid"]))
+        try:
+            fd = raw("pidfd_getfd", process, number, 0)
+        finally:
+            os.close(process)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
     def absolute(self, path: str, directory: int = _AT_FDCWD) -> str:
         """``path`` from the board's root, without "." and ".."; symlinks stay."""
         if not path.startswith("/"):
-            where = "cwd" if directory & 0xFFFFFFFF == _AT_FDCWD else f"fd/{directory}"
-            path = f"{os.readlink(f'/proc/{self.pid}/{where}')}/{path}"  # noqa: PTH115
+            if directory & 0xFFFFFFFF == _AT_FDCWD:
+                base = os.readlink(f"/proc/{self.pid}/cwd")  # noqa: PTH115
+            else:
+                base = self.descriptor(directory)
+            path = f"{base}/{path}"
         return "/" + posixpath.normpath(path).lstrip("/")
 
     def mounts(self) -> list[MountEntry]:
@@ -333,7 +360,7 @@ class Dispatcher:
         self._board.on_ready(ours.fileno(), select.EPOLLIN, closed)
         self._give(notification, theirs, flags)
 
-    def _open_hook(self, notification: Notification, result: object, flags: int) -> None:
+    def _open_hook(self, notification: Notification, result: OpenResult, flags: int) -> None:
         if result is None:
             raise Proceed
         if isinstance(result, bytes):
@@ -342,10 +369,14 @@ class Dispatcher:
             self._give(notification, result, flags)
         else:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            assert isinstance(result, WriteSink) or hasattr(result, "next_message")
-            records = _Records(self._board, ours, result, self._sources)  # type: ignore[arg-type]
-            self._give(notification, theirs, flags)
+            records = _Records(self._board, ours, result, self._sources)
             records.pump()
+            if records.behind and flags & os.O_NONBLOCK:
+                # It would be told EAGAIN before the end; dmesg falls back on syslog(2).
+                theirs.close()
+                records.close()
+                raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+            self._give(notification, theirs, flags)
 
     def _mount_file(self, caller: Caller, path: str) -> str | None:
         if path in ("/etc/mtab", "/proc/mounts"):
@@ -505,26 +536,27 @@ class Dispatcher:
     def _locate(self, caller: Caller, path: str) -> tuple[MountEntry | None, str]:
         """The mount that ``path`` leads to, and the way from its root, for FUSE mounts.
 
-        The supervisor may not look inside a FUSE mount of the board, so names below its root are
-        taken literally; everything before is resolved by the kernel."""
-        absolute = caller.absolute(path)
+        The supervisor may not look inside a FUSE mount of the board, so symlinks are followed up
+        to its root only; :func:`_walk` does the rest."""
         entries = caller.mounts()
-        entry = containing(entries, absolute)
-        if entry is not None and entry.device in self._devices:
-            return entry, posixpath.relpath(absolute, entry.path)
-        how = struct.pack("<QQQ", os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_IN_ROOT)
-        root = os.open(f"/proc/{caller.pid}/root", os.O_PATH | os.O_CLOEXEC)
-        try:
-            fd = raw("openat2", root, os.fsencode(absolute), how, len(how))
-        except OSError:
-            return None, "."
-        finally:
-            os.close(root)
-        try:
-            mount_id = int(Caller(os.getpid(), self._maps).descriptor_info(fd)["mnt_id"])
-        finally:
-            os.close(fd)
-        return next((entry for entry in entries if entry.id == mount_id), None), "."
+        names = caller.absolute(path).split("/")[1:]
+        done = "/"
+        for _ in range(_MAXIMUM_STEPS):
+            # A nested mount may begin further down the path.
+            entry = containing(entries, posixpath.join(done, *names))
+            if entry is not None and entry.device in self._devices:
+                return entry, posixpath.relpath(posixpath.join(done, *names), entry.path)
+            if not names:
+                return entry, "."
+            step = posixpath.join(done, names.pop(0))
+            try:
+                target = os.readlink(f"/proc/{caller.pid}/root{step}")  # noqa: PTH115
+            except OSError:
+                done = step  # no link, or no such name: the kernel will say
+            else:
+                whole = posixpath.normpath(posixpath.join(done, target, *names))
+                done, names = "/", whole.lstrip("/").split("/")
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
 
     # --- efivarfs, where FUSE differs ---
 
@@ -792,8 +824,14 @@ class _Records:
         self._registry = registry
         self._pending: bytes | None = None
         sock.setblocking(False)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _RECORD_BUFFER)
         registry.append(self)
         board.on_ready(sock.fileno(), select.EPOLLIN, self._ready)
+
+    @property
+    def behind(self) -> bool:
+        """Whether records wait for room in the reader's buffer."""
+        return self._pending is not None
 
     def pump(self) -> None:
         """Send records until the reader has caught up or its buffer is full."""
@@ -824,14 +862,18 @@ class _Records:
                 self._target.closed()
 
     def _ready(self, events: int) -> None:
-        if events & select.EPOLLIN:
-            with contextlib.suppress(OSError):
-                data = self._sock.recv(1 << 16)
-                if data and isinstance(self._target, WriteSink):
-                    self._target.received(data)
-                elif data:
-                    self._target.written(data)  # type: ignore[union-attr]
         if events & select.EPOLLOUT:
             self.pump()
-        if events & (select.EPOLLHUP | select.EPOLLERR) and not events & select.EPOLLIN:
-            self.close()
+        if events & (select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR):
+            try:
+                data = self._sock.recv(1 << 16)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""  # closed with records unread
+            if not data:
+                self.close()
+            elif isinstance(self._target, WriteSink):
+                self._target.received(data)
+            else:
+                self._target.written(data)

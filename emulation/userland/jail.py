@@ -13,8 +13,10 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -33,7 +35,7 @@ from emulation.userland.workers import Workers
 _WATCH_SECONDS: Final = 0.02
 _ANSWER_SECONDS: Final = 10.0
 _DEATH_SECONDS: Final = 5.0
-_DYING_SECONDS: Final = 0.005
+_DYING_MILLISECONDS: Final = 5
 _T = TypeVar("_T")
 _SIGKILL_BIT: Final = 1 << (signal.SIGKILL - 1)
 
@@ -104,6 +106,7 @@ class Jail:
         self._tree = NodeTree.of(plan.nodes, time.time())
         self._filesystems = [self._tree, *(mount.filesystem for mount in plan.filesystems)]
         self._lock = threading.Lock()
+        self._end_lock = threading.Lock()
         self._sequence = itertools.count(1)
         self._answers: dict[int, Callable[[Any, int, list[int]], None]] = {}
         self._exits: dict[int, Callable[[int], None]] = {}
@@ -222,8 +225,9 @@ class Jail:
 
     def poke(self) -> None:
         """Record devices have news: pump them. Callable from any thread; does not wait."""
-        with contextlib.suppress(OSError):
-            os.eventfd_write(self._wake, 1)
+        with self._end_lock, contextlib.suppress(OSError):
+            if self._wake >= 0:
+                os.eventfd_write(self._wake, 1)
 
     def run_later(self, work: Callable[[], None]) -> None:
         """Run ``work`` on a worker thread."""
@@ -263,7 +267,8 @@ class Jail:
         if events == 0:
             if known:
                 del self._handlers_of[fd]
-                self._epoll.unregister(fd)
+                with contextlib.suppress(OSError):  # closed already
+                    self._epoll.unregister(fd)
             return
         self._handlers_of[fd] = ready
         if known:
@@ -280,7 +285,7 @@ class Jail:
             self._killed = True
         if first:
             self._kill_init()
-            with contextlib.suppress(OSError):
+            with self._end_lock, contextlib.suppress(OSError):
                 self._control.shutdown(socket.SHUT_RDWR)
         if threading.current_thread() is not self._thread:
             self._dead.wait(_DEATH_SECONDS)
@@ -321,11 +326,22 @@ class Jail:
                 for fd, events in self._epoll.poll(timeout):
                     ready = self._handlers_of.get(fd)
                     if ready is not None:
-                        ready(events)
+                        self._guard(partial(ready, events))
                 if self._watched:
-                    self._watched = [check for check in self._watched if check()]
+                    self._guard(self._look_after)
         finally:
             self._bury()
+
+    def _guard(self, work: Callable[[], None]) -> None:
+        """A mistake in one answer must not end the board."""
+        try:
+            work()
+        except Exception:
+            traceback.print_exc(file=sys.stderr)
+
+    def _look_after(self) -> None:
+        watched, self._watched = self._watched, []
+        self._watched += [check for check in watched if check()]
 
     def _woken(self, events: int) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -358,10 +374,13 @@ class Jail:
 
         Those that wait for a FUSE reply die only once the connection is gone.  The others get a
         moment to die first, so that they do not see it go: a power cut gives no errors."""
-        if self._pidfd >= 0:
-            with contextlib.suppress(OSError):
-                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
-            select.select([self._pidfd], [], [], _DYING_SECONDS)
+        with self._end_lock:
+            if self._pidfd >= 0:
+                with contextlib.suppress(OSError):
+                    signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+                dying = select.poll()
+                dying.register(self._pidfd, select.POLLIN)
+                dying.poll(_DYING_MILLISECONDS)
         for connection in self._connections:
             connection.close()
 
@@ -435,11 +454,13 @@ class Jail:
             self._dispatcher.close()
         if self._listener is not None:
             self._listener.close()
-        self._control.close()
         self._epoll.close()
-        for fd in (self._wake, self._pidfd, self._proc):
-            if fd >= 0:
-                os.close(fd)
+        with self._end_lock:
+            self._control.close()
+            for fd in (self._wake, self._pidfd, self._proc):
+                if fd >= 0:
+                    os.close(fd)
+            self._wake = self._pidfd = self._proc = -1
         if self._on_death is not None:
             self._on_death()
 

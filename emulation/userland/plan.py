@@ -218,6 +218,8 @@ class JailPlan:
     ``efivarfs_read_only``: SB_RDONLY of efivarfs as it is mounted at boot.
     ``open_hooks``: absolute path in the board -> hook; consulted for opens of that name, whether
     or not such a file exists.
+    ``efivarfs_at_boot``: whether it is mounted then; it can be mounted later in any case.
+    ``host_programs``: show the host's /usr with its top-level links.
     ``board_python``: show the supervisor's Python installation at :data:`BOARD_PYTHON`.
     """
 
@@ -231,3 +233,5 @@ class JailPlan:
     open_hooks: Mapping[str, OpenHook] = field(default_factory=dict)
     efivarfs_read_only: bool = False
     board_python: bool = True
+    host_programs: bool = True
+    efivarfs_at_boot: bool = True

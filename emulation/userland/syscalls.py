@@ -47,6 +47,7 @@ _NUMBERS: Final[dict[str, tuple[int | None, int | None]]] = {
     "fsmount": (432, 432),
     "fspick": (433, 433),
     "openat2": (437, 437),
+    "pidfd_getfd": (438, 438),
     "mount_setattr": (442, 442),
     "statmount": (457, 457),
     "listmount": (458, 458),
