@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
+from collections.abc import Callable
 
 import pytest
 
 from emulation.faults import PowerLost
 from emulation.linux.efi_pstore import EfiPstore
+from emulation.linux.kernel import Task
 from tests.emulation.stmm_board import ROOT, StmmBoard
 from tests.emulation.truth_steps import Replay, rows
+from tests.emulation.vfs import Vfs
 
 # Group, configuration, how many of its rows are single system calls on files.
 GROUPS = [
@@ -146,6 +150,59 @@ def test_a_stopped_supplicant_as_seen_from_efivarfs() -> None:
     assert failed.value.errno == errno.EINVAL
     assert not board.fs.read_only
     assert board.kernel.log.records(mark) == []
+
+
+class Caller(threading.Thread):
+    """A process in one system call; ``result`` is what it returned or raised."""
+
+    def __init__(self, board: StmmBoard, call: Callable[[Vfs], object]) -> None:
+        super().__init__(daemon=True)
+        self.task = Task(200)
+        self._vfs = Vfs(board.fs, self.task)
+        self._call = call
+        self.result: object = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self.result = self._call(self._vfs)
+        except OSError as error:
+            self.result = errno.errorcode[error.errno or 0]
+
+    def finish(self) -> object:
+        self.join(5)
+        assert not self.is_alive()
+        return self.result
+
+
+def test_a_writer_stuck_in_the_firmware_blocks_the_others() -> None:
+    """truth log-kill2-hang, log-kill3, log-kill4: cat and df hang, ls works, a kill releases."""
+    board = StmmBoard.power_on(supplicant=True)
+    board.mount()
+    board.bind()
+    board.optee.queue.attach()  # a supplicant that never answers
+    order = "BootOrder-8be4df61-93ca-11d2-aa0d-00e098032b8c"
+    vendor = "12345678-1234-1234-1234-123456789abc"
+    writer = Caller(board, lambda vfs: vfs.write_file(f"K0-{vendor}", b"\7\0\0\0kkk"))
+    requested = lambda: bool(board.optee.queue._waiting)  # noqa: E731
+    assert board.kernel.wait(requested, task=ROOT, timeout=5)
+    reader = Caller(board, lambda vfs: vfs.read_file(order))
+    creator = Caller(board, lambda vfs: vfs.write_file(f"K1-{vendor}", b"\6\0\0\0v"))
+    df = Caller(board, lambda vfs: vfs.fs.statfs(vfs.task).blocks)
+    killed = Caller(board, lambda vfs: vfs.read_file(order))
+    assert f"K0-{vendor}" in board.vfs.listing()
+    assert board.vfs.stat(order).size == 8
+    killed.task.fatal.set()
+    df.task.fatal.set()
+    assert killed.finish() == "EINTR"
+    for blocked in (writer, reader, creator, df):
+        blocked.join(0.1)
+        assert blocked.is_alive()
+    writer.task.fatal.set()
+    assert writer.finish() in ("ENOSPC", "EINVAL")
+    assert reader.finish() == b"\7\0\0\0\0\0\1\0"
+    assert creator.finish() == "EINVAL"
+    assert df.finish() == 16284
 
 
 def test_a_crash_dump_is_refused_by_the_real_driver() -> None:
