@@ -24,6 +24,8 @@ GROUPS = [
     ("vol", "mm-query", 4),
     ("special", "mm-query", 31),
     ("names", "mm-query", 29),
+    ("authA", "mm-query", 14),
+    ("authB", "mm-query", 7),
 ]
 
 

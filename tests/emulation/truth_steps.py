@@ -32,7 +32,7 @@ Row = dict[str, Any]
 _OPEN: Final = re.compile(r"fd=open\((?P<name>'.*'|\".*\"),(?P<flags>[A-Z_|]+)\)", re.DOTALL)
 _LONG_NAME: Final = re.compile(r"name of (\d+) characters")
 _STEP: Final = re.compile(
-    r"fd=open\(.*|write\(fd,([0-9a-f]*|attrs=0x7\+\d+ bytes)\)|(read|lseek|pread)\(fd,.*\)"
+    r"fd=open\(.*|write\(fd,([0-9a-f]*|attrs=0x7\+\d+ bytes|0x\w+\+[\w-]+\.auth \(\d+ bytes\))\)|(read|lseek|pread)\(fd,.*\)"
     r"|fstat\(fd\)\.st_size|close\(fd\)|unlink( again)?|stat|chattr -i|read back"
     r"|truncate\(\d+\)|GETFLAGS|ioctl\(FS_IOC_GETFLAGS\)",
     re.DOTALL,
@@ -264,6 +264,9 @@ def _flags(step: str) -> int:
 
 
 def _content(argument: str) -> bytes:
+    signed = re.fullmatch(r"(0x\w+)\+([\w-]+\.auth) \(\d+ bytes\)", argument)
+    if signed:
+        return int(signed[1], 16).to_bytes(4, "little") + (TRUTH / "auth" / signed[2]).read_bytes()
     size = re.fullmatch(r"attrs=0x7\+(\d+) bytes", argument)
     return b"\7\0\0\0" + b"s" * int(size[1]) if size else bytes.fromhex(argument)
 
@@ -278,6 +281,9 @@ def _same(expected: object, seen: object) -> bool:
     """Contents are recorded as hex, as a bytes literal, or (special rows) as their first 40."""
     if not isinstance(seen, bytes) or not isinstance(expected, str):
         return expected == seen
+    long_content = re.fullmatch(r"([0-9a-f]{8})\+(\d+)", expected)
+    if long_content:
+        return seen[:4].hex() == long_content[1] and len(seen) == 4 + int(long_content[2])
     literal = re.fullmatch(r"b(['\"]).*\1", expected, re.DOTALL)
     wanted = ast.literal_eval(expected) if literal else bytes.fromhex(expected)
     return bytes(wanted) == seen or (len(wanted) == 40 and seen.startswith(wanted))
