@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,16 +44,18 @@ class StmmBoard:
         variant: Variant = "mm-query",
         series: KernelSeries = KernelSeries.K6,
         supplicant: bool = False,
+        files: Path = Path(),
     ) -> StmmBoard:
         """Run U-Boot and the kernel's start.
 
+        ``files`` is where the U-Boot of variant ``file`` keeps its variables.
         ``supplicant``: Linux asks a supplicant for RPMB instead of the card itself.
         """
         card = card or EmmcCard(RpmbImage.in_memory())
         kernel = Kernel()
         secure_world = OpTee()
         secure_world.normal_world = UbootWorld(card)
-        tables = Uboot(variant, _variables(variant, secure_world), lambda text: None).boot()
+        tables = Uboot(variant, _variables(variant, secure_world, files), lambda text: None).boot()
         routing = None if supplicant else RpmbTransport(card)
         optee = OpteeDriver(kernel, secure_world, revision="4.10", kernel_routing=routing)
         secure_world.normal_world = optee
@@ -85,7 +86,7 @@ class StmmBoard:
         return StmmBoard.power_on(self.card, variant=self.variant)
 
 
-def _variables(variant: Variant, secure_world: OpTee) -> VariableServices:
+def _variables(variant: Variant, secure_world: OpTee, files: Path) -> VariableServices:
     if variant == "file":
-        return FileVariables(Path(tempfile.mkdtemp()) / "ubootefi.var")
+        return FileVariables(files / "ubootefi.var")
     return StmmVariables(secure_world)

@@ -6,6 +6,7 @@ import errno
 import os
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -29,8 +30,8 @@ GROUPS = [
 ]
 
 
-def replay(group: str, variant: str) -> Replay:
-    board = StmmBoard.power_on(variant=variant)  # type: ignore[arg-type]
+def replay(group: str, variant: str, files: Path) -> Replay:
+    board = StmmBoard.power_on(variant=variant, files=files)  # type: ignore[arg-type]
     board.bind()
     board.mount()
     result = Replay(board.vfs, lambda: board.card.rpmb.write_counter)
@@ -39,8 +40,8 @@ def replay(group: str, variant: str) -> Replay:
 
 
 @pytest.mark.parametrize(("group", "variant", "count"), GROUPS)
-def test_recorded_rows(group: str, variant: str, count: int) -> None:
-    result = replay(group, variant)
+def test_recorded_rows(group: str, variant: str, count: int, tmp_path: Path) -> None:
+    result = replay(group, variant, tmp_path)
     assert result.differences == [], "\n".join(map(str, result.differences))
     assert len(result.agreed) == count, result.skipped
 

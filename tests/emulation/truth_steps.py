@@ -32,7 +32,8 @@ Row = dict[str, Any]
 _OPEN: Final = re.compile(r"fd=open\((?P<name>'.*'|\".*\"),(?P<flags>[A-Z_|]+)\)", re.DOTALL)
 _LONG_NAME: Final = re.compile(r"name of (\d+) characters")
 _STEP: Final = re.compile(
-    r"fd=open\(.*|write\(fd,([0-9a-f]*|attrs=0x7\+\d+ bytes|0x\w+\+[\w-]+\.auth \(\d+ bytes\))\)|(read|lseek|pread)\(fd,.*\)"
+    r"fd=open\(.*|(read|lseek|pread)\(fd,.*\)"
+    r"|write\(fd,([0-9a-f]*|attrs=0x7\+\d+ bytes|0x\w+\+[\w-]+\.auth \(\d+ bytes\))\)"
     r"|fstat\(fd\)\.st_size|close\(fd\)|unlink( again)?|stat|chattr -i|read back"
     r"|truncate\(\d+\)|GETFLAGS|ioctl\(FS_IOC_GETFLAGS\)",
     re.DOTALL,
