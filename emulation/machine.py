@@ -284,7 +284,7 @@ class Machine:
         efivars = Efivars(kernel)
         runtime = EfiRuntime(kernel, efivars, tables)
         claim = threading.Lock()
-        mmc = MmcBlock(kernel, card, claim)
+        mmc = MmcBlock(kernel, card, claim, honour_postsleep=self.options.mmc_postsleep)
         driver = OpteeDriver(
             kernel,
             optee,

@@ -47,6 +47,8 @@ class BoardOptions:
     """EXT_CSD[222], 1..255."""
     rpmb_profile: RpmbProfile = "qemu"
     """Whose result codes the RPMB answers with where implementations differ (contract 10.1)."""
+    mmc_postsleep: bool = False
+    """MMC commands wait as long as their sender asks for: 20 ms a write with tee-supplicant."""
     write_key: bool = True
     """OP-TEE programs the RPMB key of a blank part (CFG_RPMB_WRITE_KEY)."""
     driver: DriverLoading = "auto"

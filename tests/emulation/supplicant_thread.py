@@ -107,8 +107,8 @@ class SupplicantThread:
         self._machine = machine
         self._emulated = emulated_rpmb
         self.requests = 0
-        self._hold = threading.Event()
-        self._hold.set()
+        self._may_run = threading.Semaphore(0)
+        self._held = False
         self._task: Task | None = None
         self._thread: threading.Thread | None = None
 
@@ -137,7 +137,8 @@ class SupplicantThread:
 
         def counting(func: int, params: list[tuple[int, int, int, int]]) -> object:
             self.requests += 1
-            self._hold.wait(10)
+            if self._held:
+                self._may_run.acquire(timeout=10)
             if task.fatal.is_set():
                 raise Killed
             return process(func, params)
@@ -151,15 +152,19 @@ class SupplicantThread:
             system.exit()
 
     def hold(self) -> None:
-        """From the next request on the process stands still inside it."""
-        self._hold.clear()
+        """From the next request on the process stands still inside every request."""
+        self._held = True
+
+    def release_one(self) -> None:
+        """Let it finish the request it stands in."""
+        self._may_run.release()
 
     def kill(self) -> None:
         """SIGKILL (or SIGTERM, which has no handler): gone at once, even while it stands still."""
         assert self._task is not None
         assert self._thread is not None
         self._task.fatal.set()
-        self._hold.set()
+        self._may_run.release()
         self._thread.join(5)
         assert not self._thread.is_alive()
 

@@ -1,0 +1,453 @@
+"""The whole board without its userland: from efivarfs to the flash and back.
+
+The supplicant is the board's own program on a thread; figures are those of the record.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from emulation.faults import PowerLost
+from emulation.linux.kernel import Task, running
+from emulation.machine import Machine
+from emulation.options import BoardOptions, Variant
+from tests.emulation.supplicant_thread import SupplicantThread, read_sysfs
+from tests.emulation.test_kernel import in_thread
+
+ROOT = Task(1)
+GUID = "12345678-1234-1234-1234-123456789abc"
+GLOBAL = "8be4df61-93ca-11d2-aa0d-00e098032b8c"
+IMMUTABLE = 0x10
+RECORDED_FIRST_BOOT = 0xF2D
+"""RPMB write counter after the first boot (truth state-002, log-kernel-rpmb-y)."""
+
+
+class Rig:
+    """A machine, its supplicant, and the few system calls that the tests need."""
+
+    def __init__(self, state: Path, **options: object) -> None:
+        self.machine = Machine(BoardOptions(**options), state)  # type: ignore[arg-type]
+        self.supplicant = SupplicantThread(self.machine)
+        self.console = bytearray()
+
+    def boot(self, *, supplicant: bool = True) -> None:
+        """Power on, mount efivarfs, and start the supplicant until the driver is bound."""
+        self.machine.power_on(console=self.console.extend)
+        self.machine.efivarfs.mount(task=ROOT)
+        if supplicant:
+            assert self.supplicant.start()
+            self.wait(lambda: not self.machine.efivarfs.read_only)
+
+    def reboot(self) -> None:
+        self.machine.power_cut()
+        self.supplicant = SupplicantThread(self.machine)
+        self.boot()
+
+    @staticmethod
+    def wait(condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 5
+        while not condition():
+            assert time.monotonic() < deadline, "did not happen in 5 s"
+            time.sleep(0.001)
+
+    @property
+    def counter(self) -> int:
+        return self.machine.card.rpmb.write_counter
+
+    def write(self, name: str, data: bytes, task: Task = ROOT, *, attributes: int = 7) -> None:
+        """open(O_WRONLY|O_CREAT), one write, close; an existing file is made mutable first."""
+        fs = self.machine.efivarfs
+        with running(task):
+            try:
+                ino = fs.lookup(task, fs.root, name.encode()).ino
+                fs.setflags(task, ino, fs.getflags(task, ino) & ~IMMUTABLE)
+                handle = fs.open(task, ino, os.O_WRONLY)
+            except FileNotFoundError:
+                _attr, handle = fs.create(task, fs.root, name.encode(), 0o644, os.O_WRONLY)
+            try:
+                payload = attributes.to_bytes(4, "little") + data
+                assert fs.write(task, handle, 0, payload) == len(payload)
+            finally:
+                fs.release(handle)
+
+    def read(self, name: str, task: Task = ROOT) -> bytes:
+        """The data without the attributes; empty when the variable does not exist."""
+        fs = self.machine.efivarfs
+        with running(task):
+            handle = fs.open(task, fs.lookup(task, fs.root, name.encode()).ino, os.O_RDONLY)
+            try:
+                return fs.read(task, handle, 0, 65536)[4:]
+            finally:
+                fs.release(handle)
+
+    def delete(self, name: str) -> None:
+        fs = self.machine.efivarfs
+        with running(ROOT):
+            ino = fs.lookup(ROOT, fs.root, name.encode()).ino
+            fs.setflags(ROOT, ino, fs.getflags(ROOT, ino) & ~IMMUTABLE)
+            fs.unlink(ROOT, fs.root, name.encode())
+
+    def names(self) -> set[str]:
+        fs = self.machine.efivarfs
+        return {entry.name.decode() for entry in fs.readdir(ROOT, fs.root)}
+
+    def free(self) -> tuple[int, int]:
+        space = self.machine.efivarfs.statfs(ROOT)
+        return space.blocks, space.bavail
+
+    @contextmanager
+    def costs(self, low: int, high: int | None = None) -> Iterator[None]:
+        """The block moves the RPMB write counter by ``low``..``high``."""
+        before = self.counter
+        yield
+        assert low <= self.counter - before <= (low if high is None else high)
+
+
+MakeRig = Callable[..., Rig]
+
+
+@pytest.fixture
+def make_rig(tmp_path: Path) -> Iterator[MakeRig]:
+    """Blank boards, all with the same flash."""
+    rigs: list[Rig] = []
+
+    def make(**options: object) -> Rig:
+        rig = Rig(tmp_path, **options)
+        rigs.append(rig)
+        return rig
+
+    yield make
+    for rig in rigs:
+        rig.machine.close()
+
+
+@pytest.fixture(scope="module")
+def used_flash(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The flash of a board that was booted once."""
+    state = tmp_path_factory.mktemp("used")
+    machine = Machine(BoardOptions(), state)
+    machine.power_on(console=lambda data: None)
+    machine.close()
+    return state / "rpmb.img"
+
+
+@pytest.fixture
+def rig(make_rig: MakeRig, used_flash: Path, tmp_path: Path) -> Rig:
+    """A running board with a supplicant and the driver bound, at its second boot."""
+    shutil.copy(used_flash, tmp_path)
+    rig = make_rig()
+    rig.boot()
+    return rig
+
+
+def errno_of(work: Callable[[], object]) -> int | None:
+    with pytest.raises(OSError) as caught:  # noqa: PT011 (the errno is what is tested)
+        work()
+    return caught.value.errno
+
+
+def name(short: str) -> str:
+    return f"{short}-{GUID}"
+
+
+def test_first_boot_leaves_what_was_recorded(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    rig.boot()
+    assert rig.counter == RECORDED_FIRST_BOOT
+    assert rig.free() == (16284, 15352)
+    shown = {entry: len(rig.read(entry)) + 4 for entry in rig.names()}
+    expected = {
+        "AuditMode": 5,
+        "Boot0000": 108,
+        "Boot0001": 160,
+        "BootOrder": 8,
+        "DeployedMode": 5,
+        "OsIndicationsSupported": 12,
+        "PlatformLang": 10,
+        "PlatformLangCodes": 10,
+        "SecureBoot": 5,
+        "SetupMode": 5,
+        "SignatureSupport": 100,
+        "VendorKeys": 5,
+    }
+    certificates = "d9bee56e-75dc-49d9-b4d7-b534210f637a"
+    assert shown == {
+        **{f"{key}-{GLOBAL}": size for key, size in expected.items()},
+        f"certdb-{certificates}": 8,
+        f"certdbv-{certificates}": 8,
+    }
+
+
+def test_the_order_of_variables_tells_what_uboot_did_first(rig: Rig) -> None:
+    # truth p2a-010: lsattr shows the newest entry first
+    fs = rig.machine.efivarfs
+    entries = sorted(fs.readdir(ROOT, fs.root), key=lambda entry: -entry.ino)
+    names = [entry.name.decode().split("-")[0] for entry in entries]
+    assert names[:12] == [
+        "PlatformLang",
+        "BootOrder",
+        "Boot0001",
+        "Boot0000",
+        "certdb",
+        "OsIndicationsSupported",
+        "PlatformLangCodes",
+        "VendorKeys",
+        "DeployedMode",
+        "AuditMode",
+        "certdbv",
+        "SecureBoot",
+    ]
+
+
+def test_a_second_boot_costs_one_rpmb_write(rig: Rig) -> None:
+    with rig.costs(1):
+        rig.reboot()
+    assert rig.free() == (16284, 15352)
+
+
+def test_costs_of_small_changes(rig: Rig) -> None:
+    with rig.costs(2, 198):
+        rig.write(name("A"), b"0" * 8)
+    with rig.costs(0):
+        rig.write(name("A"), b"0" * 8)
+    costs = []
+    for round_number in range(8):
+        before = rig.counter
+        rig.write(name("A"), bytes([round_number]) * 8)
+        costs.append(rig.counter - before)
+    assert min(costs) == 4
+    assert all(cost == 4 or 190 < cost < 400 for cost in costs)
+    with rig.costs(1):
+        rig.delete(name("A"))
+
+
+def test_a_record_that_crosses_a_block_moves_the_whole_file(rig: Rig) -> None:
+    with rig.costs(194, 198):
+        rig.write(name("Crossing"), b"c" * 300)
+    assert rig.read(name("Crossing")) == b"c" * 300
+
+
+def test_create_read_overwrite_append_delete(rig: Rig) -> None:
+    free = rig.free()[1]
+    rig.write(name("V"), b"one")
+    assert rig.read(name("V")) == b"one"
+    rig.write(name("V"), b"two", attributes=0x47)
+    assert rig.read(name("V")) == b"onetwo"
+    rig.write(name("V"), b"three")
+    assert rig.read(name("V")) == b"three"
+    shrunk = rig.free()[1]
+    assert shrunk < free
+    rig.delete(name("V"))
+    assert name("V") not in rig.names()
+    assert rig.free()[1] == shrunk
+
+
+def test_nonvolatile_variables_survive_a_power_cut(rig: Rig) -> None:
+    rig.write(name("Keep"), b"for ever")
+    rig.reboot()
+    assert rig.read(name("Keep")) == b"for ever"
+
+
+def test_flip_is_logged_as_recorded(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    rig.boot(supplicant=False)
+    assert rig.machine.efivarfs.read_only
+    assert rig.free() == (0, 0)
+    assert errno_of(lambda: rig.write(name("Early"), b"x")) == errno.EROFS
+    mark = rig.machine.kernel.log.next_sequence
+    assert rig.supplicant.start()
+    rig.wait(lambda: not rig.machine.efivarfs.read_only)
+    rig.wait(lambda: len(rig.machine.kernel.log.records(mark)) >= 3)
+    assert [record.text for record in rig.machine.kernel.log.records(mark)] == [
+        "efivars: Unregistered efivars operations",
+        "Using TEE-based EFI runtime variable services",
+        "efivars: Registered efivars operations",
+    ]
+    assert rig.free() == (16284, 15352)
+
+
+def test_stopping_the_supplicant_without_unbinding(rig: Rig) -> None:
+    # truth p2c-008 .. p2c-022
+    rig.write(name("C1"), b"a")
+    rig.supplicant.stop()
+    assert errno_of(lambda: rig.write(name("C2"), b"b")) == errno.ENOSPC
+    assert errno_of(lambda: rig.write(name("C1"), b"b")) == errno.ENOSPC
+    assert errno_of(lambda: rig.delete(name("C1"))) == errno.EINVAL
+    assert rig.read(name("C1")) == b"a"
+    assert not rig.machine.efivarfs.read_only
+    assert rig.supplicant.start()
+    rig.write(name("C3"), b"c")
+    assert rig.read(name("C3")) == b"c"
+
+
+def test_a_supplicant_killed_in_mid_write_hangs_the_writer(rig: Rig) -> None:
+    # truth kill2, log-kill3, log-kill4
+    writer, reader = Task(236), Task(400)
+    rig.supplicant.hold()
+    seen = rig.supplicant.requests
+    join = in_thread(lambda: rig.write(name("K0"), b"k" * 3000, writer))
+    # The second request is the first that OP-TEE's shared memory is held for.
+    rig.wait(lambda: rig.supplicant.requests > seen)
+    rig.supplicant.release_one()
+    rig.wait(lambda: rig.supplicant.requests > seen + 1)
+    rig.supplicant.kill()
+    other = SupplicantThread(rig.machine)
+    assert not other.start()
+    blocked = in_thread(lambda: rig.read(f"BootOrder-{GLOBAL}", reader))
+    finished = threading.Event()
+
+    def watch() -> None:
+        blocked()
+        finished.set()
+
+    threading.Thread(target=watch, daemon=True).start()
+    assert not finished.wait(0.1)
+    writer.fatal.set()
+    join()
+    assert finished.wait(5)
+    assert other.start()
+    rig.supplicant = other
+    rig.write(name("After"), b"again")
+    assert rig.read(name("After")) == b"again"
+
+
+def test_unbind_and_rebind(rig: Rig) -> None:
+    # truth drv-001 .. drv-007
+    device = next(iter(rig.machine.optee.bus.devices))
+    with running(ROOT):
+        rig.machine.optee.bus.unbind("tee-stmm-efi", device)
+        assert rig.machine.efivarfs.read_only
+        assert rig.free() == (0, 0)
+        rig.machine.optee.bus.bind("tee-stmm-efi", device)
+    rig.write(name("D3"), b"rebound")
+    assert rig.read(name("D3")) == b"rebound"
+
+
+def test_removing_the_module_unbinds(rig: Rig) -> None:
+    rig.machine.rmmod("tee_stmm_efi", task=ROOT)
+    assert rig.machine.efivarfs.read_only
+    rig.machine.modprobe("tee_stmm_efi", task=ROOT)
+    assert not rig.machine.efivarfs.read_only
+
+
+@pytest.mark.parametrize("nth", [1, 2, 3, 60, 193, 194])
+def test_power_cut_at_a_write_leaves_old_or_new(rig: Rig, nth: int) -> None:
+    rig.write(name("P"), b"o" * 300)
+    rig.machine.faults.arm(f"rpmb.write:{nth}=power-cut")
+    assert isinstance(in_thread(lambda: rig.write(name("P"), b"n" * 300))(), PowerLost)
+    rig.machine.faults.disarm()
+    rig.reboot()
+    assert rig.read(name("P")) in (b"o" * 300, b"n" * 300)
+    rig.write(name("Q"), b"works")
+
+
+def test_power_cut_in_firmware_ends_power_on(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    rig.machine.faults.arm("rpmb.write:500=power-cut")
+    with pytest.raises(PowerLost):
+        rig.machine.power_on(console=rig.console.extend)
+    rig.boot()
+    rig.write(name("Later"), b"x")
+
+
+def test_kernel_routed_board_needs_no_supplicant(make_rig: MakeRig) -> None:
+    # truth log-kernel-rpmb-y
+    rig = make_rig(variant="mm-kernel-rpmb")
+    rig.boot(supplicant=False)
+    rig.wait(lambda: not rig.machine.efivarfs.read_only)
+    assert rig.counter == RECORDED_FIRST_BOOT
+    with rig.costs(2):
+        rig.write(name("X"), b"x")
+    routing = read_sysfs(rig.machine.sysfs, "/sys/class/tee/tee0/rpmb_routing_model", ROOT)
+    assert routing == "kernel\n"
+    assert rig.free() == (0, 0)
+    assert len(rig.machine.optee.bus.devices) == 2
+
+
+def test_file_variant_never_tells_stmm(make_rig: MakeRig) -> None:
+    # truth log-file-variant, log-file-variant5
+    rig = make_rig(variant="file")
+    rig.boot(supplicant=False)
+    assert rig.free() == (131048, 131048 - 976)
+    assert f"SignatureSupport-{GLOBAL}" not in rig.names()
+    assert rig.counter == 0
+    assert rig.supplicant.start()
+    rig.wait(lambda: not rig.machine.efivarfs.read_only)
+    assert rig.free() == (16284, 16284 - 252)
+    # Boot-service variables are seen, because StMM does not know that boot services ended.
+    rig.machine.efivarfs.unmount()
+    rig.machine.efivarfs.mount(task=ROOT)
+    assert any(entry.startswith("CustomMode-") for entry in rig.names())
+    rig.reboot()
+    assert f"Boot0001-{GLOBAL}" in rig.names()
+
+
+@pytest.mark.parametrize("variant", ["mm", "mm-query"])
+def test_df_follows_the_advertised_services(make_rig: MakeRig, variant: Variant) -> None:
+    rig = make_rig(variant=variant)
+    rig.boot()
+    assert rig.free() == ((16284, 15352) if variant == "mm-query" else (0, 0))
+
+
+def test_supplicant_built_with_an_emulated_rpmb(rig: Rig) -> None:
+    # truth log-debian-emu-supplicant: bound, reads work, every write is EINVAL
+    rig.write(name("B2"), b"old")
+    rig.machine.power_cut()
+    rig.supplicant = SupplicantThread(rig.machine, emulated_rpmb=True)
+    before = rig.counter
+    rig.boot()
+    for data in (b"new", b"newer"):
+        assert errno_of(partial(rig.write, name("B2"), data)) == errno.EINVAL
+    assert rig.read(name("B2")) == b"old"
+    assert rig.counter == before + 1
+
+
+def test_boot_log(rig: Rig) -> None:
+    text = rig.console.decode()
+    for line in (
+        "NOTICE:  BL31: v2.12.1(release):\r\n",
+        "optee optee: OP-TEE: revision 4.10\r\n",
+        "] efi: EFI v2.10 by Das U-Boot\r\n",
+        "] optee: initialized driver\r\n",
+    ):
+        assert line in text
+    assert 2000 < len(text) < 6000
+
+
+def test_panic_with_the_driver_bound_records_nothing(rig: Rig) -> None:
+    rig.machine.modprobe("efi_pstore")
+    with rig.costs(0):
+        rig.machine.crash()
+    assert b"Kernel panic - not syncing" in rig.console
+
+
+def test_a_built_in_driver_and_a_manual_one(make_rig: MakeRig) -> None:
+    rig = make_rig(driver="builtin")
+    rig.boot()
+    assert "tee_stmm_efi" not in rig.machine.proc_files["/proc/modules"](ROOT).decode()
+    rig.machine.close()
+    rig = make_rig(driver="manual")
+    rig.boot(supplicant=False)
+    assert rig.supplicant.start()
+    rig.wait(lambda: bool(rig.machine.optee.bus.devices))
+    assert rig.machine.efivarfs.read_only
+    rig.machine.modprobe("tee_stmm_efi")
+    assert not rig.machine.efivarfs.read_only
+
+
+def test_boot_id_changes_and_the_old_system_is_dead(rig: Rig) -> None:
+    kernel, boot_id = rig.machine.kernel, rig.machine.boot_id
+    rig.reboot()
+    assert rig.machine.boot_id != boot_id
+    assert not kernel.powered
+    assert rig.machine.kernel is not kernel
