@@ -129,7 +129,8 @@ def _explain(error: JailError) -> str:
 
     lines = [f"emulation: this host cannot run the board: {error}"]
     for step in probe.check():
-        lines.append(f"  {step}")
+        if not step.ok:
+            lines += [f"  failing step: {step.name}: {step.detail}", f"  remedy: {step.remedy}"]
     return "\n".join(lines)
 
 

@@ -100,6 +100,7 @@ class SerialLine:
         fresh.unlink(missing_ok=True)
         fresh.symlink_to(self.device)
         fresh.rename(link)
+        self._plugged = True
         self._receiver: Callable[[bytes], None] | None = None
         self._sender_ready: Callable[[], None] | None = None
         self._to_host = PacedQueue(baud, self._deliver, drained=self._resume_sender)
@@ -112,8 +113,9 @@ class SerialLine:
         return len(self._to_host)
 
     def transmit(self, data: bytes) -> None:
-        """Send from the board to the host."""
-        self._to_host.push(data)
+        """Send from the board to the host; into the void once unplugged."""
+        if self._plugged:
+            self._to_host.push(data)
 
     def connect(
         self, receiver: Callable[[bytes], None] | None, ready: Callable[[], None] | None
@@ -132,6 +134,7 @@ class SerialLine:
     def close(self) -> None:
         """Unplug: the link disappears, a program that has it open sees a hang-up."""
         self.silence()
+        self._plugged = False
         self._loop.remove_reader(self._master)
         with contextlib.suppress(OSError):
             if str(self.link.readlink()) == self.device:

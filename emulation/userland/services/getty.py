@@ -45,11 +45,11 @@ def say(text: str) -> None:
 
 def ask(prompt: str, *, echo: bool = True) -> str:
     """One line from the terminal; EOFError when the user ends the session."""
-    say(prompt)
     mode = termios.tcgetattr(0)
-    if not echo:
+    if not echo:  # before the prompt: who sees it may answer at once
         quiet = [*mode[:3], mode[3] & ~termios.ECHO, *mode[4:]]
         termios.tcsetattr(0, termios.TCSAFLUSH, quiet)
+    say(prompt)
     try:
         line = os.read(0, 1024)
     finally:
