@@ -190,6 +190,23 @@ def test_a_write_behind_the_end_leaves_a_hole_of_zeros() -> None:
     assert storage.read(6000, 1)[0] == INVALID
 
 
+@pytest.mark.parametrize("position", [4097, 5000, 8191, 8192, 12289])
+def test_chunks_in_front_of_a_long_write_keep_their_bytes(position: int) -> None:
+    """The written range begins behind a chunk by less than its own length.
+
+    A chunk that took such bytes would be too long; later chunks hide that in the content, so it
+    shows in what the write costs.
+    """
+    bench = filled()
+    storage = bench.loaded[-1].storage
+    data = b"!" * 20000
+    before = bench.counter
+    assert storage.write(position, data) == OK
+    assert bench.counter - before == 193
+    expected = CONTENT[:position] + data + CONTENT[position + len(data) :]
+    assert storage.read(0, STORE) == (OK, expected)
+
+
 def test_no_room_for_the_second_copy() -> None:
     bench = Bench(size_mult=1)
     storage = bench.storage()
@@ -291,7 +308,9 @@ def test_the_pool_takes_from_the_top() -> None:
     assert pool.allocate(1) == 3 * 256
 
 
-writes = st.tuples(st.integers(0, 9000), st.binary(min_size=1, max_size=300), st.integers(1, 20))
+writes = st.tuples(
+    st.integers(0, 9000), st.binary(min_size=1, max_size=300), st.sampled_from([1, 3, 20, 60])
+)
 
 
 @settings(max_examples=25, deadline=None)
