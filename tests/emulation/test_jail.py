@@ -548,10 +548,18 @@ def _processes_in(namespace: str) -> set[int]:
     return {pid for pid in pids if _namespace(pid) == namespace}
 
 
+def _state(pid: int) -> str:
+    """R, S, D ...; X when the process is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "X"
+
+
 def _wait_until_gone(pids: set[int], seconds: float = 5.0) -> set[int]:
     deadline = time.monotonic() + seconds
     while pids and time.monotonic() < deadline:
-        pids = {pid for pid in pids if _namespace(pid)}  # a zombie has none
+        pids = {pid for pid in pids if _state(pid) not in "ZX"}
         select.select([], [], [], 0.01)
     return pids
 
