@@ -23,14 +23,16 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from emulation.board import Board
 from emulation.faults import FaultSpecError
 from emulation.options import BoardOptions, OptionError
-from emulation.userland.console import SerialLine
+from emulation.userland.jail import Zygote
 from emulation.userland.plan import JailError
-from emulation.userland.rootfs import UserlandMissing
-from emulation.userland.ssh import ReservedPort
+from emulation.userland.spawner import UserlandMissing
+
+if TYPE_CHECKING:
+    from emulation.board import Board
 
 CANNOT_RUN = 2
 
@@ -64,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = BoardOptions.parse(chosen.option)
         with _owned(chosen.state or _default_state()) as state:
+            Zygote.shared()  # gets ready on another processor while this one imports the rest
             return asyncio.run(_run(options, state, chosen))
     except (CannotStart, OptionError, UserlandMissing) as error:
         print(f"emulation: {error}", file=sys.stderr)
@@ -135,6 +138,10 @@ def _explain(error: JailError) -> str:
 
 
 async def _run(options: BoardOptions, state: Path, chosen: argparse.Namespace) -> int:
+    from emulation.board import Board
+    from emulation.userland.console import SerialLine
+    from emulation.userland.ssh import ReservedPort
+
     loop = asyncio.get_running_loop()
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):

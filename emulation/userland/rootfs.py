@@ -17,7 +17,7 @@ from typing import Final, Literal
 
 from emulation.userland.manager import COMMANDS
 from emulation.userland.plan import BOARD_PYTHON, Bind, BoardFile
-from emulation.userland.spawner import Account
+from emulation.userland.spawner import Account, UserlandMissing
 from emulation.userland.ssh import find_sftp_server
 
 Userland = Literal["host", "busybox"]
@@ -42,10 +42,6 @@ _DISGUISES: Final = ("tee-supplicant", "agetty")
 
 _COVERED: Final = ("/usr/bin/systemctl", "/usr/bin/journalctl", "/usr/bin/udevadm")
 """The host's own: they would talk to a service manager that is not there."""
-
-
-class UserlandMissing(Exception):
-    """The host has no busybox for the busybox userland."""
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 
+class UserlandMissing(Exception):
+    """The host lacks a program that the board's userland is made of; the text says which."""
+
+
 @dataclass(frozen=True)
 class Account:
     """A line of the board's passwd file. ``password`` is None for a locked account, empty when
