@@ -369,6 +369,7 @@ class Dispatcher:
             self._give(notification, result, flags)
         else:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            self._drain_sources()
             records = _Records(self._board, ours, result, self._sources)
             records.pump()
             if records.behind and flags & os.O_NONBLOCK:
@@ -714,8 +715,15 @@ class Dispatcher:
             self._hostname = os.fsdecode(caller.memory.read(address, length))
         raise Proceed
 
+    def _drain_sources(self) -> None:
+        """What is written to a record device is there for the next reader when write(2)
+        returns."""
+        for records in list(self._sources):
+            records.drain()
+
     def _syslog(self, notification: Notification, caller: Caller) -> None:
         action, address, size = (value & 0xFFFFFFFFFFFFFFFF for value in notification.args[:3])
+        self._drain_sources()
         result = self._handlers.syslog(caller.task(), action & 0xFFFFFFFF, size & 0x7FFFFFFF)
         if isinstance(result, bytes):
             caller.memory.write(address, result)
@@ -865,15 +873,23 @@ class _Records:
         if events & select.EPOLLOUT:
             self.pump()
         if events & (select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR):
+            self.drain()
+
+    def drain(self) -> None:
+        """Take everything that was written so far."""
+        while True:
             try:
                 data = self._sock.recv(1 << 16)
             except BlockingIOError:
                 return
+            except ConnectionResetError:
+                continue  # closed with records unread; what it wrote is still queued
             except OSError:
-                data = b""  # closed with records unread
+                data = b""
             if not data:
                 self.close()
-            elif isinstance(self._target, WriteSink):
+                return
+            if isinstance(self._target, WriteSink):
                 self._target.received(data)
             else:
                 self._target.written(data)
