@@ -304,6 +304,12 @@ class _Tree:
         return Directory.of(
             {
                 "coresize": text(str(module.size)),
+                "holders": Directory(
+                    lambda: {
+                        name: Link(f"../../{name}")
+                        for name in self._modules.dependents(module.name)
+                    }
+                ),
                 "initstate": text("live"),
                 "refcnt": Attribute(lambda: f"{self._modules.users(module.name)}\n"),
                 "taint": text(""),
