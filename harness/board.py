@@ -348,6 +348,10 @@ class Board:
         limits = self.file.timeouts
         with self._located():
             self._wait_until_up(after, timeout or limits.boot + (limits.shutdown if after else 0))
+            for name, shell in (("ssh", self._ssh), ("serial", self._serial)):
+                if shell is not None and name != self.link:
+                    # Its session ended with the old boot.
+                    shell.reconnect(deadline=limits.boot)
             self.check_right_board()
             self.wait_until_ready()
 
