@@ -214,6 +214,7 @@ class ProcessUnit(Unit):
         self._become("deactivating", "stop-sigterm")
         try:
             self._spawner.signal(self.main_pid, signal.SIGTERM)
+            self._spawner.signal(self.main_pid, signal.SIGCONT)  # systemd.kill(5)
             await asyncio.wait_for(self._ended.wait(), STOP_TIMEOUT)
         except ProcessLookupError:
             await self._ended.wait()

@@ -133,6 +133,31 @@ def test_poweroff_from_inside(boot: Boot) -> None:
     board.ok("true")
 
 
+def test_a_hung_writer_stops_neither_ssh_nor_reboot_nor_the_end(boot: Boot) -> None:
+    board = boot()
+    board.until("grep -q 'efivarfs rw' /proc/mounts")
+    name = "/sys/firmware/efi/efivars/Hung-12345678-1234-1234-1234-123456789abc"
+    hang = f"printf '\\007\\000\\000\\000x' > {name} & echo $!"
+    board.ok("kill -STOP $(pidof tee-supplicant)")
+    writer = board.ok(f"({hang}) 2>/dev/null </dev/null | head -1").strip()
+    board.until(f"grep -q 'State:.*[SD]' /proc/{writer}/status")
+    start = time.monotonic()
+    assert board.ok("echo alive") == "alive\n"
+    assert time.monotonic() - start < 2
+    boot_id = board.ok("cat /proc/sys/kernel/random/boot_id")
+    board.run("reboot")
+    board.disconnect()
+    wait_for(lambda: refused(board.endpoints["port"]))
+    wait_for(lambda: not refused(board.endpoints["port"]))
+    assert board.ok("cat /proc/sys/kernel/random/boot_id") != boot_id
+    board.until("grep -q 'efivarfs rw' /proc/mounts")
+    board.ok("kill -STOP $(pidof tee-supplicant)")
+    board.ok(f"({hang}) >/dev/null 2>&1 </dev/null")
+    start = time.monotonic()
+    board.close()
+    assert time.monotonic() - start < 5
+
+
 def test_sigterm_leaves_nothing_behind(boot: Boot) -> None:
     board = boot(control=False)
     below = descendants(board.process.pid)
