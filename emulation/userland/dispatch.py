@@ -17,7 +17,7 @@ import stat
 import struct
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -54,6 +54,7 @@ from emulation.userland.syscalls import (
     MS_SHARED,
     MS_SLAVE,
     MS_UNBINDABLE,
+    PathReader,
     ProcessMemory,
     StatFsFields,
     encode_dev,
@@ -184,7 +185,7 @@ class Caller:
             path = f"{base}/{path}"
         return "/" + posixpath.normpath(path).lstrip("/")
 
-    def mounts(self) -> list[MountEntry]:
+    def mounts(self) -> Sequence[MountEntry]:
         """Its mount table, as the kernel has it."""
         with open(f"/proc/{self.pid}/mountinfo", errors="surrogateescape") as file:  # noqa: PTH123
             return parse_mountinfo(file.read())
@@ -220,7 +221,7 @@ class Dispatcher:
         self._sources: list[_Records] = []
         self._view, self._devices = self._find_mounts(plan)
         self._efivarfs_targets = self._find_efivarfs()
-        self._calls: dict[str, Callable[[Notification, Caller], None]] = {
+        calls: dict[str, Callable[[Notification, Caller], None]] = {
             "open": self._open,
             "creat": self._open,
             "openat": self._open,
@@ -240,17 +241,28 @@ class Dispatcher:
             "delete_module": self._unload_module,
             "reboot": self._reboot,
         }
+        self._calls = {number: calls[name] for number, name in self._names.items()}
+        self._reader = PathReader()
+        self._path_argument = {
+            number: 0 if name in ("open", "creat") else 1
+            for number, name in self._names.items()
+            if calls[name] == self._open
+        }
 
     def serve(self) -> None:
         """Take one notification and answer it, now or later."""
         notification = self._listener.receive()
         if notification is None:
             return
-        name = self._names[notification.number]
-        self._settle(
-            notification,
-            lambda: self._calls[name](notification, Caller(notification.pid, self._maps)),
-        )
+        at = self._path_argument.get(notification.number)
+        if at is not None:
+            # Nearly all of them, and nearly all of these are the kernel's own business.
+            path = self._reader.read(notification.pid, notification.args[at])
+            if path is not None and path.rpartition(b"/")[2] not in self._interesting:
+                self._listener.proceed(notification.id)
+                return
+        call = self._calls[notification.number]
+        self._settle(notification, lambda: call(notification, Caller(notification.pid, self._maps)))
 
     def poke(self) -> None:
         """Record devices may have news."""
@@ -307,7 +319,7 @@ class Dispatcher:
 
     def _open(self, notification: Notification, caller: Caller) -> None:
         name = self._names[notification.number]
-        at = 0 if name in ("open", "creat") else 1
+        at = self._path_argument[notification.number]
         args = notification.args
         raw_path = caller.memory.read_string(args[at])
         if raw_path.rpartition(b"/")[2] not in self._interesting:

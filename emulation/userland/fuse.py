@@ -1,7 +1,7 @@
 """FUSE, spoken directly over /dev/fuse: a :class:`Filesystem` of the model as a real mount.
 
 Structures and numbers: include/uapi/linux/fuse.h, protocol 7.31 (Linux 5.4).  They are the same on
-every 64-bit architecture.  Entries and attributes are never cached, so a change made by the model
+every 64-bit architecture.  Entries and attributes are not cached, so a change made by the model
 is visible at once; files are FOPEN_DIRECT_IO, so one write(2) is one request.
 """
 
@@ -15,7 +15,7 @@ import struct
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -179,6 +179,8 @@ _MAX_WRITE: Final = 1 << 20
 _PAGE: Final = 4096
 _BUFFER_SIZE: Final = _MAX_WRITE + _PAGE
 _ROOT_NODE: Final = 1
+_FOREVER: Final = 1 << 20
+"""Seconds; longer than any power-on."""
 
 _FUSE_ASYNC_READ = 1 << 0
 _FUSE_BIG_WRITES = 1 << 5
@@ -262,7 +264,11 @@ class FuseConnection:
     """Serves one mount. :meth:`serve` runs in the jail thread whenever the descriptor is
     readable; requests for which the file system may sleep are finished on worker threads."""
 
-    def __init__(self, filesystem: Filesystem, fd: int, scheduler: Scheduler) -> None:
+    def __init__(
+        self, filesystem: Filesystem, fd: int, scheduler: Scheduler, pinned: Sequence[bytes] = ()
+    ) -> None:
+        """``pinned``: paths of directories on which something is mounted: they stay as they are,
+        so the kernel need not ask for them on the way to every file below."""
         self.filesystem = filesystem
         self._fd = fd
         self._open_lock = threading.Lock()
@@ -274,6 +280,7 @@ class FuseConnection:
         self._sleeping: dict[int, Task] = {}
         self._tasks: dict[tuple[int, int, int], Task] = {}
         self._swap = {_ROOT_NODE: filesystem.root, filesystem.root: _ROOT_NODE}
+        self._pinned = self._inodes_on(pinned)
         self._operations: dict[int, Callable[[Task, int, memoryview], tuple[bytes, ...]]] = {
             _INIT: self._init,
             _LOOKUP: self._lookup,
@@ -292,6 +299,17 @@ class FuseConnection:
             _RELEASEDIR: self._releasedir,
             _IOCTL: self._ioctl,
         }
+
+    def _inodes_on(self, paths: Sequence[bytes]) -> frozenset[int]:
+        found: set[int] = set()
+        task = Task.kernel()
+        for path in paths:
+            ino = self.filesystem.root
+            found.add(ino)
+            for name in path.split(b"/"):
+                ino = self.filesystem.lookup(task, ino, name).ino
+                found.add(ino)
+        return frozenset(found)
 
     def fileno(self) -> int:
         """The /dev/fuse descriptor."""
@@ -409,13 +427,15 @@ class FuseConnection:
 
     def _entry(self, attr: Attr) -> bytes:
         node = self._swap.get(attr.ino, attr.ino)
-        return _ENTRY_HEAD.pack(node, 0, 0, 0, 0, 0) + self._attr(attr)
+        valid = _FOREVER if attr.ino in self._pinned else 0
+        return _ENTRY_HEAD.pack(node, 0, valid, valid, 0, 0) + self._attr(attr)
 
     def _lookup(self, task: Task, ino: int, body: memoryview) -> tuple[bytes, ...]:
         return (self._entry(self.filesystem.lookup(task, ino, bytes(body[:-1]))),)
 
     def _getattr(self, task: Task, ino: int, body: memoryview) -> tuple[bytes, ...]:
-        return (_ATTR_HEAD.pack(0, 0, 0), self._attr(self.filesystem.getattr(task, ino)))
+        valid = _FOREVER if ino in self._pinned else 0
+        return (_ATTR_HEAD.pack(valid, 0, 0), self._attr(self.filesystem.getattr(task, ino)))
 
     def _setattr(self, task: Task, ino: int, body: memoryview) -> tuple[bytes, ...]:
         fields = _SETATTR_IN.unpack_from(body)

@@ -16,7 +16,6 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -326,18 +325,14 @@ class Jail:
                 for fd, events in self._epoll.poll(timeout):
                     ready = self._handlers_of.get(fd)
                     if ready is not None:
-                        self._guard(partial(ready, events))
+                        try:
+                            ready(events)
+                        except Exception:  # a mistake in one answer must not end the board
+                            traceback.print_exc(file=sys.stderr)
                 if self._watched:
-                    self._guard(self._look_after)
+                    self._look_after()
         finally:
             self._bury()
-
-    def _guard(self, work: Callable[[], None]) -> None:
-        """A mistake in one answer must not end the board."""
-        try:
-            work()
-        except Exception:
-            traceback.print_exc(file=sys.stderr)
 
     def _look_after(self) -> None:
         watched, self._watched = self._watched, []
@@ -394,7 +389,8 @@ class Jail:
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
     def _on_fuse(self, fds: list[int], index: int) -> None:
-        connection = FuseConnection(self._filesystems[index], fds[0], self)
+        pinned = _ways_to_mounts(self._plan, index - 1) if index else []
+        connection = FuseConnection(self._filesystems[index], fds[0], self, pinned=pinned)
         self._connections.append(connection)
 
         def ready(events: int) -> None:
@@ -470,6 +466,13 @@ def _resolve(future: Future[Any], value: Any, number: int) -> None:
         future.set_exception(OSError(number, os.strerror(number)))
     else:
         future.set_result(value)
+
+
+def _ways_to_mounts(plan: JailPlan, index: int) -> list[bytes]:
+    """Paths inside one file system of the plan at which others are mounted."""
+    base = plan.filesystems[index].target + "/"
+    targets = [mount.target for mount in plan.filesystems]
+    return [os.fsencode(target[len(base) :]) for target in targets if target.startswith(base)]
 
 
 def _own_writable_binds(plan: JailPlan) -> None:

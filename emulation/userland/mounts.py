@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Final
 
 _ESCAPE: Final = re.compile(r"\\([0-7]{3})")
@@ -13,7 +14,7 @@ _ESCAPE: Final = re.compile(r"\\([0-7]{3})")
 @dataclass(frozen=True)
 class MountEntry:
     """A line of mountinfo (proc(5)); ``options`` are the mount's, ``super_options`` the file
-    system's; ``tags`` are the optional fields."""
+    system's; ``tags`` are the optional fields; ``path`` is ``target`` without escapes."""
 
     id: int
     parent: int
@@ -25,6 +26,7 @@ class MountEntry:
     type: str
     source: str
     super_options: str
+    path: str
 
     @classmethod
     def parse(cls, line: str) -> MountEntry:
@@ -34,13 +36,8 @@ class MountEntry:
         kind, source, super_options = after.split(" ", 2)
         return cls(
             int(fields[0]), int(fields[1]), fields[2], fields[3], fields[4], fields[5],
-            " ".join(fields[6:]), kind, source, super_options,
+            " ".join(fields[6:]), kind, source, super_options, _unescaped(fields[4]),
         )  # fmt: skip
-
-    @property
-    def path(self) -> str:
-        """The mount point with its escapes undone."""
-        return _ESCAPE.sub(lambda match: chr(int(match[1], 8)), self.target)
 
     @property
     def read_only(self) -> bool:
@@ -66,12 +63,17 @@ class MountEntry:
         return f"device {self.source} mounted on {self.target} with fstype {self.type}\n"
 
 
-def parse_mountinfo(text: str) -> list[MountEntry]:
+def _unescaped(target: str) -> str:
+    return _ESCAPE.sub(lambda match: chr(int(match[1], 8)), target) if "\\" in target else target
+
+
+@lru_cache(maxsize=4)
+def parse_mountinfo(text: str) -> tuple[MountEntry, ...]:
     """All lines."""
-    return [MountEntry.parse(line) for line in text.splitlines()]
+    return tuple(MountEntry.parse(line) for line in text.splitlines())
 
 
-def containing(entries: list[MountEntry], path: str) -> MountEntry | None:
+def containing(entries: Sequence[MountEntry], path: str) -> MountEntry | None:
     """The mount that ``path`` (absolute, normalised, without symlinks) lies on."""
     best: MountEntry | None = None
     for entry in entries:
@@ -94,7 +96,7 @@ class BoardView:
         self.sources: dict[int, str] = {}
         self.hidden: set[int] = set()
 
-    def apply(self, entries: list[MountEntry]) -> list[MountEntry]:
+    def apply(self, entries: Sequence[MountEntry]) -> list[MountEntry]:
         """The board's table."""
         return [self._shown(entry) for entry in entries if entry.id not in self.hidden]
 

@@ -14,8 +14,7 @@ import os
 import struct
 import threading
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from emulation.userland.syscalls import Architecture, raw
 
@@ -130,8 +129,7 @@ def install(program: bytes) -> int:
     return raw("seccomp", _SET_MODE_FILTER, _FLAG_NEW_LISTENER, ctypes.addressof(fprog))
 
 
-@dataclass(frozen=True)
-class Notification:
+class Notification(NamedTuple):
     """One system call that waits for an answer; ``pid`` is the thread as this process sees it."""
 
     id: int

@@ -216,6 +216,28 @@ class ProcessMemory:
         return buffer.raw[:count]
 
 
+class PathReader:
+    """Reads the beginning of strings of other processes without making objects; one thread."""
+
+    def __init__(self) -> None:
+        self._bytes = bytearray(256)
+        self._buffer = (ctypes.c_char * 256).from_buffer(self._bytes)
+        self._local = _Iovec(ctypes.addressof(self._buffer), 256)
+        self._remote = _Iovec(0, 0)
+        self._references = ctypes.byref(self._local), ctypes.byref(self._remote)
+
+    def read(self, pid: int, address: int) -> bytes | None:
+        """A string of up to 255 bytes within one page; None: ask :class:`ProcessMemory`."""
+        size = min(256, _PAGE - address % _PAGE)
+        self._remote.base = address
+        self._remote.length = size
+        local, remote = self._references
+        if _vm_readv(pid, local, 1, remote, 1, 0) != size:
+            return None
+        end = self._bytes.find(0, 0, size)
+        return bytes(self._bytes[:end]) if end >= 0 else None
+
+
 def encode_dev(major: int, minor: int) -> int:
     """huge_encode_dev(): a device number as statfs' f_fsid carries it."""
     return (minor & 0xFF) | (major << 8) | ((minor & ~0xFF) << 12)

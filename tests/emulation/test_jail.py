@@ -543,9 +543,9 @@ def _namespace(pid: int | str, name: str = "pid") -> str:
 
 
 def _processes_in(namespace: str) -> set[int]:
-    """Host numbers of the processes in a PID namespace."""
+    """Host numbers of the processes that run in a PID namespace."""
     pids = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
-    return {pid for pid in pids if _namespace(pid) == namespace}
+    return {pid for pid in pids if _namespace(pid) == namespace and _state(pid) not in "ZX"}
 
 
 def _state(pid: int) -> str:
