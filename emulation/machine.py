@@ -44,6 +44,8 @@ from harness.formats.mmc import MMC_SECTOR, RPMB_UNIT
 
 Console = Callable[[bytes], None]
 
+UDEV_EVENT_TIMEOUT = 180.0
+"""Seconds until udev kills a worker (event_timeout; truth log-file-variant4)."""
 _DISK_GROUP: Final = 6
 _TEST_PTA: Final = uuid.UUID("d96a5b40-c3e5-21e3-8794-1002a5d5c61b")
 """OP-TEE's self-test pseudo-application, part of the recorded kernel-routed build."""
@@ -346,12 +348,24 @@ class Machine:
         self.modprobe("efivarfs", task=boot)
 
     def _uevent(self, device: TeeDevice) -> None:
-        """udev loads what the device's alias names, on a worker of its own."""
+        """udev loads what the device's alias names, on a worker that it kills when it hangs."""
         modules, kernel = self.modules, self.kernel
         worker = Task(pid=0, comm="(udev-worker)")
-        kernel.spawn(
-            worker.comm, lambda: modules.load_by_alias(device.modalias, task=worker), task=worker
-        )
+        finished = threading.Event()
+
+        def load() -> None:
+            try:
+                modules.load_by_alias(device.modalias, task=worker)
+            finally:
+                finished.set()
+                kernel.wake()
+
+        def watch() -> None:
+            if not kernel.wait(finished.is_set, task=Task.kernel(), timeout=UDEV_EVENT_TIMEOUT):
+                worker.fatal.set()
+
+        kernel.spawn(worker.comm, load, task=worker)
+        kernel.spawn("systemd-udevd", watch)
 
 
 def _modules(

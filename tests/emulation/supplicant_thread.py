@@ -108,7 +108,7 @@ class SupplicantThread:
         self._emulated = emulated_rpmb
         self.requests = 0
         self._may_run = threading.Semaphore(0)
-        self._held = False
+        self._held_after: int | None = None
         self._task: Task | None = None
         self._thread: threading.Thread | None = None
 
@@ -137,7 +137,7 @@ class SupplicantThread:
 
         def counting(func: int, params: list[tuple[int, int, int, int]]) -> object:
             self.requests += 1
-            if self._held:
+            if self._held_after is not None and self.requests > self._held_after:
                 self._may_run.acquire(timeout=10)
             if task.fatal.is_set():
                 raise Killed
@@ -151,9 +151,14 @@ class SupplicantThread:
         finally:
             system.exit()
 
-    def hold(self) -> None:
-        """From the next request on the process stands still inside every request."""
-        self._held = True
+    @property
+    def alive(self) -> bool:
+        """Whether the process exists."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def hold(self, *, after: int = 0) -> None:
+        """When it has served ``after`` more requests it stands still inside every one."""
+        self._held_after = self.requests + after
 
     def release_one(self) -> None:
         """Let it finish the request it stands in."""

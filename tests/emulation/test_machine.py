@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from emulation import machine as machine_module
 from emulation.faults import PowerLost
 from emulation.linux.kernel import Task, running
 from emulation.machine import Machine
@@ -390,6 +391,25 @@ def test_file_variant_never_tells_stmm(make_rig: MakeRig) -> None:
     assert any(entry.startswith("CustomMode-") for entry in rig.names())
     rig.reboot()
     assert f"Boot0001-{GLOBAL}" in rig.names()
+
+
+def test_udev_kills_a_hanging_modprobe(make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    # truth log-file-variant3 and -4: killed while StMM formats its store, the driver ends up bound
+    # to a half-initialised StMM, and the supplicant's late answer is refused
+    rig = make_rig(variant="file")
+    rig.boot(supplicant=False)
+    monkeypatch.setattr(machine_module, "UDEV_EVENT_TIMEOUT", 0.6)
+    rig.supplicant.hold(after=1200)
+    assert rig.supplicant.start()
+    rig.wait(lambda: not rig.machine.efivarfs.read_only)
+    rig.supplicant.release_one()
+    rig.wait(lambda: not rig.supplicant.alive)
+    assert rig.free() == (16284, 16284)
+    assert errno_of(lambda: rig.write(name("Fv"), b"x")) == errno.EINVAL
+    monkeypatch.undo()
+    rig.reboot()
+    assert rig.free() == (16284, 16284 - 252)
+    rig.write(name("Fv"), b"healed")
 
 
 @pytest.mark.parametrize("variant", ["mm", "mm-query"])
