@@ -1,7 +1,7 @@
 """Variables live in RPMB and outlive reboot and power.
 
-Recorded rows: p2c-001, -006 (reboot). The power cut is pain 21's test: an emulated RPMB in the
-supplicant would lose them.
+Recorded rows: p2c-001, -006 (reboot). The power cut catches pain 21: an RPMB kept in the
+supplicant's memory would lose them.
 """
 
 from __future__ import annotations
