@@ -21,6 +21,7 @@ from typing import Final, Protocol
 
 from emulation.faults import PowerLost
 from emulation.linux.kernel import Killed, Task, running
+from emulation.userland.syscalls import encode_dev
 
 
 @dataclass(frozen=True)
@@ -419,10 +420,10 @@ class FuseConnection:
     def _attr(self, attr: Attr) -> bytes:
         seconds = int(attr.mtime)
         nanoseconds = int((attr.mtime - seconds) * 1e9)
+        rdev = encode_dev(os.major(attr.rdev), os.minor(attr.rdev))
         return _ATTR.pack(
             attr.ino, attr.size, 0, seconds, seconds, seconds, nanoseconds, nanoseconds,
-            nanoseconds, attr.mode, attr.nlink, attr.uid, attr.gid, _kernel_dev(attr.rdev), _PAGE,
-            0,
+            nanoseconds, attr.mode, attr.nlink, attr.uid, attr.gid, rdev, _PAGE, 0,
         )  # fmt: skip
 
     def _entry(self, attr: Attr) -> bytes:
@@ -540,9 +541,3 @@ class FuseConnection:
         else:
             raise OSError(errno.ENOTTY, f"ioctl {command:#x}")
         return (_IOCTL_OUT.pack(0, 0, 0, 0), data)
-
-
-def _kernel_dev(rdev: int) -> int:
-    """new_encode_dev(): the 32-bit form of a device number on the FUSE wire."""
-    major, minor = os.major(rdev), os.minor(rdev)
-    return (minor & 0xFF) | (major << 8) | ((minor & ~0xFF) << 12)

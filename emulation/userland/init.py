@@ -198,7 +198,7 @@ def _become_init(control: socket.socket, plan: dict[str, Any]) -> None:
     namespaces.set_cookie(cookie)
     wire.send(control, ("listener",), (listener,))
     os.close(listener)
-    _Init(control, hidden, plan["hostname"]).run()
+    _Init(control, hidden).run()
 
 
 class _Builder:
@@ -364,7 +364,7 @@ def _hide_arguments(title: str) -> None:
 class _Init:
     """PID 1 after boot: a loop over the control socket and SIGCHLD."""
 
-    def __init__(self, control: socket.socket, hidden: int, hostname: str) -> None:
+    def __init__(self, control: socket.socket, hidden: int) -> None:
         self._control = control
         self._hidden = hidden
 

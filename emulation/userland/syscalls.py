@@ -65,10 +65,6 @@ class Architecture:
     audit: int
     numbers: dict[str, int]
 
-    def names(self) -> dict[int, str]:
-        """System call number -> name."""
-        return {number: name for name, number in self.numbers.items()}
-
 
 def _column(index: int) -> dict[str, int]:
     return {name: pair[index] for name, pair in _NUMBERS.items() if pair[index] is not None}  # type: ignore[misc]
@@ -239,7 +235,7 @@ class PathReader:
 
 
 def encode_dev(major: int, minor: int) -> int:
-    """huge_encode_dev(): a device number as statfs' f_fsid carries it."""
+    """new_encode_dev(): a device number as FUSE and statfs' f_fsid carry it."""
     return (minor & 0xFF) | (major << 8) | ((minor & ~0xFF) << 12)
 
 

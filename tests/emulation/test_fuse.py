@@ -289,8 +289,3 @@ def test_end_of_the_mount(kernel: Kernel) -> None:
     kernel.connection.close()
     kernel.connection.close()
     assert not kernel.connection.serve()
-
-
-def test_device_numbers_on_the_wire() -> None:
-    assert fuse._kernel_dev(os.makedev(179, 8)) == 179 << 8 | 8
-    assert fuse._kernel_dev(os.makedev(245, 0x12345)) == 0x12300000 | 245 << 8 | 0x45

@@ -124,6 +124,7 @@ def test_layouts() -> None:
     assert names[65 : 65 + 65] == b"n" * 64 + b"\0"
     assert encode_dev(0, 50) == 50
     assert encode_dev(8, 0x1FF) == 0x1008FF
+    assert encode_dev(179, 8) == 179 << 8 | 8
 
 
 def test_memory_of_a_process() -> None:
