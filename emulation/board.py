@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from emulation.faults import PowerLost
 from emulation.linux.kernel import Kernel, Task
 from emulation.machine import Machine
 from emulation.options import BoardOptions
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 
 GETTY_RESTART: Final = 0.1
 """RestartSec= of serial-getty@.service, seconds (systemd's default)."""
+
+START_TIMEOUT: Final = 5.0
+"""Seconds a service may take to say that it serves."""
 
 TERMINATION_TIMEOUT: Final = 2.0
 """Seconds that processes get between SIGTERM and the end at an orderly shutdown."""
@@ -124,6 +128,27 @@ class Userland:
             self.empty.clear()
         else:
             self.empty.set()
+
+
+class _Serving:
+    """tee-supplicant notifies systemd when it has /dev/teepriv0 (optee_client, tee-supplicant@)."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._kernel = machine.kernel
+        self._queue = machine.optee.queue
+
+    def wait(self, given_up: Callable[[], bool]) -> None:
+        """See :class:`emulation.userland.units.Readiness`."""
+        with contextlib.suppress(PowerLost):
+            self._kernel.wait(
+                lambda: self._queue.attached or given_up(),
+                task=Task.kernel("systemd"),
+                timeout=START_TIMEOUT,
+            )
+
+    def wake(self) -> None:
+        """See :class:`emulation.userland.units.Readiness`."""
+        self._kernel.wake()
 
 
 class Getty:
@@ -339,8 +364,9 @@ class Board:
         self.powered = True
         system.getty.start()
         if self._options.supplicant_autostart:
-            await system.supplicant.start()
-        await system.sshd.start()
+            await asyncio.gather(system.supplicant.start(), system.sshd.start())
+        else:
+            await system.sshd.start()
 
     def _make_ssh(self) -> SshServer:
         if self._ssh is not None:
@@ -383,7 +409,9 @@ class Board:
         tty = BoardTty(self._line, userland)
         emulating = self._options.supplicant == "emulation"
         argv = (rootfs.SUPPLICANT_PROGRAM, *(["--rpmb-emu"] if emulating else []))
-        supplicant = ProcessUnit(SUPPLICANT, journal, userland, argv, files.environment)
+        supplicant = ProcessUnit(
+            SUPPLICANT, journal, userland, argv, files.environment, _Serving(machine)
+        )
         sshd = SwitchUnit(
             SSHD, journal, on=functools.partial(self._sshd_on, userland), off=self._sshd_off
         )

@@ -61,6 +61,7 @@ class SupplicantQueue:
             if self.attached:
                 raise OSError(errno.EBUSY, "the supplicant device is in use")
             self.attached = True
+            self.kernel.wake()
 
     def release(self) -> None:
         """optee_supp_release: the supplicant's context is gone; all its requests fail."""

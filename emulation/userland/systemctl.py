@@ -30,6 +30,9 @@ class Reply:
         return self
 
 
+_STARTING: Final = ("start", "restart", "try-restart")
+
+
 class PowerSwitch(Protocol):
     """Ends the system from inside."""
 
@@ -203,6 +206,9 @@ class Systemctl:
                     await action(unit)
                 except StartLimitHit:
                     reply.fail(1, *_too_often(name))
+                else:
+                    if verb in _STARTING and unit.active == "failed":
+                        reply.fail(1, *_start_failed(name))
         return reply
 
     async def _start(self, caller: Caller, options: Options) -> Reply:
@@ -447,6 +453,13 @@ def _properties(unit: Unit | None, name: str) -> dict[str, str]:
         "ActiveEnterTimestamp": _stamp(unit.activated) if unit.activated else "",
         "InvocationID": unit.invocation,
     }
+
+
+def _start_failed(name: str) -> tuple[str, ...]:
+    return (
+        f"Job for {name} failed because the control process exited with error code.",
+        f'See "systemctl status {name}" and "journalctl -xeu {name}" for details.',
+    )
 
 
 def _too_often(name: str) -> tuple[str, ...]:

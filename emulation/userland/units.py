@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 from emulation.userland.journal import Journal
 from emulation.userland.spawner import Spawner
@@ -158,8 +158,21 @@ class Unit:
         self.invocation = secrets.token_hex(16)
 
 
+class Readiness(Protocol):
+    """How a ``Type=notify`` service says that it serves."""
+
+    def wait(self, given_up: Callable[[], bool]) -> None:
+        """Block until the service is ready or ``given_up`` is true; on a worker thread."""
+        ...
+
+    def wake(self) -> None:
+        """Make :meth:`wait` ask ``given_up`` again."""
+        ...
+
+
 class ProcessUnit(Unit):
-    """A ``Type=simple`` service: one main process, a child of PID 1, its output in the journal."""
+    """A service of one main process, a child of PID 1, its output in the journal: ``Type=notify``
+    with a ``readiness``, else ``Type=simple``."""
 
     def __init__(
         self,
@@ -168,11 +181,13 @@ class ProcessUnit(Unit):
         spawner: Spawner,
         argv: Sequence[str],
         env: Mapping[str, str],
+        readiness: Readiness | None = None,
     ) -> None:
         super().__init__(file, journal)
         self._spawner = spawner
         self._argv = argv
         self._env = env
+        self._readiness = readiness
         self._loop = asyncio.get_running_loop()
         self._ended = asyncio.Event()
         self._ended.set()
@@ -200,15 +215,21 @@ class ProcessUnit(Unit):
             self._become("failed", "failed")
             return
         self.result = "success"
-        self._become("active", "running")
-        self.say(f"Started {self.file.title}.")
+        self._become("activating", "start")
         if self._early_exit is not None:
             self._exited(self._early_exit)
+        elif self._readiness is not None:
+            await asyncio.to_thread(self._readiness.wait, self._ended.is_set)
+        if self.active == "activating":
+            self._become("active", "running")
+            self.say(f"Started {self.file.title}.")
+        else:
+            self.say(f"Failed to start {self.file.title}.")
 
     async def stop(self) -> None:
         if self.active == "failed":
             self._become("inactive", "dead")
-        if self.active not in ("active", "deactivating"):
+        if self.active not in ("active", "activating", "deactivating"):
             return
         self.say(f"Stopping {self.file.title}...")
         self._become("deactivating", "stop-sigterm")
@@ -294,6 +315,8 @@ class ProcessUnit(Unit):
             self.say(f"{self.file.name}: Deactivated successfully.")
             self._become("inactive", "dead")
         self._ended.set()
+        if self._readiness is not None:
+            self._readiness.wake()
 
 
 class SwitchUnit(Unit):

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from emulation.userland.journal import Journal
 from emulation.userland.spawner import Pty
 from emulation.userland.systemctl import Caller, Journalctl, Reply, Systemctl, UnitTable
-from emulation.userland.units import ProcessUnit, UnitFile
+from emulation.userland.units import ProcessUnit, Readiness, UnitFile
 
 ROOT = Caller(0)
 FILE = UnitFile("tee-supplicant.service", "TEE Supplicant", "/etc/systemd/system/x.service")
@@ -65,11 +65,13 @@ class Recorder:
 class Bench:
     """A manager with one unit."""
 
-    def __init__(self, program: str) -> None:
+    def __init__(self, program: str, readiness: Readiness | None = None) -> None:
         self.journal = Journal("board")
         self.power = Recorder()
         argv = (sys.executable, "-IS", "-c", program)
-        self.unit = ProcessUnit(FILE, self.journal, HostProcesses(), argv, {"PATH": "/bin"})
+        self.unit = ProcessUnit(
+            FILE, self.journal, HostProcesses(), argv, {"PATH": "/bin"}, readiness
+        )
         units = UnitTable()
         units.load(self.unit)
         self._systemctl = Systemctl(units, self.journal, self.power)
@@ -96,9 +98,13 @@ class Bench:
         await asyncio.wait_for(poll(), 5)
 
 
-def on_bench(body: Callable[[Bench], Awaitable[None]], program: str = SLEEPER) -> None:
+def on_bench(
+    body: Callable[[Bench], Awaitable[None]],
+    program: str = SLEEPER,
+    readiness: Readiness | None = None,
+) -> None:
     async def bounded() -> None:
-        bench = Bench(program)
+        bench = Bench(program, readiness)
         try:
             await asyncio.wait_for(body(bench), 20)
         finally:
@@ -189,6 +195,50 @@ def test_started_too_often() -> None:
         assert (await bench.systemctl("start tee-supplicant")).status == 0
 
     on_bench(body)
+
+
+class Notification:
+    """Readiness that the test gives."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._ready = False
+
+    def wait(self, given_up: Callable[[], bool]) -> None:
+        with self._changed:
+            assert self._changed.wait_for(lambda: self._ready or given_up(), timeout=5)
+
+    def wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    def give(self) -> None:
+        self._ready = True
+        self.wake()
+
+
+def test_a_notifying_service_is_started_once_it_says_so() -> None:
+    notification = Notification()
+
+    async def body(bench: Bench) -> None:
+        start = asyncio.create_task(bench.systemctl("start tee-supplicant"))
+        await bench.until("activating")
+        assert not start.done()
+        notification.give()
+        assert (await start).status == 0
+        assert bench.unit.active == "active"
+
+    on_bench(body, readiness=notification)
+
+
+def test_a_notifying_service_that_ends_first_has_failed() -> None:
+    async def body(bench: Bench) -> None:
+        reply = await bench.systemctl("start tee-supplicant")
+        assert reply.status == 1
+        assert "control process exited with error code" in "".join(reply.err)
+        assert bench.unit.active == "failed"
+
+    on_bench(body, "raise SystemExit(1)", readiness=Notification())
 
 
 def test_unknown_units_verbs_and_callers() -> None:
