@@ -46,6 +46,12 @@ def errno_in(message: bytes) -> int | None:
     return None
 
 
+def errno_name(message: bytes) -> str | None:
+    """The same as a name such as ``"ENOSPC"``."""
+    code = errno_in(message)
+    return None if code is None else errno.errorcode[code]
+
+
 def os_error(message: bytes, path: str) -> OSError:
     """The OSError (subclass by errno) that ``message`` tells about ``path``; EIO if unclear."""
     code = errno_in(message)

@@ -1,34 +1,84 @@
-"""Chooses a back-end for raw system calls on the target by trying what the target has."""
+"""Raw system calls on the target, taken by a process that stays between batches.
+
+The process is python3 where the target has it (:mod:`harness.probe.target`), else the
+target's shell (:mod:`harness.probe.shell_steps`). Which one works is found out by trying.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import json
+import secrets
 from collections.abc import Sequence
+from pathlib import Path
+from shlex import quote
 from types import TracebackType
+from typing import Any, Protocol
 
+from harness.errors import HostError, LinkError, TargetError
+from harness.probe.shell_steps import SERVER, Translator
 from harness.probe.steps import Outcome, Step
 from harness.shell import Shell
+
+BACKENDS = ("python3", "sh")
+_INLINE = 8192  # bytes of a batch inside the command line
+_GONE = 88  # exit status that says the process on the target has ended
 
 
 class Probe:
     """Raw system calls on the board behind ``shell``.
 
     Descriptors opened by one :meth:`steps` call stay open for the next. ``backend`` forces
-    ``"python3"`` or ``"sh"``; None takes the first that works on the target.
+    ``"python3"`` or ``"sh"``; None takes the first that works on the target. After a link
+    error or a reboot the process is started afresh and old descriptors are ``EBADF``.
     """
 
     def __init__(self, shell: Shell, *, backend: str | None = None) -> None:
         self.shell = shell
-        self.backend = backend
+        self._wanted = backend
+        self._process: _Process | None = None
+
+    @property
+    def backend(self) -> str | None:
+        """The back-end in use, or the one asked for before the first step."""
+        return self._process.backend if self._process else self._wanted
 
     def steps(self, steps: Sequence[Step], *, timeout: float = 10.0) -> list[Outcome]:
         """Take the steps in order and return one outcome each; an error does not stop the rest.
 
-        Raises the shell's ``LinkError`` classes.
+        Raises the shell's ``LinkError`` classes, ``HostError`` if no back-end works on the
+        target, ``TargetError`` if the process on the target dies.
         """
-        raise NotImplementedError
+        if not steps:
+            return []
+        if self._process is None:
+            self._process = self._start(timeout)
+        try:
+            return self._process.take(steps, timeout)
+        except (LinkError, TargetError):
+            self.close()
+            raise
 
     def close(self) -> None:
         """End the process on the target and all its descriptors; never raises."""
+        process, self._process = self._process, None
+        if process is not None:
+            with contextlib.suppress(Exception):
+                process.end()
+
+    def _start(self, timeout: float) -> _Process:
+        refusals = []
+        for backend in (self._wanted,) if self._wanted else BACKENDS:
+            try:
+                return _Process(self.shell, backend, timeout)
+            except HostError as error:
+                refusals.append(error.what)
+        raise HostError(
+            f"no probe runs on the target: {'; '.join(refusals)}",
+            remedy="the board needs python3, or sh with mkfifo, cat, od and tr, and a writable"
+            " /run, /dev/shm or /tmp",
+        )
 
     def __enter__(self) -> Probe:
         return self
@@ -40,3 +90,151 @@ class Probe:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+class _Codec(Protocol):
+    def encode(self, steps: Sequence[Step]) -> tuple[list[Outcome | None], str]: ...
+    def decode(self, steps: Sequence[Step], answer: bytes) -> list[Outcome]: ...
+
+
+class _Process:
+    """The process on the target, two fifos and their directory."""
+
+    def __init__(self, shell: Shell, backend: str, timeout: float) -> None:
+        self.backend = backend
+        self._shell = shell
+        self._codec: _Codec = _PythonCodec() if backend == "python3" else _ShellCodec()
+        name = f"hil-probe-{secrets.token_hex(4)}"
+        made = shell.run(
+            f"for d in /run /dev/shm /tmp; do mkdir -m 700 $d/{name} 2>/dev/null || continue; "
+            f"P=$d/{name}; mkfifo -m 600 $P/request $P/answer || exit; echo $P; exit; done; exit 1",
+            timeout=timeout,
+        )
+        if not made.ok:
+            raise HostError(
+                f"no directory with fifos on the target ({made.error_text})",
+                remedy="make /run or /tmp writable and provide mkfifo",
+            )
+        self._directory = made.text
+        try:
+            self._pid = self._launch(timeout)
+        except BaseException:
+            self._remove()
+            raise
+
+    def _launch(self, timeout: float) -> int:
+        directory = quote(self._directory)
+        if self.backend == "python3":
+            script = Path(__file__).with_name("target.py").read_bytes()
+            self._shell.write_file(f"{self._directory}/target.py", script, timeout=timeout)
+            program = f"python3 {directory}/target.py {directory}"
+            trial = self._shell.run("python3 -c 'import json, os, struct, signal'", timeout=timeout)
+        else:
+            program = f"sh -c {quote(SERVER)} hil {directory}"
+            trial = self._shell.run("echo a | od -An -v -tx1 | tr -d ' '", timeout=timeout)
+        if not trial.ok:
+            raise HostError(
+                f"{self.backend} does not run there ({trial.error_text})", remedy="install it"
+            )
+        started = self._shell.run(
+            f"$(command -v setsid) {program} </dev/null >/dev/null 2>&1 & echo $!", timeout=timeout
+        )
+        return int(started.text)
+
+    def take(self, steps: Sequence[Step], timeout: float) -> list[Outcome]:
+        known, batch = self._codec.encode(steps)
+        if batch:
+            fresh = iter(
+                self._codec.decode(
+                    [step for step, outcome in zip(steps, known, strict=True) if outcome is None],
+                    self._exchange(batch, timeout),
+                )
+            )
+            return [outcome or next(fresh) for outcome in known]
+        return [outcome for outcome in known if outcome]
+
+    def _exchange(self, batch: str, timeout: float) -> bytes:
+        directory = quote(self._directory)
+        alive = f"kill -0 {self._pid} 2>/dev/null && [ -p {directory}/request ] || exit {_GONE}"
+        receive = f"exec cat {directory}/answer"
+        if len(batch) <= _INLINE:
+            send = f"printf %s {quote(batch)} >{directory}/request"
+            result = self._shell.run(f"{alive}; {send}; {receive}", timeout=timeout)
+        else:
+            send = f"cat >{directory}/request"
+            result = self._shell.run(
+                f"{alive}; {send}; {receive}", timeout=timeout, stdin=batch.encode()
+            )
+        if not result.ok or not result.stdout:
+            raise TargetError(
+                f"the probe on the target has ended (status {result.status} {result.error_text})",
+                remedy="was it killed, or did the board reboot? Descriptors are lost; take the"
+                " steps again from their open",
+            )
+        return result.stdout
+
+    def end(self) -> None:
+        # not a clean end by request: the process may hang in a system call
+        self._shell.run(f"kill -KILL {self._pid}; rm -rf {quote(self._directory)}", timeout=2.0)
+
+    def _remove(self) -> None:
+        with contextlib.suppress(Exception):
+            self._shell.run(f"rm -rf {quote(self._directory)}", timeout=2.0)
+
+
+class _PythonCodec:
+    def encode(self, steps: Sequence[Step]) -> tuple[list[Outcome | None], str]:
+        return [None] * len(steps), json.dumps([_plain(step) for step in steps])
+
+    def decode(self, steps: Sequence[Step], answer: bytes) -> list[Outcome]:
+        return [
+            Outcome(
+                step,
+                value=found.get("value"),
+                data=bytes.fromhex(found.get("data", "")),
+                errno=found.get("errno"),
+                unsupported=found.get("unsupported"),
+                names=tuple(bytes.fromhex(name) for name in found.get("names", ())),
+                fields=tuple((name, number) for name, number in found.get("fields", ())),
+            )
+            for step, found in zip(steps, json.loads(answer), strict=True)
+        ]
+
+
+def _plain(step: Step) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        field.name: _json_value(getattr(step, field.name)) for field in dataclasses.fields(step)
+    }
+    return {"kind": type(step).__name__.lower(), **values}
+
+
+def _json_value(value: object) -> object:
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, tuple):
+        return [_json_value(one) for one in value]
+    return value
+
+
+class _ShellCodec:
+    """Descriptors are known only after an open has succeeded, so a batch is translated as if
+    all its opens will."""
+
+    def __init__(self) -> None:
+        self._translator = Translator()
+
+    def encode(self, steps: Sequence[Step]) -> tuple[list[Outcome | None], str]:
+        known: list[Outcome | None] = []
+        lines = []
+        for step in steps:
+            made = self._translator.script(step)
+            known.append(made if isinstance(made, Outcome) else None)
+            if isinstance(made, str):
+                lines.append(made)
+        return known, "\n".join(lines)
+
+    def decode(self, steps: Sequence[Step], answer: bytes) -> list[Outcome]:
+        return [
+            self._translator.outcome(step, line)
+            for step, line in zip(steps, answer.decode("ascii").splitlines(), strict=True)
+        ]

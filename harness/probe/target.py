@@ -1,0 +1,181 @@
+"""Runs on the target under any python3 (3.7 or later, standard library only): takes batches of
+steps from one fifo, performs each as one system call, and answers into another.
+
+``python3 target.py DIRECTORY``; the directory holds the fifos ``request`` and ``answer``.
+"""
+
+# old python3, and the system calls themselves are meant
+# ruff: noqa: PTH, UP006, UP031, UP035
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import struct
+import sys
+from typing import Any
+
+IDLE_SECONDS = 1800  # an orphan of a killed harness ends by itself
+FS_IOC_GETFLAGS = 2 << 30 | struct.calcsize("l") << 16 | ord("f") << 8 | 1
+FS_IOC_SETFLAGS = 1 << 30 | struct.calcsize("l") << 16 | ord("f") << 8 | 2
+if os.uname().machine.startswith(("mips", "ppc", "sparc")):
+    # these number the directions differently (include/uapi/asm-generic/ioctl.h and theirs)
+    FS_IOC_GETFLAGS = 2 << 29 | struct.calcsize("l") << 16 | ord("f") << 8 | 1
+    FS_IOC_SETFLAGS = 4 << 29 | struct.calcsize("l") << 16 | ord("f") << 8 | 2
+
+
+class Unsupported(Exception):
+    """This python3 cannot take the step."""
+
+
+class Steps:
+    """One method for each kind of step; returns value, data, names, fields as needed."""
+
+    def __init__(self) -> None:
+        self.fds: dict[str, int] = {}
+
+    def fd(self, step: Any) -> int:
+        if step["fd"] not in self.fds:
+            raise OSError(errno.EBADF, "not open")
+        return self.fds[step["fd"]]
+
+    def do_open(self, step: Any) -> Any:
+        flags = 0
+        for name in step["flags"].split("|"):
+            if not hasattr(os, name):
+                raise Unsupported("no flag " + name)
+            flags |= getattr(os, name)
+        old = self.fds.pop(step["fd"], None)
+        if old is not None:
+            os.close(old)
+        self.fds[step["fd"]] = os.open(step["path"], flags, step["mode"])
+        return {"value": 0}
+
+    def do_write(self, step: Any) -> Any:
+        return {"value": os.write(self.fd(step), bytes.fromhex(step["data"]))}
+
+    def do_writev(self, step: Any) -> Any:
+        return {"value": os.writev(self.fd(step), [bytes.fromhex(p) for p in step["parts"]])}
+
+    def do_read(self, step: Any) -> Any:
+        data = os.read(self.fd(step), step["size"])
+        return {"value": len(data), "data": data.hex()}
+
+    def do_pread(self, step: Any) -> Any:
+        data = os.pread(self.fd(step), step["size"], step["offset"])
+        return {"value": len(data), "data": data.hex()}
+
+    def do_lseek(self, step: Any) -> Any:
+        return {"value": os.lseek(self.fd(step), step["offset"], step["whence"])}
+
+    def do_fstat(self, step: Any) -> Any:
+        return self.stat_fields(os.fstat(self.fd(step)))
+
+    def do_stat(self, step: Any) -> Any:
+        return self.stat_fields(os.lstat(step["path"]))
+
+    def stat_fields(self, found: Any) -> Any:
+        names = ("mode", "nlink", "uid", "gid", "ino", "size", "mtime")
+        fields = [[name, int(getattr(found, "st_" + name))] for name in names]
+        return {"value": found.st_size, "fields": fields}
+
+    def do_close(self, step: Any) -> Any:
+        fd = self.fd(step)
+        del self.fds[step["fd"]]
+        os.close(fd)
+        return {"value": 0}
+
+    def do_unlink(self, step: Any) -> Any:
+        os.unlink(step["path"])
+
+    def do_truncate(self, step: Any) -> Any:
+        os.truncate(step["path"], step["size"])
+
+    def do_ftruncate(self, step: Any) -> Any:
+        os.ftruncate(self.fd(step), step["size"])
+
+    def do_rename(self, step: Any) -> Any:
+        os.rename(step["source"], step["target"])
+
+    def do_link(self, step: Any) -> Any:
+        os.link(step["source"], step["target"])
+
+    def do_symlink(self, step: Any) -> Any:
+        os.symlink(step["target"], step["path"])
+
+    def do_mkdir(self, step: Any) -> Any:
+        os.mkdir(step["path"], step["mode"])
+
+    def do_rmdir(self, step: Any) -> Any:
+        os.rmdir(step["path"])
+
+    def do_mknod(self, step: Any) -> Any:
+        os.mknod(step["path"], step["mode"], step["device"])
+
+    def do_getflags(self, step: Any) -> Any:
+        import fcntl
+
+        buffer = bytearray(struct.calcsize("l"))
+        fcntl.ioctl(self.fd(step), FS_IOC_GETFLAGS, buffer)
+        return {"value": struct.unpack("I", bytes(buffer[:4]))[0]}
+
+    def do_setflags(self, step: Any) -> Any:
+        import fcntl
+
+        fcntl.ioctl(self.fd(step), FS_IOC_SETFLAGS, struct.pack("l", step["flags"]))
+
+    def do_statfs(self, step: Any) -> Any:
+        try:
+            import ctypes
+        except ImportError:
+            raise Unsupported("python3 without ctypes cannot call statfs") from None
+        libc = ctypes.CDLL(None, use_errno=True)
+        # f_type is the first member of struct statfs everywhere, a machine word
+        buffer = (ctypes.c_long * 64)()
+        if libc.statfs(os.fsencode(step["path"]), buffer) != 0:
+            raise OSError(ctypes.get_errno(), "statfs")
+        found = os.statvfs(step["path"])
+        fields = [
+            ["bsize", found.f_bsize],
+            ["frsize", found.f_frsize],
+            ["blocks", found.f_blocks],
+            ["bfree", found.f_bfree],
+            ["bavail", found.f_bavail],
+            ["files", found.f_files],
+            ["ffree", found.f_ffree],
+            ["namelen", found.f_namemax],
+        ]
+        return {"value": buffer[0], "fields": fields}
+
+    def do_listdir(self, step: Any) -> Any:
+        names = sorted(os.listdir(os.fsencode(step["path"])))
+        return {"value": len(names), "names": [name.hex() for name in names]}
+
+    def take(self, step: Any) -> Any:
+        try:
+            return getattr(self, "do_" + step["kind"])(step) or {"value": 0}
+        except Unsupported as missing:
+            return {"unsupported": str(missing)}
+        except OSError as error:
+            return {"errno": errno.errorcode.get(error.errno or 0, "E%s" % error.errno)}
+        except ValueError as error:
+            # e.g. NUL in a path: the C library could not have made this call
+            return {"unsupported": str(error)}
+
+
+def serve(directory: str) -> None:
+    steps = Steps()
+    while True:
+        signal.alarm(IDLE_SECONDS)
+        with open(directory + "/request", "rb") as request:
+            batch = request.read()
+        answer = [steps.take(step) for step in json.loads(batch.decode("ascii"))]
+        with open(directory + "/answer", "wb") as reply:
+            reply.write(json.dumps(answer).encode("ascii"))
+
+
+if __name__ == "__main__":
+    os.umask(0)
+    serve(sys.argv[1])
