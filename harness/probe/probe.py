@@ -155,7 +155,11 @@ class _Process:
 
     def _exchange(self, batch: str, timeout: float) -> bytes:
         directory = quote(self._directory)
-        alive = f"kill -0 {self._pid} 2>/dev/null && [ -p {directory}/request ] || exit {_GONE}"
+        # a killed process may still be a zombie; writing to its fifo would wait for ever
+        alive = (
+            f"s=; read -r s 2>/dev/null </proc/{self._pid}/stat;"
+            f" case $s in ''|*') Z '*) exit {_GONE};; esac"
+        )
         receive = f"exec cat {directory}/answer"
         if len(batch) <= _INLINE:
             send = f"printf %s {quote(batch)} >{directory}/request"

@@ -116,7 +116,7 @@ class Translator:
         exclusive = ("set -C; ", "; set +C") if "O_EXCL" in flags else ("", "")
         return (
             f"umask {0o777 & ~step.mode:o}; {exclusive[0]}"
-            f'{{ command exec {number}{redirection}{quote(step.path)}; }} 2>"$P/e"; r=$?'
+            f'{{ command exec {number}{redirection}{quote(step.path)}; }} 2>|"$P/e"; r=$?'
             f"{exclusive[1]}; umask 077; tell $r"
         )
 

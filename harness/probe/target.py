@@ -5,7 +5,7 @@ steps from one fifo, performs each as one system call, and answers into another.
 """
 
 # old python3, and the system calls themselves are meant
-# ruff: noqa: PTH, UP006, UP031, UP035
+# ruff: noqa: PTH102, PTH104, PTH106, PTH108, PTH123, PTH208, PTH211, UP031
 
 from __future__ import annotations
 
