@@ -103,7 +103,7 @@ class FaultTolerantWrite:
         end = self._last
         if end < WORKING_SIZE and self._space[end] != 0xFF:
             end += header.total_size
-        if any(byte != 0xFF for byte in self._space[end:]):
+        if self._space[end:].strip(b"\xff"):
             self._reclaim_space(preserve=True)
         header, record = self._last_header(), self._last_record()
         if not header.has(WRITES_COMPLETED) and record.has(SPARE_COMPLETED):
@@ -134,7 +134,7 @@ class FaultTolerantWrite:
 
     def _write(self, lba: int, offset: int, data: bytes) -> EfiStatus:
         self._refresh()
-        if all(byte == 0xFF for byte in self._entry(self._last, WRITE_HEADER_SIZE)):
+        if not self._entry(self._last, WRITE_HEADER_SIZE).strip(b"\xff"):
             status = self._allocate()
             if status.is_error:
                 return status

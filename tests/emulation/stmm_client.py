@@ -33,7 +33,17 @@ class CuttableStorage(MemoryStorage):
     failure: int = 0
     """A storage code that every write answers, without writing."""
 
+    _good_writes: int | None = None
+
+    def fail_after(self, writes: int | None) -> None:
+        """Let this many writes succeed and fail all others (OUT_OF_MEMORY); None: no failures."""
+        self._good_writes = writes
+
     def write(self, offset: int, data: bytes) -> int:
+        if self._good_writes is not None:
+            self._good_writes -= 1
+            if self._good_writes < 0:
+                return 0xFFFFFFFD
         if self.cut_at is not None:
             if self.cut_at == 0:
                 raise PowerLost
@@ -58,9 +68,17 @@ class Partition:
     storage: CuttableStorage = field(default_factory=CuttableStorage)
     config: StmmConfig = field(default_factory=StmmConfig)
 
+    started: bool = True
+
     def __post_init__(self) -> None:
         self.buffer = bytearray(COMM_BUFFER_SIZE)
-        self.boot()
+        if self.started:
+            self.boot()
+
+    @classmethod
+    def unstarted(cls, storage: CuttableStorage) -> Partition:
+        """A partition whose first start is still to come."""
+        return cls(storage, started=False)
 
     def boot(self) -> None:
         """Power on: a new partition on the same storage."""
