@@ -2,6 +2,9 @@
 
 Source: ED CryptoPkg/Library/BaseCryptLib/Pk/CryptPkcs7VerifyCommon.c: OpenSSL's PKCS7_verify with
 one trusted certificate, partial chains allowed, times and purposes ignored; RFC 2315.
+
+On hostile input the libraries raise whatever they like (asn1crypto's lazy parsing, cryptography's
+UnsupportedAlgorithm and InvalidVersion), so the functions here take any Exception for "malformed".
 """
 
 from __future__ import annotations
@@ -17,9 +20,6 @@ if TYPE_CHECKING:
 
 _SIGNED_DATA_OID: Final = bytes.fromhex("06092a864886f70d010702")
 _MAX_CHAIN: Final = 10
-_MALFORMED: Final = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError)
-"""What asn1crypto and cryptography raise on hostile input."""
-
 DIGESTS: Final = ("sha256", "sha384", "sha512")
 _DIGEST_OIDS: Final = {
     name: bytes.fromhex("6086480165030402" + f"{number:02x}")
@@ -59,7 +59,7 @@ def signers(message: bytes) -> Signers:
     """Certificates of the signers; Malformed."""
     try:
         found = _signer_certificates(_parse(message))
-    except _MALFORMED as error:
+    except Exception as error:
         raise Malformed from error
     return Signers(found[0], found[-1])
 
@@ -75,7 +75,7 @@ def verify(message: bytes, trusted: bytes, content: bytes) -> bool:
             _leads_to(leaf, trusted, certificates) and _signature_good(info, leaf, content)
             for info, leaf in zip(infos, leaves, strict=True)
         )
-    except _MALFORMED:
+    except Exception:
         return False
 
 
@@ -86,12 +86,9 @@ def common_name(certificate: bytes) -> bytes | None:
 
     try:
         names = x509.load_der_x509_certificate(certificate).subject
-        values = names.get_attributes_for_oid(NameOID.COMMON_NAME)
-    except _MALFORMED:
+        value = names.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value
+    except Exception:
         return None
-    if not values:
-        return None
-    value = values[0].value
     raw = value.encode() if isinstance(value, str) else value
     return raw[:127].partition(b"\0")[0]
 
@@ -106,19 +103,21 @@ def chain_digest(message_digest: str, found: Signers) -> bytes | None:
     name = common_name(found.last)
     if name is None:
         return None
-    body = x509.load_der_x509_certificate(found.first).tbs_certificate_bytes
+    try:
+        body = x509.load_der_x509_certificate(found.first).tbs_certificate_bytes
+    except Exception:
+        return None
     return hashlib.new(message_digest, name + body).digest()
 
 
 def has_rsa_key(certificate: bytes) -> bool:
     """Whether this is a DER X.509 certificate with an RSA key."""
     from cryptography import x509
-    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric import rsa
 
     try:
         key = x509.load_der_x509_certificate(certificate).public_key()
-    except (*_MALFORMED, UnsupportedAlgorithm):
+    except Exception:
         return False
     return isinstance(key, rsa.RSAPublicKey)
 

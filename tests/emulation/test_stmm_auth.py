@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import struct
 from pathlib import Path
 from uuid import UUID
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from emulation.stmm.config import StmmConfig
 from harness.formats.authentication import (
@@ -216,6 +219,31 @@ def test_one_changed_byte_is_refused(position: int) -> None:
     data[position] ^= 0x40
     assert board.set("APriv", bytes(data), 0x27) == VIOLATION
     assert size(board, "APriv") is None
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.sampled_from([("APriv", "priv1"), ("KEK", "KEK"), ("db", "db-t10")]),
+    st.lists(st.tuples(st.integers(16, 2100), st.integers(0, 255)), min_size=1, max_size=4),
+    st.none() | st.integers(41, 2000),
+)
+def test_damaged_updates_never_raise(
+    which: tuple[str, str], damage: list[tuple[int, int]], cut: int | None
+) -> None:
+    board = _enrolled_once()
+    name, file = which
+    data = bytearray((AUTH / f"{file}.auth").read_bytes()[:cut])
+    for position, value in damage:
+        data[position % len(data)] = value
+    status = board.set(name, bytes(data), 0x27, GUIDS.get(name, VENDOR))
+    # NOT_FOUND: an earlier example may have emptied, and so deleted, KEK.
+    assert status in (OK, VIOLATION, EfiStatus.INVALID_PARAMETER, EfiStatus.NOT_FOUND)
+    assert board.query()[0] == OK
+
+
+@functools.cache
+def _enrolled_once() -> Partition:
+    return enrolled()
 
 
 def test_descriptor_cut_short() -> None:
