@@ -136,12 +136,17 @@ class _Serving:
     def __init__(self, machine: Machine) -> None:
         self._kernel = machine.kernel
         self._queue = machine.optee.queue
+        self._before = 0
+
+    def about_to_start(self) -> None:
+        """See :class:`emulation.userland.units.Readiness`."""
+        self._before = self._queue.attachments
 
     def wait(self, given_up: Callable[[], bool]) -> None:
         """See :class:`emulation.userland.units.Readiness`."""
         with contextlib.suppress(PowerLost):
             self._kernel.wait(
-                lambda: self._queue.attached or given_up(),
+                lambda: self._queue.attachments > self._before or given_up(),
                 task=Task.kernel("systemd"),
                 timeout=START_TIMEOUT,
             )

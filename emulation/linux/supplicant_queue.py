@@ -49,6 +49,8 @@ class SupplicantQueue:
 
     kernel: Kernel
     attached: bool = field(default=False, init=False)
+    attachments: int = field(default=0, init=False)
+    """How often a supplicant has attached."""
     _waiting: deque[_Request] = field(default_factory=deque, init=False)
     _delivered: dict[int, _Request | None] = field(default_factory=dict, init=False)
     """By number; None once the sender was killed: the number stays taken until answered."""
@@ -61,6 +63,7 @@ class SupplicantQueue:
             if self.attached:
                 raise OSError(errno.EBUSY, "the supplicant device is in use")
             self.attached = True
+            self.attachments += 1
             self.kernel.wake()
 
     def release(self) -> None:

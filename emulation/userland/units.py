@@ -161,6 +161,10 @@ class Unit:
 class Readiness(Protocol):
     """How a ``Type=notify`` service says that it serves."""
 
+    def about_to_start(self) -> None:
+        """What it said before this does not count."""
+        ...
+
     def wait(self, given_up: Callable[[], bool]) -> None:
         """Block until the service is ready or ``given_up`` is true; on a worker thread."""
         ...
@@ -205,6 +209,8 @@ class ProcessUnit(Unit):
         self._count_start()
         self._ended.clear()
         self.last_exit = self._early_exit = None
+        if self._readiness is not None:
+            self._readiness.about_to_start()
         try:
             self.main_pid = await asyncio.to_thread(self._spawn)
         except OSError as error:

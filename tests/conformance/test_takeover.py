@@ -19,7 +19,6 @@ from harness.instruments import refused
 from harness.instruments.efivars import Efivars
 from harness.instruments.kernel_log import KernelLog
 from harness.instruments.tee import Tee
-from harness.shell import Shell
 
 UNREGISTERED = "efivars: Unregistered efivars operations"
 REGISTERED = "efivars: Registered efivars operations"
@@ -173,25 +172,6 @@ class TestRebind:
     def test_binding_an_unknown_device_finds_none(self, tee: Tee) -> None:
         with pytest.raises(CommandFailed, match="No such device"):
             tee.bind("nonsense")
-
-    def test_a_loop_of_unbind_and_bind_with_readers_harms_nothing(
-        self, tee: Tee, efivars: Efivars, shell: Shell
-    ) -> None:
-        # pain 22: readers in the window between unregister and register.
-        efivars.write("Watched", b"w")
-        path = efivars.file("Watched")
-        shell.run(
-            f"rm -f /tmp/hil-stop; (while ! test -e /tmp/hil-stop; do cat {path} >/dev/null 2>&1;"
-            " done) </dev/null >/dev/null 2>&1 & true"
-        ).check()
-        try:
-            for _ in range(5):
-                tee.unbind()
-                tee.bind()
-        finally:
-            shell.run("touch /tmp/hil-stop")
-        efivars.wait_until_writable(timeout=FLIP_SECONDS)
-        assert efivars.read("Watched").data == b"w"
 
 
 @pytest.mark.needs("writable")

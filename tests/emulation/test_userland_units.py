@@ -204,6 +204,9 @@ class Notification:
         self._changed = threading.Condition()
         self._ready = False
 
+    def about_to_start(self) -> None:
+        self._ready = False
+
     def wait(self, given_up: Callable[[], bool]) -> None:
         with self._changed:
             assert self._changed.wait_for(lambda: self._ready or given_up(), timeout=5)
