@@ -36,7 +36,8 @@ __all__ = ["Console", "SerialShell", "Stage"]
 
 PATIENCE = 0.15  # seconds beyond the wire time until an unanswered line is sent again
 LONGEST_PATIENCE = 2.0
-NUDGE_INTERVAL = 1.0  # seconds between line feeds to a console that says nothing
+TRIES = 4  # of one piece before it is made shorter
+NUDGE_INTERVAL = 0.5  # seconds between line feeds to a console that says nothing
 SHORTEST_PIECE, LONGEST_PIECE = 16, 512  # characters of a command in one line
 SMALLEST_BLOCK, LARGEST_BLOCK = 32, 4096  # bytes of a result in one frame; powers of two
 UPLOAD_BLOCK = 1536  # bytes of a file in one command
@@ -195,24 +196,32 @@ class SerialShell:
                 return frame
         return None
 
-    def _confirmed(self, line: str, answer: Callable[[Frame], bool], deadline: float) -> Frame:
-        """Send ``line`` until it is answered. Raises ``SerialDamage`` at the deadline."""
+    def _confirmed(self, line: str, answer: str, deadline: float) -> bool:
+        """Send ``line`` until it is printed back as ``answer``; False after several damages,
+        the pieces to come are then shorter. Raises ``SerialDamage`` at the deadline."""
         patience = PATIENCE
         prefix = ""
-        while True:
+        for _ in range(TRIES):
+            self._inbox.clear()
             self._write(prefix + line)
             # the answer to a long line is as long, and both share a slow adapter
             until = time.monotonic() + self._wire_time(2 * len(line) + 64) + patience
-            frame = self._await(answer, min(until, deadline))
-            if frame is not None:
-                return frame
+            frame = self._await(
+                lambda frame: frame.kind in (Kind.PIECE, None), min(until, deadline)
+            )
+            if frame is not None and frame.body == answer:
+                self._piece = min(self._piece + self._piece // 8, LONGEST_PIECE)
+                return True
             if time.monotonic() >= deadline:
                 raise SerialDamage(
                     f"the receiver on the board does not answer; {self.console.tail()}",
                     remedy="check cable, baud rate and that nobody else writes to the console",
                 )
             prefix = _KILL_LINE
-            patience = min(2 * patience, LONGEST_PATIENCE)
+            if frame is None:
+                patience = min(2 * patience, LONGEST_PATIENCE)
+        self._shorten_pieces()
+        return False
 
     # commands
 
@@ -267,12 +276,14 @@ class SerialShell:
     def _deliver(self, number: int, text: str, deadline: float) -> list[str]:
         """Bring all but the last piece of a command across, each checked by its echo; returns
         the last piece and the line that starts the command, for one write."""
-        pieces = [text[at : at + self._piece] for at in range(0, len(text), self._piece)] or [""]
-        for index, piece in enumerate(pieces[:-1]):
-            body = f"{number}.{index}:{piece}"
-            self._confirmed(f"c{body}", lambda frame, body=body: frame.body == f"C{body}", deadline)  # type: ignore[misc]
-        last = f"d{number}.{len(pieces) - 1}:{pieces[-1]}"
-        return [last, f"x{number}.{agent.checksum(number, text)}"]
+        at = index = 0
+        while len(text) - at > self._piece:
+            size = self._piece
+            body = f"{number}.{index}:{text[at : at + size]}"
+            if self._confirmed(f"c{body}", f"C{body}", deadline):
+                at += size
+                index += 1
+        return [f"d{number}.{index}:{text[at:]}", f"x{number}.{agent.checksum(number, text)}"]
 
     def _shorten_pieces(self) -> None:
         self._piece = max(self._piece // 2, SHORTEST_PIECE)
@@ -313,12 +324,10 @@ class SerialShell:
     def _fetch_block(self, number: int, offset: int, deadline: float) -> bytes | None:
         name = f"{number}.{self._block}.{offset // self._block}"
         self._write(f"{_KILL_LINE}f{name}")
-        until = time.monotonic() + self._wire_time(2 * self._block + 64) + 2 * PATIENCE
-        frame = self._await(
-            lambda frame: frame.kind is Kind.BLOCK and frame.body.startswith(f"B{name}."),
-            min(until, deadline),
-        )
-        if frame is None:
+        until = time.monotonic() + self._wire_time(2 * self._block + 64) + PATIENCE
+        # a frame that is none of the known kinds is the answer, damaged: ask again at once
+        frame = self._await(lambda frame: frame.kind in (Kind.BLOCK, None), min(until, deadline))
+        if frame is None or not frame.body.startswith(f"B{name}.") or len(frame.fields) != 5:
             return None
         _, _, _, checksum, data = frame.fields
         block = agent.decode(data)
@@ -430,7 +439,7 @@ class SerialShell:
         console = self.console
         seen = console.mark() - len(console.last_line)
         next_nudge = 0.0
-        refusals = 0
+        nudges = refusals = 0
         while True:
             mark = console.mark()
             text = agent.without_noise(console.since(seen))
@@ -447,9 +456,9 @@ class SerialShell:
                     refusals += 1
                 if refusals >= WRONG_LOGINS:
                     raise self._login_refused()
-                seen = console.mark()
+                nudges = 0
                 next_nudge = time.monotonic() + LOGIN_ANSWER
-                self._answer(prompt, end)
+                seen = self._answer(prompt, end)
                 continue
             now = time.monotonic()
             if now >= end:
@@ -460,7 +469,10 @@ class SerialShell:
                 )
             # not while firmware counts down to the boot: a key would stop it
             if now >= next_nudge and console.stage is not Stage.FIRMWARE:
-                console.write(b"\n")
+                nudges += 1
+                # at no prompt: a program, or a receiver that a killed harness left
+                stuck = nudges > 2 and console.stage is not Stage.KERNEL
+                console.write(_INTERRUPT + b"\x15q\n" if stuck else b"\n")
                 next_nudge = now + NUDGE_INTERVAL
             console.wait_for_data(mark, timeout=min(next_nudge, end) - now)
 
@@ -477,16 +489,20 @@ class SerialShell:
                 return kind
         return None
 
-    def _answer(self, prompt: _Prompt, end: float) -> None:
-        """Type user name or password."""
-        login = self.console.address.login
+    def _answer(self, prompt: _Prompt, end: float) -> int:
+        """Type user name or password; returns the position after which the next prompt counts:
+        one before the echo was printed for an earlier line feed."""
+        console, login = self.console, self.console.address.login
         if prompt is _Prompt.LOGIN:
             self._logged_in = True
             if not self._type(login.user, end):
-                self.console.write(_KILL_LINE.encode() + login.user.encode())
+                console.write(_KILL_LINE.encode() + login.user.encode())
+            answered = console.mark()
         else:
-            self.console.write((login.password or "").encode())
-        self.console.write(b"\n")
+            answered = console.mark()
+            console.write((login.password or "").encode())
+        console.write(b"\n")
+        return answered
 
     def _login_refused(self) -> LinkRefused:
         return LinkRefused(
@@ -552,21 +568,18 @@ class SerialShell:
     def _load(self, end: float) -> bool:
         """Hand the receiver over to the loader and see it start."""
         script = agent.script(self._directory_name)
-        at = number = 0
-        limit = time.monotonic() + 2.0
+        at = number = failures = 0
         while at < len(script):
-            line = f"{number}:{script[at : at + self._piece]}"
-            try:
-                self._confirmed(line, lambda frame, line=line: frame.body == line, min(limit, end))  # type: ignore[misc]
-            except SerialDamage:
-                if number == 0 or time.monotonic() >= end:
+            size = self._piece
+            line = f"{number}:{script[at : at + size]}"
+            if self._confirmed(line, line, end):
+                at += size
+                number += 1
+                failures = 0
+            else:
+                failures += 1
+                if failures >= 3:
                     return False
-                self._shorten_pieces()
-                limit = time.monotonic() + 2.0
-                continue
-            at += self._piece
-            number += 1
-            limit = time.monotonic() + 2.0
         for _ in range(5):
             self._write(f"{_KILL_LINE}x:")
             nonce = secrets.token_hex(2)
@@ -575,6 +588,11 @@ class SerialShell:
             if self._take_pong(self._await_pong(nonce, min(until, end))):
                 return True
         return False
+
+
+def _is_echo(frame: Frame) -> bool:
+    """Whether a line printed back, intact or not, by the receiver or by its loader."""
+    return frame.kind in (Kind.PIECE, None)
 
 
 class _Prompt(Enum):
