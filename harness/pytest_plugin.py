@@ -274,8 +274,13 @@ class Bench:
         if not _uses_board(item):
             return (yield)
         with self._judging(item):
-            result = yield
-            self._tidy(item)
+            try:
+                result = yield
+                self._tidy(item)
+            except (Exception, pytest.fail.Exception):
+                # Whatever could not be undone must not be the next test's failure.
+                self._suspect = self._suspect or f"{item.nodeid}: its clean-up failed"
+                raise
             return result
 
     # --- helpers ------------------------------------------------------------------------------

@@ -20,8 +20,8 @@ from harness.power import PowerState
 
 PROOF_NAME = "HilProof"
 _PROOF_BYTES = 8
-_PROOF_SECONDS = 15.0
-_STEP_SECONDS = 15.0
+_PROOF_SECONDS = 10.0
+_STEP_SECONDS = 10.0
 # A store without room for the proof's own record (60-byte header, name, data) is full, not wedged.
 _RECORD_BYTES = 96
 # The writer has a variable open, or sleeps in a system call that waits for firmware or supplicant

@@ -19,6 +19,12 @@ _FIND_PIDS = (
     "for p in /proc/[0-9]*; do IFS= read -r n <$p/comm && case $n in "
     "tee-supplicant*) echo ${p#/proc/};; esac; done 2>/dev/null; true"
 )
+_FIND_PIDS_AND_DEVICE = (
+    f"for p in $({_FIND_PIDS}); do echo $p; "
+    "case $(ls -l /proc/$p/fd 2>/dev/null) in */dev/teepriv*) echo attached;; esac; done; true"
+)
+# A supplicant that cannot register ends within 0.1 s (truth log-kill4).
+_LASTING_SECONDS = 0.4
 # `show` answers for stopped units too, and for instances of a template.
 _FIND_UNIT = (
     "for u in tee-supplicant.service tee-supplicant@teepriv0.service; do "
@@ -85,7 +91,9 @@ class Tee:
         self._wait(lambda: not self.supplicant_pids(), "tee-supplicant to end", timeout)
 
     def start_supplicant(self, *, timeout: float = 10.0) -> None:
-        """Start the service; returns when its process runs."""
+        """Start the service; returns when its process serves the TEE. One that ends at once
+        (another is registered, or a writer still waits for the last one) raises TargetError at
+        the deadline."""
         match self.service:
             case Service(ServiceKind.SYSTEMD, unit):
                 quoted = shlex.quote(unit)
@@ -101,7 +109,7 @@ class Tee:
                     f"setsid {command_line} </dev/null >/dev/null 2>&1 & true",
                     timeout,
                 )
-        self._wait(lambda: bool(self.supplicant_pids()), "tee-supplicant to start", timeout)
+        self._wait(_Lasting(self._supplicants), "tee-supplicant to start and stay", timeout)
 
     def restart_supplicant(self, *, timeout: float = 10.0) -> None:
         """Stop (if it runs) and start."""
@@ -145,18 +153,24 @@ class Tee:
     def bind(self, device: str = STMM_DEVICE, *, timeout: float = 15.0) -> None:
         """Bind the driver. Raises CommandFailed with the board's own words (``No such device``,
         ``Device or resource busy``)."""
-        self._command(f"echo {shlex.quote(device)} > {STMM_DRIVER}/bind", timeout)
+        # The echo of some shells says "I/O error" whatever the errno; the program does not.
+        self._command(f"env echo {shlex.quote(device)} > {STMM_DRIVER}/bind", timeout)
 
     def unbind(self, device: str = STMM_DEVICE, *, timeout: float = 15.0) -> None:
         """Unbind the driver; needs the consent ``unbind_driver``. Raises as :meth:`bind`."""
         self._consent(Consent.UNBIND_DRIVER)
-        self._command(f"echo {shlex.quote(device)} > {STMM_DRIVER}/unbind", timeout)
+        self._command(f"env echo {shlex.quote(device)} > {STMM_DRIVER}/unbind", timeout)
 
     def wait_until_bound(self, *, timeout: float = 10.0) -> None:
         """Wait for the driver to be bound. Raises :class:`TargetError` at the deadline."""
         self._wait(self.is_bound, "the tee-stmm-efi driver to bind", timeout)
 
     # --- helpers ------------------------------------------------------------------------------
+
+    def _supplicants(self) -> tuple[frozenset[int], bool]:
+        """The running supplicants, and whether one visibly holds the TEE device open."""
+        lines = self._shell.run(_FIND_PIDS_AND_DEVICE).check().text.split()
+        return frozenset(map(int, filter(str.isdecimal, lines))), "attached" in lines
 
     def _find_service(self) -> Service:
         if unit := self._shell.run(_FIND_UNIT).text:
@@ -188,6 +202,23 @@ class Tee:
                     remedy="read `dmesg` and the service's log on the board",
                 )
             Event().wait(_POLL_SECONDS)
+
+
+class _Lasting:
+    """True once a supplicant holds the TEE device, or where that cannot be seen, once the same
+    processes have run for a while."""
+
+    def __init__(self, look: Callable[[], tuple[frozenset[int], bool]]) -> None:
+        self._look = look
+        self._seen: frozenset[int] = frozenset()
+        self._since = time.monotonic()
+
+    def __call__(self) -> bool:
+        pids, attached = self._look()
+        if pids != self._seen:
+            self._seen, self._since = pids, time.monotonic()
+        lasting = time.monotonic() - self._since >= _LASTING_SECONDS
+        return attached or (bool(pids) and lasting)
 
 
 def routing_model(shell: Shell) -> str:
