@@ -231,6 +231,10 @@ class Machine:
 
     # What root does
 
+    def find_module(self, name: str) -> None:
+        """FileNotFoundError when the board has no such module, loadable or built in."""
+        self.modules.find(name)
+
     def modprobe(self, name: str, *, task: Task | None = None) -> None:
         """Load a module; FileNotFoundError when there is none, OSError of its init function."""
         self.modules.modprobe(name, task=task or current_task())

@@ -166,9 +166,9 @@ MEASUREMENTS: Mapping[Capability, Measurement] = {
         "package uidmap",
     ),
     Capability.EFI_PSTORE: Measurement(
-        "efi-pstore is the kernel's crash record back-end",
-        "test -d /sys/module/efi_pstore && cat /sys/module/pstore/parameters/backend",
-        "build CONFIG_EFI_VARS_PSTORE and boot with efi_pstore.pstore_disable=0",
+        "the kernel has efi-pstore, loaded or as a module",
+        "test -d /sys/module/efi_pstore || modprobe -n -q efi_pstore",
+        "build CONFIG_EFI_VARS_PSTORE",
     ),
     Capability.SYSRQ: Measurement(
         "the kernel takes SysRq commands from /proc",

@@ -54,17 +54,27 @@ class ModuleLoader:
         """Loaded modules that need ``name``."""
         return [other.name for other in self._loaded.values() if name in other.needs]
 
+    def find(self, name: str) -> Module | None:
+        """The module of that name or alias; None for one that is part of the kernel.
+
+        FileNotFoundError when there is none.
+        """
+        name = name.replace("-", "_") if ":" not in name else self._by_alias(name)
+        if name in self.built_in:
+            return None
+        if name not in self.available:
+            raise FileNotFoundError(errno.ENOENT, f"Module {name} not found")
+        return self.available[name]
+
     def modprobe(self, name: str, *, task: Task) -> None:
         """Load a module, found by name or alias, after what it needs.
 
         FileNotFoundError when there is none; OSError from the module's init function.
         """
-        name = name.replace("-", "_") if ":" not in name else self._by_alias(name)
-        if name in self.built_in:
+        module = self.find(name)
+        if module is None:
             return
-        if name not in self.available:
-            raise FileNotFoundError(errno.ENOENT, f"Module {name} not found")
-        module = self.available[name]
+        name = module.name
         with self._lock:
             if name in self._loaded:
                 return

@@ -123,7 +123,7 @@ def has_rsa_key(certificate: bytes) -> bool:
 
 
 def _parse(message: bytes) -> Any:
-    from asn1crypto import cms  # type: ignore[import-untyped]
+    from asn1crypto import cms
 
     if _SIGNED_DATA_OID in message[:16]:
         return cms.ContentInfo.load(message)["content"]

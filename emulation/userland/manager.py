@@ -33,6 +33,10 @@ COMMANDS: Final = (
 class Modules(Protocol):
     """The kernel's module loader. Both may sleep: they run on a worker thread."""
 
+    def find_module(self, name: str) -> None:
+        """FileNotFoundError when the board has no such module, loadable or built in."""
+        ...
+
     def modprobe(self, name: str) -> None:
         """Raises ``FileNotFoundError`` for a module that does not exist, ``OSError`` otherwise."""
         ...
@@ -117,16 +121,17 @@ class Manager:
         quiet = bool(flags & {"-q", "--quiet"})
         if not names:
             return Reply().fail(1, "modprobe: ERROR: missing parameters. See -h.")
-        if flags & {"-n", "--dry-run"}:
-            return Reply()
         if flags & {"-r", "--remove"}:
             return await self._remove(
                 caller, names, missing="modprobe: FATAL: Module {} not found."
             )
         reply = Reply()
         try:
-            self._require_root(caller)
-            await asyncio.to_thread(self._modules.modprobe, names[0])
+            if flags & {"-n", "--dry-run"}:
+                self._modules.find_module(names[0])
+            else:
+                self._require_root(caller)
+                await asyncio.to_thread(self._modules.modprobe, names[0])
         except FileNotFoundError:
             where = f"/lib/modules/{self._release}"
             text = f"modprobe: FATAL: Module {names[0]} not found in directory {where}"
