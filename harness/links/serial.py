@@ -71,6 +71,7 @@ class SerialShell:
         self._logged_in = False
         self._directory_state = ""
         self._knowledge_lost = False
+        self._prompt_text = ""
         self._number = 0
         self._piece = 96
         self._block = 2048
@@ -246,7 +247,7 @@ class SerialShell:
                     raise _timed_out(timeout, self.console.tail() if not started else None)
                 self._expect_the_same_boot()
                 unanswered += 1
-                if unanswered % 6 == 0 and not started:
+                if self._back_at_prompt() or (unanswered % 6 == 0 and not started):
                     self._reattach(deadline)
                 self._write(*([f"{_KILL_LINE}r{number}"] if started else start_lines))
                 patience = min(2 * patience, 8.0 if started else LONGEST_PATIENCE)
@@ -348,11 +349,18 @@ class SerialShell:
 
     def _reattach(self, deadline: float) -> None:
         """The receiver fell silent while a command was to start: find or start it again."""
-        self._attached = False
         self._knowledge_lost = False
+        self._attached = False
+        if self._back_at_prompt():
+            self._directory = ""  # no need to ask: it has ended
         self._attach(deadline)
         if self._knowledge_lost:
             raise _unknown("the receiver on the board is gone with what it knew")
+
+    def _back_at_prompt(self) -> bool:
+        """Whether exactly the prompt from which the receiver was started stands there again."""
+        shown = agent.without_noise(self.console.since(self._mark))
+        return bool(self._prompt_text) and _last_line(shown) == self._prompt_text
 
     def _with_stdin(self, command: str, stdin: bytes, deadline: float) -> str:
         if not stdin:
@@ -477,7 +485,7 @@ class SerialShell:
             console.wait_for_data(mark, timeout=min(next_nudge, end) - now)
 
     def _prompt_in(self, text: str) -> _Prompt | None:
-        line = text.rsplit("\n", 1)[-1].rsplit("\r", 1)[-1]
+        line = _last_line(text)
         prompts = self.console.address.prompts
         for kind, pattern in (
             (_Prompt.PASSWORD, prompts.password),
@@ -542,9 +550,11 @@ class SerialShell:
     def _fresh_prompt(self, end: float) -> bool:
         mark = self.console.mark()
         self.console.write(_INTERRUPT)
-        return self._shows(
+        shown = self._shows(
             lambda shown: self._prompt_in(shown) is _Prompt.SHELL and "\n" in shown, mark, 80, end
         )
+        self._prompt_text = _last_line(agent.without_noise(self.console.since(mark)))
+        return shown
 
     def _type_loader(self, end: float) -> bool:
         """Type the loader into shell variables, each line checked by its echo, and run it."""
@@ -588,6 +598,10 @@ class SerialShell:
             if self._take_pong(self._await_pong(nonce, min(until, end))):
                 return True
         return False
+
+
+def _last_line(text: str) -> str:
+    return text.rsplit("\n", 1)[-1].rsplit("\r", 1)[-1]
 
 
 def _is_echo(frame: Frame) -> bool:

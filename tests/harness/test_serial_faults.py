@@ -65,20 +65,20 @@ def test_a_bad_line_never_gives_a_wrong_answer(
     count = tmp_path / "count"
     chance = random.Random(2)
     met: Counter[str] = Counter()
-    for number in range(40):
+    for number in range(20):
         status = chance.randrange(200)
         text = "".join(chance.choices("abcdefgh [0.1]#$>", k=chance.randrange(60)))
         command = f"echo x >>{count}; echo '{text}'; echo {number} >&2; exit {status}"
         try:
-            result = shell.run(command, timeout=20)
+            result = shell.run(command, timeout=30)
         except LinkError as error:
             met[type(error).__name__] += 1
             continue
         assert (result.status, result.stdout) == (status, f"{text}\n".encode())
         assert result.stderr == f"{number}\n".encode()
         met["right"] += 1
-    assert met["right"] >= 39, met
-    assert count.read_text(encoding="ascii").count("x") <= 40
+    assert met["right"] >= 19, met
+    assert count.read_text(encoding="ascii").count("x") <= 20
 
 
 def test_files_survive_a_bad_line(line: Line, shell: SerialShell, tmp_path: Path) -> None:
@@ -126,6 +126,10 @@ def test_dead_line_ends_at_the_timeout(line: Line, shell: SerialShell) -> None:
     line.weather = Weather()
     shell.reconnect(deadline=10)
     assert shell.run("echo back").text == "back"
+
+
+def _kill(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
 
 
 def test_killed_receiver_leaves_the_outcome_unknown(line: Line, shell: SerialShell) -> None:
@@ -214,7 +218,7 @@ def test_not_a_terminal(tmp_path: Path) -> None:
 
 
 def test_refused_socket_url() -> None:
-    with pytest.raises(LinkRefused, match="socket://127.0.0.1:9"):
+    with pytest.raises(LinkRefused, match=r"socket://127\.0\.0\.1:9"):
         Console(SerialAddress("socket://127.0.0.1:9"))
 
 
