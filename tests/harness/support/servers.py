@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import os
 import pwd
@@ -9,6 +10,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +59,7 @@ class Server:
     address: SshAddress
     argv: list[str]
     environment: dict[str, str]
+    names: tuple[str, ...] = ("sshd", "dropbear")
     process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -79,28 +82,40 @@ class Server:
     def sessions(self) -> list[int]:
         """The server's processes that serve a connection."""
         assert self.process is not None
-        return _children(self.process.pid)
+        return [pid for pid in _descendants(self.process.pid) if _name_of(pid) in self.names]
 
     def signal_sessions(self, number: signal.Signals) -> None:
         for pid in self.sessions():
-            os.kill(pid, number)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
 
     def stop(self) -> None:
         if self.process is None:
             return
         sessions = self.sessions()
         for pid in [self.process.pid, *sessions]:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
         self.process.wait()
         self.process = None
 
 
-def _children(parent: int) -> list[int]:
-    text = Path(f"/proc/{parent}/task/{parent}/children").read_text(encoding="ascii")
-    return [int(pid) for pid in text.split()]
+def _descendants(parent: int) -> list[int]:
+    text = _read(f"/proc/{parent}/task/{parent}/children")
+    children = [int(pid) for pid in text.split()]
+    return [*children, *(pid for child in children for pid in _descendants(child))]
+
+
+def _name_of(pid: int) -> str:
+    return _read(f"/proc/{pid}/comm").strip()
+
+
+def _read(path: str) -> str:
+    """A file of /proc; empty if the process has just ended."""
+    try:
+        return Path(path).read_text(encoding="ascii")
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def openssh(folder: Path, *, sftp: bool = True, shell: str = "sh") -> Server:
@@ -182,8 +197,17 @@ def _with_home(home: Path, passwd: Path, command: str) -> list[str]:
     passwd.write_text(line + "".join(others), encoding="utf-8")
     unshare = [need("unshare", "util-linux"), "--mount"]
     if os.geteuid() != 0:
-        unshare += ["--user", "--map-current-user"]
-    probe = subprocess.run([*unshare, "true"], capture_output=True, text=True, check=False)
+        unshare += ["--user", "--map-current-user", "--keep-caps"]
+    # mount(8) insists on uid 0 where the system call asks for a capability only
+    script = (
+        "import ctypes, os, sys\n"
+        "libc = ctypes.CDLL(None, use_errno=True)\n"
+        "if libc.mount(sys.argv[1].encode(), b'/etc/passwd', None, 4096, None):\n"
+        "    sys.exit(os.strerror(ctypes.get_errno()))\n"
+        "os.execv('/bin/sh', ['sh', '-c', sys.argv[2]])\n"
+    )
+    argv = [*unshare, sys.executable, "-c", script, str(passwd)]
+    probe = subprocess.run([*argv, "true"], capture_output=True, text=True, check=False)
     if probe.returncode != 0:
         pytest.skip(f"no private mount namespace here: {probe.stderr.strip()}")
-    return [*unshare, "sh", "-c", f"mount --bind {passwd} /etc/passwd && {command}"]
+    return [*argv, command]
