@@ -111,13 +111,13 @@ def test_close_ends_the_board_and_removes_its_flash(power: EmulatedPower) -> Non
     assert not endpoints.ssh.key.exists()
 
 
-def test_the_board_dies_with_the_harness() -> None:
+def test_the_board_dies_with_the_harness(tmp_path: Path) -> None:
     program = (
-        "import sys\nfrom tests.harness.test_power_emulated import driver\n"
-        "power = driver()\npower.on(30)\nprint(power.pid, flush=True)\nsys.stdin.read()\n"
+        "import pathlib, sys\nfrom tests.harness.test_power_emulated import driver\n"
+        "power = driver(pathlib.Path(sys.argv[1]))\npower.on(30)\nprint(power.pid, flush=True)\nsys.stdin.read()\n"
     )
     harness = subprocess.Popen(
-        [sys.executable, "-c", program],
+        [sys.executable, "-c", program, str(tmp_path)],
         cwd=Path(__file__).parents[2],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
