@@ -82,6 +82,17 @@ def _bounded(channel: Channel, deadline: float) -> Iterator[None]:
         timer.cancel()
 
 
+@contextlib.contextmanager
+def _told_when_not_started() -> Iterator[None]:
+    try:
+        yield
+    except _NotStarted as error:
+        raise LinkLost(
+            "the connection broke before the command was started",
+            remedy="the command did not run; check the board, then repeat",
+        ) from error
+
+
 def _open_channel(transport: Transport, deadline: float) -> Channel:
     import paramiko
 
@@ -276,7 +287,8 @@ class SshShell:
                 output = self._run_persistent(command, stdin, deadline, timeout)
             except _NotStarted:
                 # e.g. an idle connection whose end was not noticed yet
-                output = self._run_persistent(command, stdin, deadline, timeout)
+                with _told_when_not_started():
+                    output = self._run_persistent(command, stdin, deadline, timeout)
         return self._result(command, output, start)
 
     def run_isolated(self, command: str, *, timeout: float = 10.0, stdin: bytes = b"") -> Result:
@@ -285,13 +297,9 @@ class SshShell:
             deadline = start + timeout
             lane = self._open_lane(deadline, command)
             try:
-                text = self._with_stdin(command, stdin, lane, deadline)
-                output = self._run_on(lane, text, command, deadline, timeout)
-            except _NotStarted as error:
-                raise LinkLost(
-                    "the connection broke before the command was started",
-                    remedy="the command did not run; check the board, then repeat",
-                ) from error
+                with _told_when_not_started():
+                    text = self._with_stdin(command, stdin, lane, deadline)
+                    output = self._run_on(lane, text, command, deadline, timeout)
             finally:
                 lane.say_goodbye()
                 lane.throw_away()

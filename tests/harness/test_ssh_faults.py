@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,11 +48,11 @@ def shell(server: Server) -> Iterator[SshShell]:
     shell.close()
 
 
-def later(seconds: float, action: object) -> None:
-    assert callable(action)
+def later(seconds: float, action: Callable[[], None]) -> threading.Timer:
     timer = threading.Timer(seconds, action)
     timer.daemon = True
     timer.start()
+    return timer
 
 
 def test_wrong_host_key_names_both_fingerprints(
@@ -241,7 +241,7 @@ def test_lost_lane_is_replaced_at_most_once_for_a_command(
     for step in range(12):
         count = tmp_path / f"count{step}"
         shell.run("true")
-        later(0.0002 * step * step, lambda: server.signal_sessions(signal.SIGKILL))
+        timer = later(0.0002 * step * step, lambda: server.signal_sessions(signal.SIGKILL))
         try:
             shell.run(f"echo x >>{count}; echo done", timeout=10)
         except LinkLost:
@@ -250,6 +250,8 @@ def test_lost_lane_is_replaced_at_most_once_for_a_command(
             assert not count.exists() or count.read_text(encoding="ascii") == "x\n"
         else:
             assert count.read_text(encoding="ascii") == "x\n"
+        finally:
+            timer.join()
 
 
 def test_reconnect_waits_for_a_booting_board(prepared: Server) -> None:
