@@ -114,7 +114,8 @@ def test_close_ends_the_board_and_removes_its_flash(power: EmulatedPower) -> Non
 def test_the_board_dies_with_the_harness(tmp_path: Path) -> None:
     program = (
         "import pathlib, sys\nfrom tests.harness.test_power_emulated import driver\n"
-        "power = driver(pathlib.Path(sys.argv[1]))\npower.on(30)\nprint(power.pid, flush=True)\nsys.stdin.read()\n"
+        "power = driver(pathlib.Path(sys.argv[1]))\npower.on(30)\n"
+        "print(power.pid, flush=True)\nsys.stdin.read()\n"
     )
     harness = subprocess.Popen(
         [sys.executable, "-c", program, str(tmp_path)],
