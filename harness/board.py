@@ -232,7 +232,7 @@ class Board:
 
     @cached_property
     def tee(self) -> Tee:
-        return Tee(self.shell, consent=self.require_consent)
+        return Tee(self.shell, self.probe, consent=self.require_consent)
 
     @cached_property
     def kernel_log(self) -> KernelLog:

@@ -142,7 +142,7 @@ def _kill_the_writer(board: Board) -> None:
 
 def _restart_supplicant(board: Board) -> None:
     # The order that loses nothing: no client of the RPMB while its server is away.
-    with contextlib.suppress(HilError):
+    with contextlib.suppress(HilError, OSError):
         board.tee.unbind()
     board.tee.restart_supplicant()
     board.tee.wait_until_bound()

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 from collections.abc import Iterator
+
+from harness.errors import MissingCapability
+from harness.probe import Outcome
 
 
 @contextlib.contextmanager
@@ -23,3 +27,18 @@ def refused(*expected: int) -> Iterator[None]:
             raise AssertionError(f"failed with {seen}, expected {wanted}: {error}") from error
         return
     raise AssertionError(f"succeeded, expected {wanted}")
+
+
+def succeeded(outcome: Outcome) -> None:
+    """Return if the step succeeded. Raises :class:`OSError` with the errno that the target saw,
+    :class:`MissingCapability` (a skip) for a step that the probe's back-end cannot take."""
+    if outcome.unsupported is not None:
+        raise MissingCapability(
+            f"this board cannot take the step {outcome.step}: {outcome.unsupported}",
+            remedy="install python3 on the board",
+        )
+    if outcome.errno is not None:
+        code = getattr(errno, outcome.errno)
+        call = type(outcome.step).__name__.lower()
+        path = getattr(outcome.step, "path", None)
+        raise OSError(code, f"{os.strerror(code)} ({outcome.errno} in {call})", path)

@@ -4,7 +4,6 @@ SetVariable."""
 from __future__ import annotations
 
 import errno
-import os
 import shlex
 import time
 from collections.abc import Callable, Sequence
@@ -13,8 +12,9 @@ from threading import Event
 from uuid import UUID
 
 from harness.capabilities import EFIVARS_PATH, Consent
-from harness.errors import MissingCapability, TargetError
+from harness.errors import TargetError
 from harness.formats.efi import Attributes
+from harness.instruments import succeeded
 from harness.probe import Outcome, Probe, Step
 from harness.probe import steps as do
 from harness.shell import Shell
@@ -122,7 +122,7 @@ class Efivars:
         (outcome,) = self._probe.steps([do.Stat(self.file(name, guid))])
         if outcome.errno == "ENOENT":
             return False
-        _checked(outcome)
+        succeeded(outcome)
         return True
 
     def read(self, name: str, guid: UUID = VENDOR_GUID) -> Variable:
@@ -300,21 +300,8 @@ class Efivars:
         because of it)."""
         outcomes = self._probe.steps(steps, timeout=timeout)
         for outcome in outcomes:
-            _checked(outcome)
+            succeeded(outcome)
         return outcomes
-
-
-def _checked(outcome: Outcome) -> None:
-    if outcome.unsupported is not None:
-        raise MissingCapability(
-            f"this board cannot take the step {outcome.step}: {outcome.unsupported}",
-            remedy="install python3 on the board",
-        )
-    if outcome.errno is not None:
-        code = getattr(errno, outcome.errno)
-        call = type(outcome.step).__name__.lower()
-        path = getattr(outcome.step, "path", None)
-        raise OSError(code, f"{os.strerror(code)} ({outcome.errno} in {call})", path)
 
 
 def mount_state(line: str) -> MountState:

@@ -12,6 +12,9 @@ from threading import Event
 
 from harness.capabilities import STMM_DEVICE, STMM_DRIVER, Consent
 from harness.errors import MissingCapability, TargetError
+from harness.instruments import succeeded
+from harness.probe import Probe
+from harness.probe import steps as do
 from harness.shell import Shell
 
 _POLL_SECONDS = 0.02
@@ -58,8 +61,9 @@ class Tee:
     :class:`harness.errors.TargetError`.
     """
 
-    def __init__(self, shell: Shell, *, consent: Callable[[Consent], None]) -> None:
+    def __init__(self, shell: Shell, probe: Probe, *, consent: Callable[[Consent], None]) -> None:
         self._shell = shell
+        self._probe = probe
         self._consent = consent
         self._service: Service | None = None
 
@@ -151,21 +155,30 @@ class Tee:
         return self._shell.run(f"test -e {STMM_DRIVER}/{STMM_DEVICE}").ok
 
     def bind(self, device: str = STMM_DEVICE, *, timeout: float = 15.0) -> None:
-        """Bind the driver. Raises CommandFailed with the board's own words (``No such device``,
-        ``Device or resource busy``)."""
-        # The echo of some shells says "I/O error" whatever the errno; the program does not.
-        self._command(f"env echo {shlex.quote(device)} > {STMM_DRIVER}/bind", timeout)
+        """Bind the driver. Raises OSError with the target's errno: ENODEV for an unknown device,
+        EBUSY for one that is bound."""
+        self._write_device(f"{STMM_DRIVER}/bind", device, timeout)
 
     def unbind(self, device: str = STMM_DEVICE, *, timeout: float = 15.0) -> None:
-        """Unbind the driver; needs the consent ``unbind_driver``. Raises as :meth:`bind`."""
+        """Unbind the driver; needs the consent ``unbind_driver``. Raises OSError: ENODEV for a
+        device that is not bound."""
         self._consent(Consent.UNBIND_DRIVER)
-        self._command(f"env echo {shlex.quote(device)} > {STMM_DRIVER}/unbind", timeout)
+        self._write_device(f"{STMM_DRIVER}/unbind", device, timeout)
 
     def wait_until_bound(self, *, timeout: float = 10.0) -> None:
         """Wait for the driver to be bound. Raises :class:`TargetError` at the deadline."""
         self._wait(self.is_bound, "the tee-stmm-efi driver to bind", timeout)
 
     # --- helpers ------------------------------------------------------------------------------
+
+    def _write_device(self, attribute: str, device: str, timeout: float) -> None:
+        steps = (
+            do.Open("a", attribute, "O_WRONLY"),
+            do.Write("a", f"{device}\n".encode()),
+            do.Close("a"),
+        )
+        for outcome in self._probe.steps(steps, timeout=timeout):
+            succeeded(outcome)
 
     def _supplicants(self) -> tuple[frozenset[int], bool]:
         """The running supplicants, and whether one visibly holds the TEE device open."""

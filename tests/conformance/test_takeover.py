@@ -126,7 +126,7 @@ class TestWithoutTheDriver:
         assert (space.total, space.free, space.available) == (0, 0, 0)
 
     def test_unbinding_again_finds_no_device(self, tee: Tee) -> None:
-        with pytest.raises(CommandFailed, match="No such device"):
+        with refused(errno.ENODEV):
             tee.unbind()
 
 
@@ -166,11 +166,11 @@ class TestRebind:
         assert efivars.read("OnReadOnlyMount").data == b"x"
 
     def test_binding_twice_is_busy(self, tee: Tee) -> None:
-        with pytest.raises(CommandFailed, match=r"[Bb]usy"):
+        with refused(errno.EBUSY):
             tee.bind()
 
     def test_binding_an_unknown_device_finds_none(self, tee: Tee) -> None:
-        with pytest.raises(CommandFailed, match="No such device"):
+        with refused(errno.ENODEV):
             tee.bind("nonsense")
 
 
