@@ -5,7 +5,7 @@ Source: truth log-console-boot1-fresh, log-kernel-rpmb-y.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 RELEASES: Final[Mapping[str, str]] = {"K6": "6.12.107-stmm", "K7": "7.3.0-stmm"}
@@ -98,12 +98,16 @@ def early_kernel(release: str, *, efi: bool, secure_boot: bool) -> Iterable[str]
     yield "printk: legacy console [ttyAMA0] enabled"
 
 
-def card_found(name: str, *, user_bytes: int, rpmb_bytes: int) -> Iterable[str]:
-    """Lines of the MMC core and block driver."""
+def card_found(
+    name: str, *, user_bytes: int, partitions: Sequence[int], rpmb_bytes: int
+) -> Iterable[str]:
+    """Lines of the MMC core and block driver; ``partitions``: their numbers."""
     mebi = 1 << 20
     yield "mmc0: SDHCI controller on PCI [0000:00:04.0] using ADMA 64-bit"
     yield "mmc0: new high speed MMC card at address 0001"
     yield f"mmcblk0: mmc0:0001 {name} {user_bytes / mebi:.0f}.0 MiB"
+    if partitions:
+        yield f" mmcblk0: {' '.join(f'p{number}' for number in partitions)}"
     yield f"mmcblk0rpmb: mmc0:0001 {name} {rpmb_bytes / mebi:.2f} MiB, chardev (252:0)"
 
 

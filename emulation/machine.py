@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Final
 
 from emulation import boot_log
-from emulation.emmc.card import EmmcCard
+from emulation.emmc.card import USER_SECTORS, EmmcCard
 from emulation.emmc.image import RpmbImage
 from emulation.emmc.rpmb import PROFILES
+from emulation.emmc.user_area import UserArea
 from emulation.faults import Faults, PowerLost
 from emulation.linux import sysfs_tree
 from emulation.linux.efi_pstore import EfiPstore
@@ -24,7 +25,7 @@ from emulation.linux.efivarfs import Efivarfs
 from emulation.linux.efivars import Efivars, KernelSeries
 from emulation.linux.firmware import EfiRuntime, FirmwareTables
 from emulation.linux.kernel import KERN_EMERG, Kernel, LogRecord, Task, current_task
-from emulation.linux.mmc_ioctl import MmcBlock, MmcNode
+from emulation.linux.mmc_ioctl import RPMB, MmcBlock, MmcNode
 from emulation.linux.modules import Module, ModuleLoader
 from emulation.linux.optee import OpteeDriver
 from emulation.linux.procfs import ProcFile, proc_files
@@ -81,7 +82,7 @@ class _System:
 
 
 class Machine:
-    """One board; ``state`` holds what survives: the RPMB image, U-Boot's file.
+    """One board; ``state`` holds what survives: the RPMB image, the user area, U-Boot's file.
 
     Everything about a running system (``kernel``, ``efivarfs`` ...) is that of the last power-on
     and raises RuntimeError before the first.
@@ -124,6 +125,7 @@ class Machine:
                 rel_wr_sec_c=options.rpmb_rel_wr_sec_c,
                 profile=PROFILES[options.rpmb_profile],
                 faults=self.faults,
+                user_area=UserArea.open(self.state / "mmcblk0.img", USER_SECTORS),
             )
         return self._card
 
@@ -180,15 +182,24 @@ class Machine:
     @property
     def nodes(self) -> tuple[DeviceNode, ...]:
         """The device nodes of the eMMC and the TEE."""
-        block = MmcNode(self.mmc, "mmcblk0")
-        rpmb = MmcNode(self.mmc, "mmcblk0rpmb")
+        rpmb = MmcNode(self.mmc, RPMB)
         tee, privileged = TeeNode("tee0", self.optee), TeeNode("teepriv0", self.optee)
-        tee_major, mmc_major = sysfs_tree.TEE_MAJOR, sysfs_tree.MMC_MAJOR
+        tee_major = sysfs_tree.TEE_MAJOR
         minor = sysfs_tree.TEE_PRIVILEGED_MINOR
-        return (
+        disks = (
             DeviceNode(
-                "/dev/mmcblk0", block, mmc_major, 0, block=True, mode=0o660, gid=_DISK_GROUP
-            ),
+                f"/dev/{disk.name}",
+                MmcNode(self.mmc, disk.name),
+                disk.major,
+                disk.minor,
+                storage=disk,
+                mode=0o660,
+                gid=_DISK_GROUP,
+            )
+            for disk in self.mmc.disks.values()
+        )
+        return (
+            *disks,
             DeviceNode("/dev/mmcblk0rpmb", rpmb, sysfs_tree.RPMB_MAJOR, 0),
             DeviceNode("/dev/tee0", tee, tee_major, 0),
             DeviceNode("/dev/teepriv0", privileged, tee_major, minor),
@@ -225,9 +236,11 @@ class Machine:
     def close(self) -> None:
         """Cut the power and let go of the flash image."""
         self.power_cut()
+        if self._card is not None:
+            self._card.user_area.close()
         if self._image is not None:
             self._image.close()
-            self._image = self._card = None
+        self._image = self._card = None
 
     # What root does
 
@@ -311,9 +324,11 @@ class Machine:
             version=self.version,
             command_line=boot_log.COMMAND_LINE,
             boot_id=boot_id,
-            sectors=mmc.sectors,
+            disks=mmc.disks.values(),
         )
-        sysfs = Sysfs(sysfs_tree.build(driver, card, modules), booted=time.time())
+        sysfs = Sysfs(
+            sysfs_tree.build(driver, card, tuple(mmc.disks.values()), modules), booted=time.time()
+        )
         self._system = _System(
             optee, kernel, driver, efivarfs, pstore, stmm, modules, mmc, sysfs, files, boot_id
         )
@@ -341,10 +356,12 @@ class Machine:
         if options.driver == "builtin":
             self.modules.available["tee_stmm_efi"].start(boot)
         self.optee.start()
+        disks = self.mmc.disks.values()
         log(
             boot_log.card_found(
                 card.cid[3:9].decode("ascii", "replace"),
-                user_bytes=self.mmc.sectors * MMC_SECTOR,
+                user_bytes=card.user_area.sectors * MMC_SECTOR,
+                partitions=[disk.partition for disk in disks if disk.partition],
                 rpmb_bytes=options.rpmb_size_mult * RPMB_UNIT,
             )
         )

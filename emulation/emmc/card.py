@@ -12,6 +12,7 @@ from typing import Final
 
 from emulation.emmc.image import RpmbImage
 from emulation.emmc.rpmb import QEMU, Profile, RpmbPartition
+from emulation.emmc.user_area import UserArea
 from emulation.faults import Faults
 from harness.formats.mmc import (
     EXT_CSD_PARTITION_CONFIG,
@@ -69,7 +70,8 @@ Response = tuple[int, int, int, int]
 class EmmcCard:
     """One eMMC from power-on to power-off; :meth:`power_cycle` begins the next life.
 
-    ``image`` holds what survives.  ``enhanced_rpmb`` sets EN_RPMB_REL_WR.
+    ``image`` and ``user_area`` (by default a new card's) hold what survives.  ``enhanced_rpmb``
+    sets EN_RPMB_REL_WR.
     """
 
     def __init__(
@@ -81,10 +83,12 @@ class EmmcCard:
         enhanced_rpmb: bool = False,
         profile: Profile = QEMU,
         faults: Faults | None = None,
+        user_area: UserArea | None = None,
     ) -> None:
         if len(cid) != 16:
             raise ValueError("a CID has 16 bytes")
         self.cid = cid
+        self.user_area = user_area or UserArea.in_memory(USER_SECTORS)
         self.rpmb = RpmbPartition(
             image,
             rel_wr_sec_c=rel_wr_sec_c,
@@ -93,7 +97,9 @@ class EmmcCard:
             faults=faults,
         )
         reliability = _ENHANCED_RELIABLE_WRITE | (_ENHANCED_RPMB if enhanced_rpmb else 0)
-        self._reset_values = _registers(image.size_mult, rel_wr_sec_c, reliability)
+        self._reset_values = _registers(
+            self.user_area.sectors, image.size_mult, rel_wr_sec_c, reliability
+        )
         self._ext_csd = bytearray(self._reset_values)
 
     @property
@@ -121,7 +127,8 @@ class EmmcCard:
 
         ``write_flag`` bit 31 is reliable write, which the kernel passes on in CMD23.  Returns the
         data read and the four response words.  A command that the card does not know gets no
-        answer: OSError ETIMEDOUT.  Outside the RPMB there is no data to read or write here.
+        answer: OSError ETIMEDOUT.  Commands read and write the RPMB only; the block device has the
+        rest from ``user_area``.
         """
         if opcode == MMC_SEND_EXT_CSD:
             return self.ext_csd[: blksz * blocks], _r1()
@@ -154,7 +161,7 @@ def _r1(errors: int = 0) -> Response:
     return (_READY_IN_TRANSFER_STATE | errors, 0, 0, 0)
 
 
-def _registers(size_mult: int, rel_wr_sec_c: int, reliability: int) -> bytes:
+def _registers(sectors: int, size_mult: int, rel_wr_sec_c: int, reliability: int) -> bytes:
     registers = bytearray(EXT_CSD_SIZE)
     for index, value in _PROPERTIES.items():
         registers[index] = value
@@ -162,5 +169,5 @@ def _registers(size_mult: int, rel_wr_sec_c: int, reliability: int) -> bytes:
     registers[EXT_CSD_REL_WR_SEC_C] = rel_wr_sec_c
     registers[EXT_CSD_WR_REL_PARAM] = reliability
     registers[EXT_CSD_PARTITION_CONFIG] = 0
-    struct.pack_into("<I", registers, EXT_CSD_SEC_COUNT, USER_SECTORS)
+    struct.pack_into("<I", registers, EXT_CSD_SEC_COUNT, sectors)
     return bytes(registers)

@@ -46,6 +46,8 @@ FS_IMMUTABLE_FL: Final = 0x10
 _ATTRIBUTES_BYTES: Final = 4
 _KMALLOC_MAX: Final = 4 << 20
 """Largest kmalloc, bytes (4 KiB pages, MAX_PAGE_ORDER 10): more data is ENOMEM."""
+REFUSED_WRITE: Final = _ATTRIBUTES_BYTES + _KMALLOC_MAX + 1
+"""Bytes of a write(2) that is refused for its length, whatever it contains."""
 _ENUMERATION_NAME_BYTES: Final = 512
 """Capacity offered to GetNextVariableName; a longer name ends the enumeration."""
 _NV_BS_RT: Final = 7
@@ -540,7 +542,15 @@ class Efivarfs:
         that the kernel refuses, ENOMEM above 4 MiB, EIO where the variable to delete is missing,
         otherwise the errno of the firmware's status.
         """
-        inode = self._handles[handle].inode
+        return self._write(self._handles[handle].inode, data, task)
+
+    def write_inode(self, task: Task, ino: int, data: bytes) -> int:
+        """Like :meth:`write`, for a file that somebody has open for writing."""
+        with self._kernel.lock:
+            inode = self._regular(ino)
+        return self._write(inode, data, task)
+
+    def _write(self, inode: _Inode, data: bytes, task: Task) -> int:
         if len(data) < _ATTRIBUTES_BYTES:
             raise OSError(errno.EINVAL, "shorter than the attributes")
         attributes = int.from_bytes(data[:_ATTRIBUTES_BYTES], "little")

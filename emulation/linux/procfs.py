@@ -5,10 +5,11 @@ Sources: K6 fs/proc, kernel/module/procfs.c, drivers/char/random.c; truth state-
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from emulation.linux.kernel import Kernel, Task
+from emulation.linux.mmc_ioctl import Disk
 from emulation.linux.modules import ModuleLoader
 
 ProcFile = Callable[[Task], bytes]
@@ -52,7 +53,7 @@ def proc_files(
     version: str,
     command_line: str,
     boot_id: str,
-    sectors: int,
+    disks: Iterable[Disk],
 ) -> dict[str, ProcFile]:
     """Absolute path -> what is read there at this moment."""
 
@@ -77,9 +78,7 @@ def proc_files(
         "/proc/modules": lambda task: _modules(modules),
         "/proc/filesystems": lambda task: _filesystems(modules),
         "/proc/devices": constant(_devices()),
-        "/proc/partitions": constant(
-            f"major minor  #blocks  name\n\n 179        0 {sectors // 2:10d} mmcblk0\n"
-        ),
+        "/proc/partitions": constant(_partitions(disks)),
     }
 
 
@@ -99,6 +98,13 @@ def _filesystems(modules: ModuleLoader) -> bytes:
     if any(module.name == "efivarfs" for module in modules.loaded):
         known.append(("nodev", "efivarfs"))
     return "".join(f"{nodev}\t{name}\n" for nodev, name in known).encode()
+
+
+def _partitions(disks: Iterable[Disk]) -> str:
+    lines = [
+        f"{disk.major:4d}  {disk.minor:7d} {disk.sectors // 2:10d} {disk.name}\n" for disk in disks
+    ]
+    return f"major minor  #blocks  name\n\n{''.join(lines)}"
 
 
 def _devices() -> str:

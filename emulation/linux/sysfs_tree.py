@@ -6,32 +6,29 @@ log-kernel-rpmb-y; K6 drivers/base, drivers/tee, drivers/mmc/core, drivers/firmw
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Final
 
 from emulation.emmc.card import EmmcCard
 from emulation.linux.kernel import Task
+from emulation.linux.mmc_ioctl import Disk
 from emulation.linux.modules import Module, ModuleLoader
 from emulation.linux.optee import OpteeDriver
 from emulation.linux.sysfs import Attribute, Directory, Link, Node, text
 from emulation.linux.tee_bus import BusDriver, TeeDevice
-from harness.formats.mmc import (
-    EXT_CSD_REL_WR_SEC_C,
-    EXT_CSD_RPMB_SIZE_MULT,
-    EXT_CSD_SEC_COUNT,
-)
+from harness.formats.mmc import EXT_CSD_REL_WR_SEC_C, EXT_CSD_RPMB_SIZE_MULT
 
 TEE_MAJOR: Final = 253
 TEE_PRIVILEGED_MINOR: Final = 16
 """Privileged devices take the upper half of 32 minors (K6 drivers/tee/tee_core.c)."""
 RPMB_MAJOR: Final = 252
-MMC_MAJOR: Final = 179
 
 _HOST_PARENT: Final = ("platform", "4010000000.pcie", "pci0000:00", "0000:00:04.0", "mmc_host")
 _CARD: Final = "mmc0:0001"
 _HOST_PATH: Final = "/".join(("devices", *_HOST_PARENT, "mmc0"))
 _CARD_PATH: Final = f"{_HOST_PATH}/{_CARD}"
+_DISK_PATH: Final = f"{_CARD_PATH}/block/mmcblk0"
 
 
 def _up(directory: str, target: str) -> str:
@@ -39,22 +36,27 @@ def _up(directory: str, target: str) -> str:
     return "../" * (directory.count("/") + 1) + target
 
 
-def build(optee: OpteeDriver, card: EmmcCard, modules: ModuleLoader) -> Directory:
-    """The root of /sys."""
-    return _Tree(optee, card, modules).root()
+def build(
+    optee: OpteeDriver, card: EmmcCard, disks: Sequence[Disk], modules: ModuleLoader
+) -> Directory:
+    """The root of /sys; ``disks``: the whole eMMC first, then its partitions."""
+    return _Tree(optee, card, disks, modules).root()
 
 
 class _Tree:
-    def __init__(self, optee: OpteeDriver, card: EmmcCard, modules: ModuleLoader) -> None:
+    def __init__(
+        self, optee: OpteeDriver, card: EmmcCard, disks: Sequence[Disk], modules: ModuleLoader
+    ) -> None:
         self._optee = optee
         self._bus = optee.bus
         self._card = card
+        self._whole, *self._partitions = disks
         self._modules = modules
 
     def root(self) -> Directory:
         return Directory.of(
             {
-                "block": Directory.of({"mmcblk0": Link(f"../{_CARD_PATH}/block/mmcblk0")}),
+                "block": Directory.of({self._whole.name: Link(f"../{_DISK_PATH}")}),
                 "bus": Directory.of(
                     {
                         "mmc": self._mmc_bus(),
@@ -177,7 +179,7 @@ class _Tree:
         registers = self._card.ext_csd
         name = cid[3:9].decode("ascii", "replace")
         content: dict[str, Node] = {
-            "block": Directory.of({"mmcblk0": Directory.of(self._block_device())}),
+            "block": Directory.of({self._whole.name: Directory.of(self._block_device())}),
             "cid": text(cid.hex()),
             "date": text(f"{cid[14] >> 4:02d}/{1997 + (cid[14] & 0xF)}"),
             "driver": Link(_up(_CARD_PATH, "bus/mmc/drivers/mmcblk")),
@@ -201,12 +203,12 @@ class _Tree:
         return content
 
     def _block_device(self) -> Mapping[str, Node]:
-        registers = self._card.ext_csd
-        sectors = int.from_bytes(registers[EXT_CSD_SEC_COUNT : EXT_CSD_SEC_COUNT + 4], "little")
         return {
-            "alignment_offset": text("0"),
-            "dev": text(f"{MMC_MAJOR}:0"),
+            **_block_attributes(self._whole, _DISK_PATH),
+            **{part.name: Directory.of(_partition(part)) for part in self._partitions},
             "device": Link(f"../../../{_CARD}"),
+            "diskseq": text("1"),
+            "ext_range": text("8"),
             "hidden": text("0"),
             "queue": Directory.of(
                 {
@@ -222,14 +224,14 @@ class _Tree:
             ),
             "range": text("8"),
             "removable": text("0"),
-            "ro": text("0"),
-            "size": text(str(sectors)),
-            "subsystem": Link(_up(f"{_CARD_PATH}/block/mmcblk0", "class/block")),
-            "uevent": Attribute(
-                lambda: f"MAJOR={MMC_MAJOR}\nMINOR=0\nDEVNAME=mmcblk0\nDEVTYPE=disk\nDISKSEQ=1\n",
-                _ignore,
-            ),
         }
+
+    def _block_links(self, name: Callable[[Disk], str]) -> Mapping[str, Node]:
+        """A link to every block device, for a directory two levels below /sys."""
+        links: dict[str, Node] = {name(self._whole): Link(f"../../{_DISK_PATH}")}
+        for part in self._partitions:
+            links[name(part)] = Link(f"../../{_DISK_PATH}/{part.name}")
+        return links
 
     def _rpmb_node(self) -> Mapping[str, Node]:
         content: dict[str, Node] = {
@@ -251,7 +253,7 @@ class _Tree:
 
     def _classes(self) -> Directory:
         classes: dict[str, Node] = {
-            "block": Directory.of({"mmcblk0": Link(f"../../{_CARD_PATH}/block/mmcblk0")}),
+            "block": Directory.of(self._block_links(lambda disk: disk.name)),
             "mmc_host": Directory.of({"mmc0": Link(f"../../{_HOST_PATH}")}),
             "tee": Directory.of(
                 {name: Link(f"../../devices/virtual/tee/{name}") for name in ("tee0", "teepriv0")}
@@ -266,9 +268,7 @@ class _Tree:
         tee = "../../devices/virtual/tee"
         return Directory.of(
             {
-                "block": Directory.of(
-                    {f"{MMC_MAJOR}:0": Link(f"../../{_CARD_PATH}/block/mmcblk0")}
-                ),
+                "block": Directory.of(self._block_links(lambda disk: f"{disk.major}:{disk.minor}")),
                 "char": Directory.of(
                     {
                         f"{TEE_MAJOR}:0": Link(f"{tee}/tee0"),
@@ -315,6 +315,31 @@ class _Tree:
                 "taint": text(""),
             }
         )
+
+
+def _block_attributes(disk: Disk, path: str) -> dict[str, Node]:
+    """What disks and partitions have in common; ``path`` is the directory's, from /sys."""
+    lines = [f"MAJOR={disk.major}", f"MINOR={disk.minor}", f"DEVNAME={disk.name}"]
+    lines += [f"DEVTYPE={'partition' if disk.partition else 'disk'}", "DISKSEQ=1"]
+    if disk.partition:
+        lines += [f"PARTN={disk.partition}", f"PARTNAME={disk.label}"]
+    return {
+        "alignment_offset": text("0"),
+        "dev": text(f"{disk.major}:{disk.minor}"),
+        "discard_alignment": text("0"),
+        "ro": text("0"),
+        "size": text(str(disk.sectors)),
+        "subsystem": Link(_up(path, "class/block")),
+        "uevent": Attribute(lambda: "".join(f"{line}\n" for line in lines), _ignore),
+    }
+
+
+def _partition(disk: Disk) -> Mapping[str, Node]:
+    return {
+        **_block_attributes(disk, f"{_DISK_PATH}/{disk.name}"),
+        "partition": text(str(disk.partition)),
+        "start": text(str(disk.first)),
+    }
 
 
 def _efi() -> Directory:

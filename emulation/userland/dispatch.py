@@ -22,8 +22,10 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from emulation.faults import PowerLost
+from emulation.linux.efivarfs import REFUSED_WRITE
 from emulation.linux.kernel import Killed, Task, running
 from emulation.userland.fuse import FS_IOC_SETFLAGS, Attr, Filesystem, flags_from_xattr
+from emulation.userland.layout import NODES_TARGET
 from emulation.userland.mounts import BoardView, MountEntry, containing, parse_mountinfo
 from emulation.userland.namespaces import IdMaps, to_board
 from emulation.userland.nodes import NodeTree
@@ -54,6 +56,7 @@ from emulation.userland.syscalls import (
     MS_SHARED,
     MS_SLAVE,
     MS_UNBINDABLE,
+    NodeStat,
     PathReader,
     ProcessMemory,
     StatFsFields,
@@ -81,6 +84,9 @@ _MOUNT_FILES: Final = ("mounts", "mountinfo", "mountstats")
 _RECORD_BUFFER: Final = 1 << 20
 """Bytes asked for; the host grants net.core.wmem_max, which is some 500 short records."""
 
+_CONTENT_FLAGS: Final = os.O_ACCMODE | os.O_APPEND | os.O_NONBLOCK | os.O_DIRECT | os.O_SYNC
+"""Flags of open(2) that stay with an open block device."""
+
 _SOCKET_LINK: Final = "socket:["
 _REBOOT_MAGIC: Final = (0xFEE1DEAD, (672274793, 85072278, 369367448, 537993216))
 _REBOOT_CAD: Final = (0x89ABCDEF, 0)
@@ -103,6 +109,11 @@ class Board(Protocol):
 
     def request(self, message: tuple[object, ...], done: Callable[[object, int], None]) -> None:
         """Ask PID 1; ``done(value, errno)`` is called in the jail thread."""
+        ...
+
+    def open_content(self, name: str, flags: int, done: Callable[[int, int], None]) -> None:
+        """Have PID 1 open a file of the node tree; ``done(fd, errno)`` is called in the jail
+        thread and closes the descriptor."""
         ...
 
     def on_ready(self, fd: int, events: int, ready: Callable[[int], None]) -> None:
@@ -217,6 +228,7 @@ class Dispatcher:
         last_names = [posixpath.basename(path) for path in (*self._nodes, *self._hooks)]
         self._interesting = {name.encode() for name in (*last_names, *_MOUNT_FILES, "mtab")}
         self._open_files: dict[int, tuple[DeviceNode, DeviceFile]] = {}
+        self._disks: dict[str, tuple[DeviceNode, DeviceFile]] = {}
         self._undelivered: dict[int, tuple[tuple[int, ...], int | ReturnedFd]] = {}
         self._sources: list[_Records] = []
         self._view, self._devices = self._find_mounts(plan)
@@ -230,7 +242,10 @@ class Dispatcher:
             "statfs": self._statfs,
             "fstatfs": self._statfs,
             "lseek": self._lseek,
-            "write": self._write_nothing,
+            "write": self._write,
+            "fstat": self._fstat,
+            "newfstatat": self._fstat,
+            "statx": self._fstat,
             "mount": self._mount,
             "umount2": self._umount,
             "uname": self._uname,
@@ -248,6 +263,7 @@ class Dispatcher:
             for number, name in self._names.items()
             if calls[name] == self._open
         }
+        self._stats = {n for n, name in self._names.items() if calls[name] == self._fstat}
 
     def serve(self) -> None:
         """Take one notification and answer it, now or later."""
@@ -261,6 +277,9 @@ class Dispatcher:
             if path is not None and path.rpartition(b"/")[2] not in self._interesting:
                 self._listener.proceed(notification.id)
                 return
+        elif notification.number in self._stats and not self._tree.handles:
+            self._listener.proceed(notification.id)
+            return
         call = self._calls[notification.number]
         self._settle(notification, lambda: call(notification, Caller(notification.pid, self._maps)))
 
@@ -273,9 +292,10 @@ class Dispatcher:
         """The power is gone: nobody will close what the board had open."""
         for records in tuple(self._sources):
             records.close()
-        for _, file in self._open_files.values():
+        for _, file in (*self._open_files.values(), *self._disks.values()):
             file.close()
         self._open_files.clear()
+        self._disks.clear()
 
     # --- answering ---
 
@@ -355,6 +375,9 @@ class Dispatcher:
         if not allowed and not caller.has_capability(CAP_DAC_OVERRIDE):
             raise OSError(errno.EACCES, os.strerror(errno.EACCES))
         file = node.device.open(task, flags)
+        if node.storage is not None:
+            self._open_content(notification, node, file, flags)
+            return
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.shutdown(socket.SHUT_WR)  # read(2) on the board's end returns 0
         inode = os.fstat(theirs.fileno()).st_ino
@@ -371,6 +394,21 @@ class Dispatcher:
 
         self._board.on_ready(ours.fileno(), select.EPOLLIN, closed)
         self._give(notification, theirs, flags)
+
+    def _open_content(
+        self, notification: Notification, node: DeviceNode, file: DeviceFile, flags: int
+    ) -> None:
+        name, cloexec = self._tree.content(node), bool(flags & os.O_CLOEXEC)
+        self._disks[f"{NODES_TARGET}/{name}"] = (node, file)
+
+        def done(fd: int, number: int) -> None:
+            if number:
+                self._listener.fail(notification.id, number)
+                return
+            self._listener.reply_fd(notification.id, fd, cloexec=cloexec)
+            os.close(fd)
+
+        self._board.open_content(name, flags & _CONTENT_FLAGS, done)
 
     def _open_hook(self, notification: Notification, result: OpenResult, flags: int) -> None:
         if result is None:
@@ -440,6 +478,8 @@ class Dispatcher:
         opened = None
         if link.startswith(_SOCKET_LINK):
             opened = self._open_files.get(int(link[len(_SOCKET_LINK) : -1]))
+        else:
+            opened = self._disks.get(link)
         if opened is None:
             raise Proceed
         args = notification.args[:3]
@@ -571,6 +611,27 @@ class Dispatcher:
                 done, names = "/", whole.lstrip("/").split("/")
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
 
+    # --- fstat ---
+
+    def _fstat(self, notification: Notification, caller: Caller) -> None:
+        """An open block device is a regular file to the kernel."""
+        name = self._names[notification.number]
+        fd, address = notification.args[0], notification.args[1]
+        if name != "fstat":
+            if caller.memory.read_string(address) != b"":
+                raise Proceed
+            address = notification.args[2 if name == "newfstatat" else 4]
+        opened = self._disks.get(caller.descriptor(fd))
+        if opened is None:
+            raise Proceed
+        attr = self._tree.status(opened[0])
+        status = NodeStat(
+            self._nodes_device, attr.ino, attr.mode, attr.uid, attr.gid, attr.rdev, attr.mtime
+        )
+        packed = status.pack_statx() if name == "statx" else status.pack(host_architecture())
+        caller.memory.write(address, packed)
+        self._listener.reply(notification.id, 0)
+
     # --- efivarfs, where FUSE differs ---
 
     def _lseek(self, notification: Notification, caller: Caller) -> None:
@@ -578,13 +639,26 @@ class Dispatcher:
             raise Proceed
         raise OSError(errno.ESPIPE, os.strerror(errno.ESPIPE))  # no llseek (K6 fs/efivarfs/file.c)
 
-    def _write_nothing(self, notification: Notification, caller: Caller) -> None:
-        fd = notification.args[0]
+    def _write(self, notification: Notification, caller: Caller) -> None:
+        """A write(2) of nothing, or of more than one FUSE request carries."""
+        fd, address, length = notification.args[:3]
         if not self._on_efivarfs(caller.descriptor(fd)):
             raise Proceed
-        if int(caller.descriptor_info(fd)["flags"], 8) & os.O_ACCMODE == os.O_RDONLY:
+        info = caller.descriptor_info(fd)
+        if int(info["flags"], 8) & os.O_ACCMODE == os.O_RDONLY:
             raise Proceed  # EBADF
-        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))  # less than the attributes
+        entry = self._entry(caller, int(info["mnt_id"]))
+        mount = self._devices.get(entry.device) if entry else None
+        if entry is None or mount is None:
+            raise Proceed
+        task = caller.task()
+        ino = int(info["ino"]) if "ino" in info else self._inode(caller, fd, entry, mount, task)
+        data = caller.memory.read(address, min(length, REFUSED_WRITE))
+
+        def work() -> None:
+            self._listener.reply(notification.id, self._handlers.write_efivarfs(task, ino, data))
+
+        self._sleep(notification, task, work)
 
     def _on_efivarfs(self, path: str) -> bool:
         """Whether ``path`` is a variable; the directory itself is an ordinary one."""
@@ -598,6 +672,8 @@ class Dispatcher:
 
     def _find_mounts(self, plan: JailPlan) -> tuple[BoardView, dict[str, FuseMount]]:
         entries = self._init.mounts()
+        nodes = next(entry.device for entry in entries if entry.path == NODES_TARGET)
+        self._nodes_device = os.makedev(*map(int, nodes.split(":")))
         devices = {}
         for mount in plan.filesystems:
             entry = next((e for e in reversed(entries) if e.path == mount.target), None)

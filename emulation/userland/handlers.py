@@ -80,6 +80,10 @@ class KernelHandlers:
         self._machine.efivarfs.mount(rest, read_only=read_only, task=task)
         return self._machine.efivarfs.read_only
 
+    def write_efivarfs(self, task: Task, ino: int, data: bytes) -> int:
+        """A write(2) that FUSE would not carry, or not in one piece."""
+        return self._machine.efivarfs.write_inode(task, ino, data)
+
     def unmounted_efivarfs(self) -> None:
         """The superblock is gone."""
         self._machine.efivarfs.unmount()

@@ -189,7 +189,7 @@ def _report(control: socket.socket, failure: StepFailed) -> None:
 def _become_init(control: socket.socket, plan: dict[str, Any]) -> None:
     cookie = secrets.randbits(64)
     try:
-        hidden = _Builder(control, plan).build()
+        hidden, nodes = _Builder(control, plan).build()
         with step("seccomp filter"):
             listener = seccomp.install(seccomp.build_filter(host_architecture(), cookie))
     except StepFailed as failure:
@@ -198,7 +198,7 @@ def _become_init(control: socket.socket, plan: dict[str, Any]) -> None:
     namespaces.set_cookie(cookie)
     wire.send(control, ("listener",), (listener,))
     os.close(listener)
-    _Init(control, hidden).run()
+    _Init(control, hidden, nodes).run()
 
 
 class _Builder:
@@ -209,9 +209,10 @@ class _Builder:
         self._plan = plan
         self._covers = 0
         self._hidden = -1
+        self._nodes = -1
 
-    def build(self) -> int:
-        """Returns an O_PATH descriptor of the hidden efivarfs root, or -1."""
+    def build(self) -> tuple[int, int]:
+        """Returns O_PATH descriptors of the hidden efivarfs root, or -1, and of the nodes'."""
         plan = self._plan
         sources, fuse = [], []
         for path in plan["sources"]:
@@ -250,7 +251,7 @@ class _Builder:
         for fd in (0, 1, 2):
             os.dup2(null, fd)
         os.close(null)
-        return self._hidden
+        return self._hidden, self._nodes
 
     def directory(self, path: str, mode: int) -> None:
         os.makedirs(path, exist_ok=True)
@@ -321,6 +322,10 @@ class _Builder:
         if read_only:
             namespaces.set_superblock_read_only(self._hidden, True)
 
+    def keep_nodes(self, path: str) -> None:
+        """Keep the root of the device nodes, where the contents of block devices are."""
+        self._nodes = os.open(path, os.O_PATH | os.O_CLOEXEC)
+
     def read_only(self, path: str) -> None:
         bind(path, path, namespaces.mount_flags(path) | MS_RDONLY)
 
@@ -364,9 +369,10 @@ def _hide_arguments(title: str) -> None:
 class _Init:
     """PID 1 after boot: a loop over the control socket and SIGCHLD."""
 
-    def __init__(self, control: socket.socket, hidden: int) -> None:
+    def __init__(self, control: socket.socket, hidden: int, nodes: int) -> None:
         self._control = control
         self._hidden = hidden
+        self._nodes = nodes
 
     def run(self) -> None:
         wakeup, wakeup_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -448,6 +454,12 @@ class _Init:
     def on_pty(self, sequence: int, fds: list[int]) -> tuple[str, tuple[int, ...]]:
         master, slave = os.openpty()
         return os.ttyname(slave), (master, slave)
+
+    def on_open(
+        self, sequence: int, fds: list[int], name: str, flags: int
+    ) -> tuple[int, tuple[int, ...]]:
+        """The content of a block device: a board's FUSE mount is closed to the supervisor."""
+        return 0, (os.open(name, flags | os.O_CLOEXEC, dir_fd=self._nodes),)
 
     def on_superblock(
         self, sequence: int, fds: list[int], read_only: bool

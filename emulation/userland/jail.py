@@ -260,6 +260,13 @@ class Jail:
         """Ask PID 1; ``done(value, errno)`` is called in the jail thread."""
         self._send(message, lambda value, number, _: done(value, number))
 
+    def open_content(self, name: str, flags: int, done: Callable[[int, int], None]) -> None:
+        """Have PID 1 open a file of the node tree; ``done(fd, errno)`` is called in the jail
+        thread and closes the descriptor."""
+        self._send(
+            ("open", name, flags), lambda _, number, fds: done(-1 if number else fds[0], number)
+        )
+
     def on_ready(self, fd: int, events: int, ready: Callable[[int], None]) -> None:
         """Call ``ready(events)`` in the jail thread when epoll says so; replaces, 0 removes."""
         known = fd in self._handlers_of

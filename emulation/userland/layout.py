@@ -131,6 +131,7 @@ class _Layout:
 
     def _filesystems(self, plan: JailPlan) -> None:
         self.steps.append(("fuse", 0, NODES_TARGET, _SYSTEM))
+        self.steps.append(("keep_nodes", NODES_TARGET))
         for index, node in enumerate(plan.nodes):
             self.steps.append(
                 ("bind_path", f"{NODES_TARGET}/{index}", node.path, MS_NOSUID | MS_NOEXEC)

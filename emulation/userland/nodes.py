@@ -2,6 +2,8 @@
 
 mknod(2) is refused in a user namespace.  A FUSE file shows type, number, owner and mode of a
 device node; the kernel would not open it, but the open never gets there: the supervisor answers it.
+The content of a block device is a second, ordinary file that nobody sees by name: the supervisor
+gives it to who opens the node, and reading, writing and seeking are the kernel's business.
 """
 
 from __future__ import annotations
@@ -9,44 +11,64 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import count
 
 from emulation.linux.kernel import Task
 from emulation.userland.fuse import Attr, Entry, StatFs
-from emulation.userland.plan import DeviceNode
+from emulation.userland.plan import DeviceNode, Storage
 
 _ROOT = 1
+_CONTENT = "c"
 
 
 @dataclass(frozen=True)
 class NodeTree:
-    """Implements :class:`emulation.userland.fuse.Filesystem`; node n is called ``str(n)``."""
+    """Implements :class:`emulation.userland.fuse.Filesystem`.
+
+    ``names``: name in this file system -> inode; node n is called ``str(n)``, and its content, if
+    it has any, has the name that :meth:`content` tells.  ``handles``: open contents.
+    """
 
     attributes: dict[int, Attr]
     numbers: dict[str, int]
+    names: dict[str, int]
+    storages: dict[int, Storage]
+    handles: dict[int, Storage] = field(default_factory=dict)
     root: int = _ROOT
+    _handle_numbers: Iterator[int] = field(default_factory=lambda: count(1))
 
     @classmethod
     def of(cls, nodes: Sequence[DeviceNode], now: float) -> NodeTree:
         """One file a node; ``now``: the time stamp they all get, seconds since the epoch."""
         attributes = {_ROOT: Attr(_ROOT, stat.S_IFDIR | 0o755, 2, 0, 0, 0, now)}
+        numbers, names, storages = {}, {}, {}
+        inodes = count(_ROOT + 1)
         for index, node in enumerate(nodes):
-            kind = stat.S_IFBLK if node.block else stat.S_IFCHR
+            kind = stat.S_IFCHR if node.storage is None else stat.S_IFBLK
             number = os.makedev(node.major, node.minor)
-            ino = _ROOT + 1 + index
+            ino = numbers[node.path] = names[str(index)] = next(inodes)
             attributes[ino] = Attr(ino, kind | node.mode, 1, node.uid, node.gid, 0, now, number)
-        return cls(attributes, {node.path: _ROOT + 1 + i for i, node in enumerate(nodes)})
+            if node.storage is not None:
+                ino = names[f"{index}{_CONTENT}"] = next(inodes)
+                size = node.storage.size
+                attributes[ino] = Attr(ino, stat.S_IFREG | 0o600, 1, 0, 0, size, now)
+                storages[ino] = node.storage
+        return cls(attributes, numbers, names, storages)
+
+    def content(self, node: DeviceNode) -> str:
+        """Name of the file that holds what ``node`` stores."""
+        ino = self.numbers[node.path]
+        return next(name for name, number in self.names.items() if number == ino) + _CONTENT
 
     def status(self, node: DeviceNode) -> Attr:
         """Owner and mode of ``node`` as they are now."""
         return self.attributes[self.numbers[node.path]]
 
     def lookup(self, task: Task, parent: int, name: bytes) -> Attr:
-        """Names are decimal numbers, from 0."""
-        if not name.isdigit():
-            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
-        return self.getattr(task, _ROOT + 1 + int(name))
+        """A node or a content."""
+        return self.getattr(task, self.names.get(os.fsdecode(name), 0))
 
     def getattr(self, task: Task, ino: int) -> Attr:
         """stat(2)."""
@@ -79,11 +101,10 @@ class NodeTree:
         return new
 
     def readdir(self, task: Task, ino: int) -> list[Entry]:
-        """All nodes."""
+        """All nodes and contents."""
         return [
-            Entry(str(attr.ino - _ROOT - 1).encode(), attr.ino, attr.mode)
-            for attr in self.attributes.values()
-            if attr.ino != _ROOT
+            Entry(name.encode(), number, self.attributes[number].mode)
+            for name, number in self.names.items()
         ]
 
     def readlink(self, task: Task, ino: int) -> bytes:
@@ -91,8 +112,12 @@ class NodeTree:
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 
     def open(self, task: Task, ino: int, flags: int) -> int:
-        """Nothing opens a node here."""
-        raise OSError(errno.ENXIO, os.strerror(errno.ENXIO))
+        """Contents only: nothing opens a node here."""
+        if ino not in self.storages:
+            raise OSError(errno.ENXIO, os.strerror(errno.ENXIO))
+        handle = next(self._handle_numbers)
+        self.handles[handle] = self.storages[ino]
+        return handle
 
     def create(
         self, task: Task, parent: int, name: bytes, mode: int, flags: int
@@ -101,15 +126,16 @@ class NodeTree:
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 
     def read(self, task: Task, handle: int, offset: int, size: int) -> bytes:
-        """Nothing is open."""
-        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        """From the storage."""
+        return self.handles[handle].read(offset, size)
 
     def write(self, task: Task, handle: int, offset: int, data: bytes) -> int:
-        """Nothing is open."""
-        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        """To the storage."""
+        return self.handles[handle].write(offset, data)
 
     def release(self, handle: int) -> None:
-        """Nothing is open."""
+        """The descriptor and its duplicates are closed."""
+        self.handles.pop(handle, None)
 
     def unlink(self, task: Task, parent: int, name: bytes) -> None:
         """Nodes stay."""
@@ -128,5 +154,5 @@ class NodeTree:
         return StatFs(0x01021994, 4096, 0, 0, 0, 0, 0, 255, 4096)
 
     def may_sleep(self, operation: str) -> bool:
-        """Never."""
-        return False
+        """Storage is a file of the host."""
+        return operation in ("read", "write")

@@ -114,15 +114,35 @@ class Device(Protocol):
         ...
 
 
+class Storage(Protocol):
+    """Content of a block device, by byte offset; may sleep."""
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        ...
+
+    def read(self, offset: int, size: int) -> bytes:
+        """At most ``size`` bytes; empty at the end."""
+        ...
+
+    def write(self, offset: int, data: bytes) -> int:
+        """The number of bytes taken; ``OSError(ENOSPC)`` at the end."""
+        ...
+
+
 @dataclass(frozen=True)
 class DeviceNode:
-    """A node below /dev with the owner and mode the board's udev gives it."""
+    """A node below /dev with the owner and mode the board's udev gives it.
+
+    With ``storage`` it is a block device, otherwise a character device.
+    """
 
     path: str
     device: Device
     major: int
     minor: int
-    block: bool = False
+    storage: Storage | None = None
     mode: int = 0o600
     uid: int = 0
     gid: int = 0
@@ -198,6 +218,11 @@ class SyscallHandlers(Protocol):
     def mount_efivarfs(self, task: Task, first: bool, options: str) -> bool:
         """A mount(2) of type efivarfs; ``first``: no mount exists, so the superblock is new.
         Returns whether the superblock is read-only; EOPNOTSUPP without registered efivars."""
+        ...
+
+    def write_efivarfs(self, task: Task, ino: int, data: bytes) -> int:
+        """A write(2) of nothing, or of more than one FUSE request carries, to the inode; at most
+        :data:`emulation.linux.efivarfs.REFUSED_WRITE` bytes of it.  On a worker thread."""
         ...
 
     def unmounted_efivarfs(self) -> None:

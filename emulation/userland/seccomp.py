@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 
 from emulation.userland.syscalls import Architecture, raw
 
-_LD_W_ABS, _AND_K, _JEQ_K, _RET_K = 0x20, 0x54, 0x15, 0x06
+_LD_W_ABS, _AND_K, _JEQ_K, _JGT_K, _RET_K = 0x20, 0x54, 0x15, 0x25, 0x06
 _RET_ERRNO: Final = 0x00050000
 _RET_NOTIFY: Final = 0x7FC00000
 _RET_ALLOW: Final = 0x7FFF0000
@@ -48,8 +48,19 @@ _SYNC_WAKE_UP: Final = 1
 NOTIFIED: Final = (
     "open", "creat", "openat", "openat2", "statfs", "fstatfs", "mount", "umount2", "uname",
     "syslog", "init_module", "finit_module", "delete_module", "reboot", "lseek", "sethostname",
+    "fstat",
 )  # fmt: skip
-"""Always notified; ioctl and write only for some arguments."""
+"""Always notified."""
+
+SOMETIMES: Final = ("ioctl", "write", "newfstatat", "statx")
+"""Notified for some arguments."""
+
+LONGEST_WRITE: Final = (1 << 20) - 4096
+"""Bytes of write(2) that FUSE carries in one request wherever the buffer begins: 256 pages is the
+kernel's limit (FUSE_MAX_MAX_PAGES, fs.fuse.max_pages_limit)."""
+
+_AT_EMPTY_PATH: Final = 0x1000
+_FLAGS_ARGUMENT: Final = {"newfstatat": 3, "statx": 2}
 
 UNSUPPORTED: Final = (
     "fsopen", "fsconfig", "fsmount", "fspick", "open_tree", "move_mount", "mount_setattr",
@@ -101,9 +112,14 @@ def build_filter(architecture: Architecture, cookie: int) -> bytes:
     for kind in IOCTL_TYPES:
         ioctl += when(kind << 8, notify)
     code += when(numbers["ioctl"], [*ioctl, *allow])
-    # write(2) of nothing never reaches FUSE.
-    nothing = [load(argument(2)), *when(0, [load(argument(2) + 4), *when(0, notify)]), *allow]
-    code += when(numbers["write"], nothing)
+    # write(2) of nothing never reaches FUSE, and a long one reaches it in pieces.
+    too_long = [(_JGT_K, 0, len(notify), LONGEST_WRITE), *notify]
+    huge = [load(argument(2) + 4), (_JEQ_K, len(notify), 0, 0), *notify]
+    length = [*huge, load(argument(2)), *when(0, notify), *too_long, *allow]
+    code += when(numbers["write"], length)
+    for name, index in _FLAGS_ARGUMENT.items():
+        flags = [load(argument(index)), (_AND_K, 0, 0, _AT_EMPTY_PATH)]
+        code += when(numbers[name], [*flags, *when(_AT_EMPTY_PATH, notify), *allow])
     for name in NOTIFIED:
         if name in numbers:
             action = unless_cookie(_RET_NOTIFY) if name in ("mount", "umount2") else notify
@@ -212,5 +228,5 @@ class Listener:
 
 def notified_names(architecture: Architecture) -> dict[int, str]:
     """Number -> name of every call that can arrive at the listener."""
-    names: Iterable[str] = (*NOTIFIED, "ioctl", "write")
+    names: Iterable[str] = (*NOTIFIED, *SOMETIMES)
     return {architecture.numbers[name]: name for name in names if name in architecture.numbers}

@@ -19,6 +19,7 @@ from typing import Final
 _NUMBERS: Final[dict[str, tuple[int | None, int | None]]] = {
     "write": (1, 64),
     "open": (2, None),
+    "fstat": (5, 80),
     "lseek": (8, 62),
     "ioctl": (16, 29),
     "uname": (63, 160),
@@ -34,11 +35,13 @@ _NUMBERS: Final[dict[str, tuple[int | None, int | None]]] = {
     "init_module": (175, 105),
     "delete_module": (176, 106),
     "openat": (257, 56),
+    "newfstatat": (262, 79),
     "unshare": (272, 97),
     "process_vm_readv": (310, 270),
     "process_vm_writev": (311, 271),
     "finit_module": (313, 273),
     "seccomp": (317, 277),
+    "statx": (332, 291),
     "io_uring_setup": (425, 425),
     "open_tree": (428, 428),
     "move_mount": (429, 429),
@@ -263,6 +266,49 @@ class StatFsFields:
             self.type, self.bsize, self.blocks, self.bfree, self.bavail, self.files, self.ffree,
             self.fsid, self.namelen, self.frsize, self.flags,
         )  # fmt: skip
+
+
+_BLOCK: Final = 4096
+_STATX_BASIC_STATS: Final = 0x7FF
+_STAT_X86_64: Final = struct.Struct("<QQQIII4xQqqqqQqQqQ24x")
+_STAT_GENERIC: Final = struct.Struct("<QQIIIIQ8xqi4xqqQqQqQ8x")
+_STATX: Final = struct.Struct("<IIQIIIH2xQQQQqI4x16xqI4xqI4xIIII112x")
+
+
+@dataclass(frozen=True)
+class NodeStat:
+    """What stat(2) says of a device node; numbers as makedev() has them, times in seconds."""
+
+    dev: int
+    ino: int
+    mode: int
+    uid: int
+    gid: int
+    rdev: int
+    time: float
+
+    def pack(self, architecture: Architecture) -> bytes:
+        """struct stat (arch/x86/include/uapi/asm/stat.h, include/uapi/asm-generic/stat.h)."""
+        dev, rdev = (encode_dev(os.major(n), os.minor(n)) for n in (self.dev, self.rdev))
+        times = self._time * 3
+        if architecture is X86_64:
+            owner = (1, self.mode, self.uid, self.gid)
+            return _STAT_X86_64.pack(dev, self.ino, *owner, rdev, 0, _BLOCK, 0, *times)
+        owner = (self.mode, 1, self.uid, self.gid)
+        return _STAT_GENERIC.pack(dev, self.ino, *owner, rdev, 0, _BLOCK, 0, *times)
+
+    def pack_statx(self) -> bytes:
+        """struct statx, 256 bytes (include/uapi/linux/stat.h)."""
+        numbers = [f(n) for n in (self.rdev, self.dev) for f in (os.major, os.minor)]
+        return _STATX.pack(
+            _STATX_BASIC_STATS, _BLOCK, 0, 1, self.uid, self.gid, self.mode, self.ino, 0, 0, 0,
+            *self._time * 3, *numbers,
+        )  # fmt: skip
+
+    @property
+    def _time(self) -> tuple[int, int]:
+        seconds = int(self.time)
+        return seconds, int((self.time - seconds) * 1e9)
 
 
 UTSNAME_FIELD: Final = 65

@@ -71,6 +71,12 @@ class Handlers:
         self.events.append("new superblock" if first else "another mount")
         return self.efivarfs.read_only
 
+    def write_efivarfs(self, task: Task, ino: int, data: bytes) -> int:
+        if len(data) < 4:
+            raise OSError(errno.EINVAL, "shorter than the attributes")
+        self.events.append(f"write {len(data)} to {ino}")
+        return len(data)
+
     def unmounted_efivarfs(self) -> None:
         self.events.append("superblock gone")
 

@@ -15,7 +15,7 @@ from emulation.emmc.card import EmmcCard
 from emulation.emmc.image import RpmbImage
 from emulation.faults import PowerLost
 from emulation.linux.kernel import Kernel, Task
-from emulation.linux.mmc_ioctl import MmcBlock, Node
+from emulation.linux.mmc_ioctl import MmcBlock
 from harness.formats import mmc, tee_ioctl
 from harness.formats.mmc import IocCommand
 from harness.formats.rpmb import FRAME_SIZE, RpmbFrame, counter_request
@@ -69,7 +69,7 @@ def multi(memory: Memory, *commands: bytes, count: int | None = None) -> int:
     return BASE
 
 
-def failing(block: MmcBlock, node: Node, request: int, arg: int, memory: Memory, task: Task) -> int:
+def failing(block: MmcBlock, node: str, request: int, arg: int, memory: Memory, task: Task) -> int:
     with pytest.raises(OSError) as caught:  # noqa: PT011 (the errno is what is tested)
         block.ioctl(node, request, arg, memory, task)
     assert caught.value.errno is not None
@@ -107,7 +107,7 @@ def test_ext_csd_through_the_block_node(block: MmcBlock, memory: Memory) -> None
     ],
 )
 def test_who_may_do_what(
-    block: MmcBlock, memory: Memory, node: Node, request_number: int, task: Task, expected: int
+    block: MmcBlock, memory: Memory, node: str, request_number: int, task: Task, expected: int
 ) -> None:
     assert failing(block, node, request_number, BASE, memory, task) == expected
 
@@ -141,7 +141,7 @@ def test_an_unknown_command_times_out_after_what_was_answered(
 
 def test_block_device_size(block: MmcBlock, memory: Memory) -> None:
     block.ioctl("mmcblk0", 0x80081272, BASE, memory, USER)
-    assert struct.unpack("<Q", memory.read(BASE, 8))[0] == block.sectors * 512
+    assert struct.unpack("<Q", memory.read(BASE, 8))[0] == block.disks["mmcblk0"].sectors * 512
 
 
 def test_no_command_reaches_the_card_after_a_power_cut(

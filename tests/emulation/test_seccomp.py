@@ -17,10 +17,13 @@ from emulation.userland.syscalls import (
     AARCH64,
     X86_64,
     Architecture,
+    NodeStat,
     ProcessMemory,
     StatFsFields,
     encode_dev,
+    host_architecture,
     pack_utsname,
+    raw,
 )
 
 ALLOW, NOTIFY, ENOSYS = 0x7FFF0000, 0x7FC00000, 0x00050000 | errno.ENOSYS
@@ -43,6 +46,8 @@ def run(program: bytes, number: int, arch: int, *args: int) -> int:
             accumulator &= value
         elif operation == 0x15:
             position += true if accumulator == value else false
+        elif operation == 0x25:
+            position += true if accumulator > value else false
         elif operation == 0x06:
             return int(value)
         else:
@@ -73,7 +78,14 @@ def test_filter(architecture: Architecture) -> None:
         assert action("ioctl", 3, request) == ALLOW, hex(request)
     assert action("write", 1, 0x1000, 0) == NOTIFY
     assert action("write", 1, 0x1000, 5) == ALLOW
-    assert action("write", 1, 0x1000, 1 << 32) == ALLOW
+    assert action("write", 1, 0x1000, seccomp.LONGEST_WRITE) == ALLOW
+    assert action("write", 1, 0x1000, seccomp.LONGEST_WRITE + 1) == NOTIFY
+    assert action("write", 1, 0x1000, 1 << 32) == NOTIFY
+    assert action("fstat", 3, 0x1000) == NOTIFY
+    assert action("newfstatat", 3, 0x1000, 0x2000, 0x1100) == NOTIFY
+    assert action("newfstatat", 3, 0x1000, 0x2000, 0x100) == ALLOW
+    assert action("statx", 3, 0x1000, 0x1000, 0x7FF, 0x2000) == NOTIFY
+    assert action("statx", 3, 0x1000, 0x100, 0x1000, 0x2000) == ALLOW
     named = {*numbers.values()}
     for number in range(600):
         if number not in named:
@@ -115,6 +127,12 @@ def test_layouts() -> None:
     assert seccomp.NOTIF_SEND == 0xC0182101
     assert seccomp.NOTIF_ID_VALID == 0x40082102
     assert seccomp.NOTIF_ADDFD == 0x40182103
+    # arch/x86/include/uapi/asm/stat.h, include/uapi/asm-generic/stat.h, include/uapi/linux/stat.h
+    status = NodeStat(59, 4, 0o60660, 0, 6, os.makedev(179, 1), 1.5)
+    packed = status.pack(AARCH64)
+    assert len(packed) == 128
+    assert struct.unpack_from("<2Q4IQ", packed) == (59, 4, 0o60660, 1, 0, 6, 179 << 8 | 1)
+    assert struct.unpack_from("<qixxxxqqQqQqQ", packed, 48) == (0, 4096, 0, *(1, 500000000) * 3)
     # include/uapi/asm-generic/statfs.h on a 64-bit architecture
     packed = StatFsFields(0xDE5E81E4, 1, 2, 3, 4, 5, 6, 7, 255, 9, 0x1020).pack()
     assert len(packed) == 120
@@ -125,6 +143,32 @@ def test_layouts() -> None:
     assert encode_dev(0, 50) == 50
     assert encode_dev(8, 0x1FF) == 0x1008FF
     assert encode_dev(179, 8) == 179 << 8 | 8
+
+
+def test_stat_layouts_are_those_of_this_kernel(tmp_path: Path) -> None:
+    fd = os.open(tmp_path / "empty", os.O_RDONLY | os.O_CREAT)
+    moment = 1_700_000_000.25
+    os.utime(fd, (moment, moment))
+    try:
+        real = os.fstat(fd)
+        status = NodeStat(
+            real.st_dev, real.st_ino, real.st_mode, real.st_uid, real.st_gid, 0, moment
+        )
+        stat_buffer, statx_buffer = (ctypes.create_string_buffer(size) for size in (256, 256))
+        raw("fstat", fd, ctypes.addressof(stat_buffer))
+        raw("statx", fd, b"", 0x1000, 0x7FF, ctypes.addressof(statx_buffer))
+    finally:
+        os.close(fd)
+    packed = status.pack(host_architecture())
+    times = slice(72, 104)  # atime and mtime; ctime cannot be set
+    assert packed[:56] == stat_buffer[:56]
+    assert packed[times] == stat_buffer[times]
+    packed = status.pack_statx()
+    assert len(packed) == 256
+    assert packed[4:8] == statx_buffer[4:8]  # behind the mask
+    assert packed[16:56] == statx_buffer[16:56]
+    assert packed[64:76] == statx_buffer[64:76]
+    assert packed[112:144] == statx_buffer[112:144]
 
 
 def test_memory_of_a_process() -> None:

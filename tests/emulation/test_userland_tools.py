@@ -48,6 +48,24 @@ def test_efibootmgr_shows_orders_and_deletes(emulated: EmulatedBoard, need_tool:
     emulated.ok(f"efibootmgr -o {order[1]}")
 
 
+def test_efibootmgr_creates_and_deletes(emulated: EmulatedBoard, need_tool: Need) -> None:
+    need_tool("efibootmgr", "efibootmgr")
+    order = re.search(r"^BootOrder: (\S+)$", emulated.ok("efibootmgr"), re.MULTILINE)
+    assert order
+    create = r"efibootmgr -c -d /dev/mmcblk0 -p 1 -L refentry -l '\EFI\BOOT\BOOTAA64.EFI'"
+    created = re.search(r"^Boot(\w{4})\* refentry$", emulated.ok(create), re.MULTILINE)
+    assert created
+    # truth special-051
+    partition = "HD(1,GPT,a29769bf-d244-45b9-97b6-26eb9344794d,0x800,0x20000)"
+    path = rf"{partition}/File(\EFI\BOOT\BOOTAA64.EFI)"
+    shown = emulated.ok("efibootmgr -v")
+    assert f"Boot{created[1]}* refentry\t{path}\n" in shown
+    assert f"BootOrder: {created[1]},{order[1]}\n" in shown
+    shown = emulated.ok(f"efibootmgr -b {created[1]} -B")
+    assert f"Boot{created[1]}" not in shown
+    assert f"BootOrder: {order[1]}\n" in shown
+
+
 def test_chattr_and_lsattr(emulated: EmulatedBoard, need_tool: Need) -> None:
     need_tool("chattr", "e2fsprogs")
     name = f"{EFIVARS}/Flags-{VENDOR}"
