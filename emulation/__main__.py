@@ -3,8 +3,9 @@
     python -m emulation [--state DIR] [--port N] [--json] [--control] [-o key=value ...]
 
 Prints how to log in over SSH and serial; with ``--json`` one line of JSON once SSH answers, with
-``--control`` it obeys lines on standard input (``on``, ``off``, ``status``, ``fault SPEC``), each
-answered by one line of JSON.  SIGTERM, SIGINT and the end of standard input power the board off.
+``--control`` it obeys lines on standard input (``on``, ``off``, ``status``, ``fault SPEC`` as in
+docs/faults.md, ``fault clear``), each answered by one line of JSON.  SIGTERM, SIGINT and the end
+of standard input power the board off.
 Exit status 0 after an orderly end, 2 when the board cannot run here or was described wrongly.
 """
 
@@ -221,10 +222,12 @@ async def _command(board: Board, words: Sequence[str]) -> dict[str, str]:
                 await board.power_cut()
             case ["status"]:
                 pass
+            case ["fault", "clear"]:
+                board.disarm_faults()
             case ["fault", spec]:
                 board.arm_fault(spec)
             case _:
-                return {"error": "commands are: on, off, status, fault SPEC"}
+                return {"error": "commands are: on, off, status, fault SPEC, fault clear"}
     except (JailError, FaultSpecError, OSError) as error:
         return {"error": str(error)}
     return {"power": "on" if board.powered else "off"}

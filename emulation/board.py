@@ -250,8 +250,9 @@ class Board:
     # ---------------------------------------------------------------- power
 
     async def power_on(self) -> None:
-        """Boot; returns when SSH answers. Nothing happens when the power is on already.
+        """Boot; returns when SSH answers, or ``powered`` is false again because a fault took it.
 
+        Nothing happens when the power is on already.
         Raises :class:`emulation.userland.plan.JailError` where the host cannot run a board.
         """
         async with self._switch:
@@ -277,6 +278,10 @@ class Board:
     def arm_fault(self, spec: str) -> None:
         """Raises :class:`emulation.faults.FaultSpecError`."""
         self._machine.faults.arm(spec)
+
+    def disarm_faults(self) -> None:
+        """Forget every armed fault."""
+        self._machine.faults.disarm()
 
     def request(self, action: str, *, force: bool) -> None:
         """End the system from inside: reboot, poweroff or halt; returns at once."""
@@ -361,6 +366,8 @@ class Board:
         try:
             await asyncio.to_thread(self._machine.power_on, console=self._firmware_says)
             self._system = system = await self._start_userland()
+        except PowerLost:
+            return
         except BaseException:
             self._machine.power_cut()
             raise

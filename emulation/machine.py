@@ -92,6 +92,8 @@ class Machine:
         self.options = options
         self.state = state
         self.faults = Faults(self.power_cut)
+        for fault in options.fault:
+            self.faults.arm(fault)
         self._image: RpmbImage | None = None
         self._card: EmmcCard | None = None
         self._supply = _Supply(lost=True)
@@ -311,10 +313,17 @@ class Machine:
             kernel_routing=RpmbTransport(card, kernel.check_power, claim)
             if self.options.kernel_routed_rpmb
             else None,
+            faults=self.faults,
         )
         efivarfs = Efivarfs(kernel, efivars, runtime, series=series)
         pstore = EfiPstore(kernel, efivars)
-        stmm = TeeStmmEfi(kernel, efivars, runtime, series=series)
+        stmm = TeeStmmEfi(
+            kernel,
+            efivars,
+            runtime,
+            series=series,
+            allocation_fails=lambda: self.faults.point("driver.allocation") is not None,
+        )
         modules = _modules(driver, efivarfs, pstore, stmm, built_in=self.options.driver)
         boot_id = str(uuid.uuid4())
         files = proc_files(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from typing import Final, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
+
+from emulation.faults import Fault, FaultSpecError
 
 Variant = Literal["mm-query", "mm", "file", "mm-kernel-rpmb"]
 EfivarfsSeries = Literal["K6", "K7"]
@@ -57,7 +59,9 @@ class BoardOptions:
     """``emulation`` is a tee-supplicant built with RPMB_EMU, the classic fault of bring-up."""
     supplicant_autostart: bool = True
     """The userland starts the supplicant at boot, as the udev rule of optee_client does."""
-
+    fault: tuple[str, ...] = ()
+    """Faults armed before the first power-on (emulation.faults), separated by commas; more
+    ``fault=`` words add to them."""
     mount: EfivarsMount = "boot"
     """Whether the userland mounts efivarfs at boot, as systemd does."""
     userland: Userland = "host"
@@ -78,6 +82,11 @@ class BoardOptions:
             raise OptionError(f"rpmb_rel_wr_sec_c={self.rpmb_rel_wr_sec_c}: must be 1..255")
         if not _is_cid(self.cid):
             raise OptionError(f"cid={self.cid}: must be 32 hexadecimal digits")
+        for spec in self.fault:
+            try:
+                Fault.parse(spec)
+            except FaultSpecError as error:
+                raise OptionError(f"fault={error}") from None
 
     @property
     def kernel_routed_rpmb(self) -> bool:
@@ -86,13 +95,14 @@ class BoardOptions:
 
     @classmethod
     def parse(cls, words: Iterable[str] = ()) -> BoardOptions:
-        """Build the record from ``key=value`` words; the last of two equal keys wins.
+        """Build the record from ``key=value`` words; the last of two equal keys wins (of ``fault``:
+        both).
 
         Raises :class:`OptionError` naming the nearest valid key or value.
         """
         hints = get_type_hints(cls)
         names = [option.name for option in fields(cls)]
-        values: dict[str, object] = {}
+        values: dict[str, Any] = {}
         for word in words:
             key, equals, text = word.partition("=")
             key = key.replace("-", "_")
@@ -100,8 +110,11 @@ class BoardOptions:
                 raise OptionError(f"{word}: write it as key=value; keys are {', '.join(names)}")
             if key not in names:
                 raise OptionError(f"{word}: no option {key}{_nearest(key, names)}")
-            values[key] = _convert(key, text, hints[key])
-        return cls(**values)  # type: ignore[arg-type]
+            if key == "fault":
+                values[key] = (*values.get(key, ()), *text.split(","))
+            else:
+                values[key] = _convert(key, text, hints[key])
+        return cls(**values)
 
 
 def _convert(key: str, text: str, kind: object) -> object:

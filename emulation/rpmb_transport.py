@@ -71,10 +71,19 @@ class RpmbTransport:
         )
 
     def route(self, frames: bytes, reply_size: int) -> bytes:
-        """Send request frames and read the response; TeeError BAD_PARAMETERS for wrong numbers."""
+        """Send request frames and read the response.
+
+        TeeError BAD_PARAMETERS for wrong numbers, GENERIC when the card does not do its part.
+        """
         replies = reply_size // FRAME_SIZE
         if not frames or len(frames) % FRAME_SIZE or not replies or reply_size % FRAME_SIZE:
             raise TeeError(TeeResult.BAD_PARAMETERS)
+        try:
+            return self._carry(frames, replies)
+        except OSError:
+            raise TeeError(TeeResult.GENERIC) from None
+
+    def _carry(self, frames: bytes, replies: int) -> bytes:
         kind = RpmbFrame.unpack(frames).kind
         if kind in (RpmbRequest.PROGRAM_KEY, RpmbRequest.WRITE):
             if replies != 1:

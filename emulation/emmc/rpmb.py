@@ -6,6 +6,7 @@ a :class:`Profile` says whose behaviour this is.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -90,16 +91,8 @@ class RpmbPartition:
     """One RPMB from power-on to power-off; everything that outlives the power is in ``image``.
 
     ``rel_wr_sec_c`` is EXT_CSD[222]; ``enhanced`` is EN_RPMB_REL_WR (EXT_CSD[166] bit 4).  Fault
-    points, each passed once a request or response:
-
-    ``rpmb.request``
-        before a request is looked at: ``lost`` (the card never sees it);
-    ``rpmb.write``
-        before an accepted write takes effect: ``result:N`` (fail with code N);
-    ``rpmb.written``
-        after it took effect: only ``power-cut``;
-    ``rpmb.response``
-        before frames go out: ``lost`` (zeros instead), ``mac`` (a wrong MAC), ``result:N``.
+    points (emulation.faults.POINTS), each passed once a request or response: ``rpmb.request``,
+    ``rpmb.read``, ``rpmb.write``, ``rpmb.written``, ``rpmb.response``.
     """
 
     def __init__(
@@ -129,12 +122,15 @@ class RpmbPartition:
     def write_frames(self, frames: bytes, *, reliable: bool) -> None:
         """CMD25 with ``frames`` (whole frames of 512 bytes); ``reliable`` is CMD23's bit 31.
 
-        The outcome goes to the result register; see :meth:`read_frames`.
+        The outcome goes to the result register; see :meth:`read_frames`.  OSError ETIMEDOUT when
+        the card stays busy.
         """
         if not frames or len(frames) % FRAME_SIZE:
             raise ValueError(f"{len(frames)} bytes are not whole frames of {FRAME_SIZE}")
         fault = self._faults.point("rpmb.request")
-        if fault is not None and fault.name == "lost":
+        if fault is not None and fault.name == "busy":
+            raise OSError(errno.ETIMEDOUT, "the card stays busy")
+        if fault is not None:
             return
         last = RpmbFrame.unpack(frames, len(frames) - FRAME_SIZE)
         if last.kind == RpmbRequest.READ_RESULT:
@@ -160,6 +156,7 @@ class RpmbPartition:
 
     def _execute(self, request: RpmbFrame, frames: bytes, reliable: bool) -> RpmbFrame:
         """Carry out one request; what the result register holds after it."""
+        result: int
         kind = rpmb.response_type(request.kind)
         if request.kind == RpmbRequest.PROGRAM_KEY:
             result = self._program_key(request, frames, reliable)
@@ -171,7 +168,9 @@ class RpmbPartition:
         if request.kind == RpmbRequest.READ_COUNTER:
             return RpmbFrame(nonce=request.nonce, write_counter=self.write_counter, kind=kind)
         if request.kind == RpmbRequest.READ:
-            return RpmbFrame(nonce=request.nonce, address=request.address, kind=kind)
+            fault = self._faults.point("rpmb.read")
+            result = fault.argument if fault is not None else RpmbResult.OK
+            return RpmbFrame(nonce=request.nonce, address=request.address, result=result, kind=kind)
         if request.kind == RpmbRequest.WRITE:
             return self._write(request, frames, reliable)
         return RpmbFrame(nonce=request.nonce, result=RpmbResult.GENERAL_FAILURE, kind=kind)
@@ -190,12 +189,13 @@ class RpmbPartition:
         if result is not None:
             return RpmbFrame(nonce=request.nonce, result=result, kind=kind)
         fault = self._faults.point("rpmb.write")
-        if fault is not None and fault.name == "result":
-            result = int(fault.argument, 0)
+        if fault is not None:
+            result = fault.argument
         else:
             result = RpmbResult.OK
             self._commit(request.address, frames)
-            self._faults.point("rpmb.written")
+            if self._faults.point("rpmb.written") is not None:
+                return _BLANK
         return RpmbFrame(
             nonce=request.nonce,
             write_counter=self.write_counter,
@@ -294,6 +294,6 @@ def _spoil(frames: bytes, fault: Action) -> bytes:
         spoilt[place + rpmb.MAC_OFFSET] ^= 1
         return bytes(spoilt)
     if fault.name == "result":
-        last = replace(RpmbFrame.unpack(frames, place), result=int(fault.argument, 0))
+        last = replace(RpmbFrame.unpack(frames, place), result=fault.argument)
         return frames[:place] + last.pack()
     return frames

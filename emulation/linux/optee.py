@@ -13,6 +13,7 @@ from contextvars import ContextVar
 from typing import Final
 from uuid import UUID
 
+from emulation.faults import Faults
 from emulation.linux.kernel import KERN_ERR, Kernel, Task, current_task
 from emulation.linux.supplicant_queue import SupplicantQueue
 from emulation.linux.tee_bus import TeeBus, TeeDevice
@@ -120,9 +121,10 @@ class OpteeDriver:
         *,
         revision: str,
         kernel_routing: RpmbTransport | None = None,
+        faults: Faults | None = None,
     ) -> None:
         self.kernel = kernel
-        self.queue = SupplicantQueue(kernel)
+        self.queue = SupplicantQueue(kernel, faults or Faults())
         self.bus = TeeBus(kernel)
         self._optee = optee
         self._revision = revision

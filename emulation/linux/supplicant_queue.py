@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
+from emulation.faults import Faults
 from emulation.linux.kernel import Kernel, Killed, Task
 from harness.formats.tee import TeeResult
 from harness.formats.tee_ioctl import (
@@ -45,9 +46,13 @@ class Delivery:
 
 @dataclass
 class SupplicantQueue:
-    """``struct optee_supp``: the queue between OP-TEE and the one supplicant."""
+    """``struct optee_supp``: the queue between OP-TEE and the one supplicant.
+
+    Fault point ``supplicant.request``.
+    """
 
     kernel: Kernel
+    faults: Faults = field(default_factory=Faults)
     attached: bool = field(default=False, init=False)
     attachments: int = field(default=0, init=False)
     """How often a supplicant has attached."""
@@ -123,8 +128,13 @@ class SupplicantQueue:
                 if self._synchronous is not None:
                     raise OSError(errno.EINVAL, "the last request is not answered")
                 # Another thread of the supplicant may have been quicker.
-                if self._waiting:
-                    return self._take(room, meta=meta)
+                if not self._waiting:
+                    continue
+                taken = self._take(room, meta=meta)
+            if self.faults.point("supplicant.request") is not None:
+                self.kernel.wait(closed, task=task)
+                raise OSError(errno.EBADF, "closed")
+            return taken
 
     def _take(self, room: int, *, meta: bool) -> Delivery:
         request = self._waiting[0]

@@ -5,6 +5,7 @@ Source: contract 1.8, 3; OTH core/kernel/tee_ta_manager.c, core/pta/device.c.
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable, Sequence
 from itertools import count
@@ -12,7 +13,7 @@ from typing import Final, Protocol
 from uuid import UUID
 
 from emulation.faults import Faults
-from emulation.optee.config import OpTeeConfig, Trace
+from emulation.optee.config import OpTeeConfig, Release, Trace
 from emulation.optee.errors import TeeError
 from emulation.optee.rpmb_client import RpmbClient
 from emulation.optee.rpmb_fs import RpmbFileSystem
@@ -57,10 +58,10 @@ class NoNormalWorld:
 class OpTee:
     """One OP-TEE from power-on to power-off.
 
-    ``log`` gets OP-TEE's console lines; ``load`` makes the secure partition, by default a
-    StandaloneMm.  Calls may come from several threads; OP-TEE works for one at a time.  A caller
-    that must be seen waiting, or that the loss of power must reach while it waits, waits in the
-    normal world (optee_notif_wait) beforehand.
+    ``log`` gets OP-TEE's console lines; ``load`` makes the secure partition, by default the
+    StandaloneMm that belongs to the release.  Calls may come from several threads; OP-TEE works for
+    one at a time.  A caller that must be seen waiting, or that the loss of power must reach while
+    it waits, waits in the normal world (optee_notif_wait) beforehand.
     """
 
     def __init__(
@@ -74,11 +75,11 @@ class OpTee:
         self.config = config or OpTeeConfig()
         self.normal_world: NormalWorld = NoNormalWorld()
         self._faults = faults or Faults()
-        self._load = load or _load_stmm
+        self._load = load or functools.partial(_load_stmm, self.config.release)
         self._trace = Trace(log, self.config.log_level)
         self.rpmb = RpmbClient(self.config, self._call_normal_world, self._trace)
         files = RpmbFileSystem(self.config, self.rpmb, self._trace)
-        self._store = StoreFile(files, self.config.release, self._trace)
+        self._store = StoreFile(files, self.config.release, self._trace, self._faults)
         self._stmm: StmmContext | None = None
         self._sessions: dict[int, StmmContext] = {}
         self._numbers = count(1)
@@ -159,8 +160,9 @@ class OpTee:
             self._stmm = None
 
 
-def _load_stmm(storage: Storage) -> SecurePartition:
+def _load_stmm(release: Release, storage: Storage) -> SecurePartition:
     # Late, because a board whose U-Boot keeps its own variables may never load it.
+    from emulation.stmm.config import CONFIGS
     from emulation.stmm.standalone_mm import StandaloneMm
 
-    return StandaloneMm(storage)
+    return StandaloneMm(storage, CONFIGS[release])

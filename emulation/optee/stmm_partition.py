@@ -86,18 +86,25 @@ LoadPartition = Callable[[Storage], SecurePartition]
 
 
 class StoreFile:
-    """The storage service: one file in the RPMB, opened and closed for every access."""
+    """The storage service: one file in the RPMB, opened and closed for every access.
 
-    def __init__(self, files: RpmbFileSystem, release: Release, trace: Trace) -> None:
+    Fault points ``storage.read`` and ``storage.write``.
+    """
+
+    def __init__(
+        self, files: RpmbFileSystem, release: Release, trace: Trace, faults: Faults
+    ) -> None:
         self._files = files
         self._release = release
         self._trace = trace
+        self._faults = faults
 
     def read(self, offset: int, length: int) -> tuple[int, bytes]:
         """Storage: a code and ``length`` bytes; fewer than that is CORRUPT_OBJECT."""
         self._trace.debug("stmm_handle_storage_service", "RPMB read")
         data = b""
         try:
+            self._pass("storage.read")
             data = self._files.read(self._open(), offset, length)
             result = TeeResult.SUCCESS if len(data) == length else TeeResult.CORRUPT_OBJECT
         except TeeError as error:
@@ -109,10 +116,16 @@ class StoreFile:
         self._trace.debug("stmm_handle_storage_service", "RPMB write")
         result = TeeResult.SUCCESS
         try:
+            self._pass("storage.write")
             self._files.write(self._open_or_create(), offset, data)
         except TeeError as error:
             result = error.result
         return storage_code(result, self._release)
+
+    def _pass(self, point: str) -> None:
+        fault = self._faults.point(point)
+        if fault is not None:
+            raise TeeError(TeeResult(fault.argument))
 
     def _open(self) -> FileHandle:
         return self._files.open(STORE_FILE, STMM_UUID)
@@ -129,7 +142,7 @@ class StoreFile:
 class StmmContext:
     """The one instance of the partition; it stays when its last session closes.
 
-    Fault points ``stmm.start`` and ``stmm.call``, passed before the partition runs: ``panic``.
+    Fault points ``stmm.start`` and ``stmm.call``, passed before the partition runs.
     """
 
     def __init__(
@@ -183,7 +196,6 @@ class StmmContext:
         message.memory[:size] = self._buffer[:size]
 
     def _pass(self, point: str) -> None:
-        fault = self._faults.point(point)
-        if fault is not None and fault.name == "panic":
+        if self._faults.point(point) is not None:
             self.panicked = True
             raise TeeError(TeeResult.TARGET_DEAD, TeeOrigin.TRUSTED_APP)

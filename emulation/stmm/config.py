@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final, Literal
 
 SINGLE_WRITE_RELEASE: Final = 202402
@@ -41,3 +43,13 @@ class StmmConfig:
     def max_payload(self) -> int:
         """Answer of GET_PAYLOAD_SIZE: the largest payload after the two headers."""
         return max(self.max_variable_size, self.max_auth_variable_size) + 48 - 60
+
+
+CONFIGS: Final[Mapping[str, StmmConfig]] = MappingProxyType(
+    {
+        "4.10": StmmConfig(),
+        # Both sides of the storage codes changed in 2024, and had to change together.
+        "4.1": StmmConfig(release=202311, storage_codes="spm", storage_code_bits=64),
+    }
+)
+"""The build that was current with an OP-TEE release."""

@@ -18,6 +18,10 @@ from typing import Any
 import paramiko
 import pytest
 
+from emulation.machine import Machine
+from emulation.options import BoardOptions
+from tests.emulation.rig import MakeRig, Rig
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -188,3 +192,37 @@ def need_tool() -> Callable[[str, str], str]:
         return path
 
     return need
+
+
+@pytest.fixture
+def make_rig(tmp_path: Path) -> Iterator[MakeRig]:
+    """Blank boards, all with the same flash."""
+    rigs: list[Rig] = []
+
+    def make(**options: object) -> Rig:
+        rig = Rig(tmp_path, **options)
+        rigs.append(rig)
+        return rig
+
+    yield make
+    for rig in rigs:
+        rig.machine.close()
+
+
+@pytest.fixture(scope="session")
+def used_flash(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The flash of a board that was booted once."""
+    state = tmp_path_factory.mktemp("used")
+    machine = Machine(BoardOptions(), state)
+    machine.power_on(console=lambda data: None)
+    machine.close()
+    return state / "rpmb.img"
+
+
+@pytest.fixture
+def rig(make_rig: MakeRig, used_flash: Path, tmp_path: Path) -> Rig:
+    """A running board with a supplicant and the driver bound, at its second boot."""
+    shutil.copy(used_flash, tmp_path)
+    rig = make_rig()
+    rig.boot()
+    return rig

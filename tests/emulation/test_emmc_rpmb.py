@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from emulation.emmc.image import RpmbImage
 from emulation.emmc.rpmb import PROFILES, QEMU, SILICON, SUPPLICANT_EMULATION, RpmbPartition
-from emulation.faults import Faults, FaultSpecError, PowerLost
+from emulation.faults import Action, Faults, FaultSpecError, PowerLost
 from harness.formats import rpmb
 from harness.formats.rpmb import RpmbFrame, RpmbResult
 
@@ -287,15 +287,29 @@ def test_a_power_cut_is_seen_by_the_whole_board() -> None:
 
 def test_fault_specifications() -> None:
     faults = Faults()
-    for text in ("", "x", "x:0=y", "x:=y", "x=", "x:a=y"):
+    for text in (
+        "",
+        "x",
+        "rpmb.write:0=power-cut",
+        "rpmb.write:=power-cut",
+        "rpmb.write=",
+        "rpmb.write:a=power-cut",
+        "rpmb.write=result",
+        "rpmb.write=result:x",
+        "rpmb.written=lost:1",
+    ):
         with pytest.raises(FaultSpecError):
             faults.arm(text)
-    faults.arm("a.b:2+=act:argument=1")
-    assert faults.point("a.b") is None
-    assert [faults.point("a.b") for _ in range(2)] == [faults.point("a.b")] * 2
-    assert faults.point("other") is None
-    faults.disarm("a.b")
-    assert faults.point("a.b") is None
+    with pytest.raises(FaultSpecError, match="did you mean"):
+        faults.arm("rpmb.wrote=result:5")
+    with pytest.raises(FaultSpecError, match="one of result, power-cut"):
+        faults.arm("rpmb.write=lost")
+    faults.arm("rpmb.write:2+=result:0x11")
+    assert faults.point("rpmb.write") is None
+    assert [faults.point("rpmb.write") for _ in range(3)] == [Action("result", 17)] * 3
+    assert faults.point("rpmb.read") is None
+    faults.disarm("rpmb.write")
+    assert faults.point("rpmb.write") is None
 
 
 @dataclass

@@ -6,159 +6,21 @@ The supplicant is the board's own program on a thread; figures are those of the 
 from __future__ import annotations
 
 import errno
-import os
-import shutil
 import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 
 import pytest
 
 from emulation import machine as machine_module
 from emulation.faults import PowerLost
 from emulation.linux.kernel import Task, running
-from emulation.machine import Machine
-from emulation.options import BoardOptions, Variant
+from emulation.options import Variant
+from tests.emulation.rig import GLOBAL, ROOT, MakeRig, Rig, errno_of, name
 from tests.emulation.supplicant_thread import SupplicantThread, read_sysfs
 from tests.emulation.test_kernel import in_thread
 
-ROOT = Task(1)
-GUID = "12345678-1234-1234-1234-123456789abc"
-GLOBAL = "8be4df61-93ca-11d2-aa0d-00e098032b8c"
-IMMUTABLE = 0x10
 RECORDED_FIRST_BOOT = 0xF2D
 """RPMB write counter after the first boot (truth state-002, log-kernel-rpmb-y)."""
-
-
-class Rig:
-    """A machine, its supplicant, and the few system calls that the tests need."""
-
-    def __init__(self, state: Path, **options: object) -> None:
-        self.machine = Machine(BoardOptions(**options), state)  # type: ignore[arg-type]
-        self.supplicant = SupplicantThread(self.machine)
-        self.console = bytearray()
-
-    def boot(self, *, supplicant: bool = True) -> None:
-        """Power on, mount efivarfs, and start the supplicant until the driver is bound."""
-        self.machine.power_on(console=self.console.extend)
-        self.machine.efivarfs.mount(task=ROOT)
-        if supplicant:
-            assert self.supplicant.start()
-            self.wait(lambda: not self.machine.efivarfs.read_only)
-
-    def reboot(self) -> None:
-        self.machine.power_cut()
-        self.supplicant = SupplicantThread(self.machine)
-        self.boot()
-
-    @staticmethod
-    def wait(condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 5
-        while not condition():
-            assert time.monotonic() < deadline, "did not happen in 5 s"
-            time.sleep(0.001)
-
-    @property
-    def counter(self) -> int:
-        return self.machine.card.rpmb.write_counter
-
-    def write(self, name: str, data: bytes, task: Task = ROOT, *, attributes: int = 7) -> None:
-        """open(O_WRONLY|O_CREAT), one write, close; an existing file is made mutable first."""
-        fs = self.machine.efivarfs
-        with running(task):
-            try:
-                ino = fs.lookup(task, fs.root, name.encode()).ino
-                fs.setflags(task, ino, fs.getflags(task, ino) & ~IMMUTABLE)
-                handle = fs.open(task, ino, os.O_WRONLY)
-            except FileNotFoundError:
-                _attr, handle = fs.create(task, fs.root, name.encode(), 0o644, os.O_WRONLY)
-            try:
-                payload = attributes.to_bytes(4, "little") + data
-                assert fs.write(task, handle, 0, payload) == len(payload)
-            finally:
-                fs.release(handle)
-
-    def read(self, name: str, task: Task = ROOT) -> bytes:
-        """The data without the attributes; empty when the variable does not exist."""
-        fs = self.machine.efivarfs
-        with running(task):
-            handle = fs.open(task, fs.lookup(task, fs.root, name.encode()).ino, os.O_RDONLY)
-            try:
-                return fs.read(task, handle, 0, 65536)[4:]
-            finally:
-                fs.release(handle)
-
-    def delete(self, name: str) -> None:
-        fs = self.machine.efivarfs
-        with running(ROOT):
-            ino = fs.lookup(ROOT, fs.root, name.encode()).ino
-            fs.setflags(ROOT, ino, fs.getflags(ROOT, ino) & ~IMMUTABLE)
-            fs.unlink(ROOT, fs.root, name.encode())
-
-    def names(self) -> set[str]:
-        fs = self.machine.efivarfs
-        return {entry.name.decode() for entry in fs.readdir(ROOT, fs.root)}
-
-    def free(self) -> tuple[int, int]:
-        space = self.machine.efivarfs.statfs(ROOT)
-        return space.blocks, space.bavail
-
-    @contextmanager
-    def costs(self, low: int, high: int | None = None) -> Iterator[None]:
-        """The block moves the RPMB write counter by ``low``..``high``."""
-        before = self.counter
-        yield
-        assert low <= self.counter - before <= (low if high is None else high)
-
-
-MakeRig = Callable[..., Rig]
-
-
-@pytest.fixture
-def make_rig(tmp_path: Path) -> Iterator[MakeRig]:
-    """Blank boards, all with the same flash."""
-    rigs: list[Rig] = []
-
-    def make(**options: object) -> Rig:
-        rig = Rig(tmp_path, **options)
-        rigs.append(rig)
-        return rig
-
-    yield make
-    for rig in rigs:
-        rig.machine.close()
-
-
-@pytest.fixture(scope="module")
-def used_flash(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The flash of a board that was booted once."""
-    state = tmp_path_factory.mktemp("used")
-    machine = Machine(BoardOptions(), state)
-    machine.power_on(console=lambda data: None)
-    machine.close()
-    return state / "rpmb.img"
-
-
-@pytest.fixture
-def rig(make_rig: MakeRig, used_flash: Path, tmp_path: Path) -> Rig:
-    """A running board with a supplicant and the driver bound, at its second boot."""
-    shutil.copy(used_flash, tmp_path)
-    rig = make_rig()
-    rig.boot()
-    return rig
-
-
-def errno_of(work: Callable[[], object]) -> int | None:
-    with pytest.raises(OSError) as caught:  # noqa: PT011 (the errno is what is tested)
-        work()
-    return caught.value.errno
-
-
-def name(short: str) -> str:
-    return f"{short}-{GUID}"
 
 
 def test_first_boot_leaves_what_was_recorded(make_rig: MakeRig) -> None:
