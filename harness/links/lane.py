@@ -40,30 +40,32 @@ hil_keep() {
 }
 hil_loop() {
   trap '' PIPE
-  hil_n=0
+  hil_n=0 hil_e=
+  read -r hil_p hil_x </proc/self/stat
   while :; do
     hil_n=$((hil_n+1))
     (
       trap - PIPE
-      IFS=' ' read -r hil_id hil_l hil_x || { rm "$hil_dir/alive"; exit; }
-      [ "$hil_id" = bye ] && { rm -rf "$hil_dir"; exit; }
+      IFS=' ' read -r hil_id hil_l hil_x || { kill -KILL "$hil_p"; exit; }
+      [ "$hil_id" = bye ] && { rm -rf "$hil_dir"; kill -KILL "$hil_p"; exit; }
       hil_c=
       [ "$hil_x" ] && : >"$hil_dir/out"
+      [ "$hil_e" ] && : >"$hil_dir/err"
       while [ "$hil_l" -gt 0 ]; do
-        IFS= read -r hil_x || { rm "$hil_dir/alive"; exit; }
+        IFS= read -r hil_x || { kill -KILL "$hil_p"; exit; }
         hil_c="$hil_c
 $hil_x"
         hil_l=$((hil_l-1))
       done
       echo "$hil_id" >&6
-      exec </dev/null 2>"$hil_dir/err" 4>&- 6>&-
-      eval "unset hil_token hil_dir hil_all hil_n hil_id hil_l hil_c hil_x hil_boot; set --;$hil_c"
+      exec <&7 4>&- 6>&- 7>&-
+      eval "unset hil_token hil_dir hil_all hil_n hil_e hil_p hil_id hil_l hil_c hil_x
+set --;$hil_c"
     )
-    hil_s=$?
-    [ -e "$hil_dir/alive" ] || break
+    hil_s=$? hil_e=
     if [ -s "$hil_dir/err" ]; then
       { cat "$hil_dir/err"; echo "$hil_token:$hil_n:end"; } >&4 2>/dev/null
-      hil_s=$hil_s:e
+      hil_s=$hil_s:e hil_e=1
     fi
     echo "$hil_token:$hil_n:$hil_s"
   done
@@ -72,9 +74,9 @@ hil_boot=-
 read -r hil_boot 2>/dev/null </proc/sys/kernel/random/boot_id
 : >"$hil_dir/alive"
 echo "$hil_token $$ $hil_boot $hil_dir"
-exec 3>&1 4>&2 6>"$hil_dir/ids"
-hil_loop 2>>"$hil_dir/err" 3>&- | hil_keep >&3 3>&- 4>&- 6>&-
-exec </dev/null >/dev/null 2>&1 3>&- 4>&- 6>&-
+exec 3>&1 4>&2 6>"$hil_dir/ids" 7</dev/null
+{ hil_loop 2>>"$hil_dir/err"; } 3>&- | hil_keep >&3 3>&- 4>&- 6>&- 7>&-
+exec <&7 >/dev/null 2>&1 3>&- 4>&- 6>&- 7>&-
 [ -d "$hil_dir" ] || exit 0
 rm -f "$hil_dir/alive"
 sleep @LINGER@
@@ -105,7 +107,7 @@ cd {directory} 2>/dev/null || {{ echo gone; exit; }}
 id=0
 while read -r line; do id=$line; done <ids
 state=running
-kill -0 {pid} 2>/dev/null || state=over
+kill -0 {pid} 2>/dev/null || state=dead
 [ -e alive ] || state=over
 echo "$state $id"
 cat out 2>/dev/null
@@ -191,11 +193,14 @@ def parse_fetched(stored: Stored, number: int, stdout: bytes, stderr: bytes) -> 
     if b" " not in header:
         return Fetched("gone")
     state, last = header.decode().split(" ", 1)
-    if last != str(number):
-        return Fetched("never" if state == "over" else "running")
     end = stored.end_of_output(number).search(out)
     if not end:
-        return Fetched(state)
+        # only a lane that ended in order, its record ending before this command, proves that
+        # the command was not started
+        before = last.isdecimal() and int(last) < number
+        if state == "over" and before:
+            return Fetched("never")
+        return Fetched("over" if state == "dead" else state)
     out = out[: end.start()]
     # the file may still hold what older commands printed
     previous = stored.end_of_output(number - 1).search(out)

@@ -108,7 +108,7 @@ class ShellContract:
         result = shell.run_isolated("cat; echo err >&2; exit 4", stdin=b"in\0put")
         assert (result.status, result.stdout, result.stderr) == (4, b"in\0put", b"err\n")
         with pytest.raises(LinkTimeout):
-            shell.run_isolated("sleep 61.9", timeout=0.3)
+            shell.run_isolated("sleep 61.9", timeout=1.5)
         assert shell.run("echo next").stdout == b"next\n"
 
     def test_files_both_ways(self, shell: Shell, tmp_path: Path) -> None:
