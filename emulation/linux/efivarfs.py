@@ -501,6 +501,10 @@ class Efivarfs:
             _need_no_direct_io(flags)
             return self._open(inode, task, flags)
 
+    def fsync(self, task: Task, handle: int) -> None:
+        """There is none (K6 fs/efivarfs/file.c): EINVAL."""
+        raise OSError(errno.EINVAL, "no fsync")
+
     def release(self, handle: int) -> None:
         """Last close of a handle; a K7 file that is still empty then disappears."""
         with self._kernel.lock:

@@ -178,6 +178,9 @@ class Sysfs:
         node.store(data, task)
         return len(data)
 
+    def fsync(self, task: Task, handle: int) -> None:
+        """noop_fsync (K6 fs/kernfs/file.c)."""
+
     def release(self, handle: int) -> None:
         """See Filesystem."""
         self._handles.pop(handle, None)

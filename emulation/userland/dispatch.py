@@ -406,7 +406,8 @@ class Dispatcher:
                 self._listener.fail(notification.id, number)
                 return
             self._listener.reply_fd(notification.id, fd, cloexec=cloexec)
-            os.close(fd)
+            # close(2) is a request to the FUSE mount, which this thread has to answer.
+            self._board.run_later(lambda: os.close(fd))
 
         self._board.open_content(name, flags & _CONTENT_FLAGS, done)
 
@@ -616,9 +617,9 @@ class Dispatcher:
     def _fstat(self, notification: Notification, caller: Caller) -> None:
         """An open block device is a regular file to the kernel."""
         name = self._names[notification.number]
-        fd, address = notification.args[0], notification.args[1]
+        fd, address = notification.args[0] & 0xFFFFFFFF, notification.args[1]
         if name != "fstat":
-            if caller.memory.read_string(address) != b"":
+            if fd == _AT_FDCWD or (address and caller.memory.read_string(address)):
                 raise Proceed
             address = notification.args[2 if name == "newfstatat" else 4]
         opened = self._disks.get(caller.descriptor(fd))

@@ -122,6 +122,10 @@ class Filesystem(Protocol):
         """One write(2); the number of bytes taken."""
         ...
 
+    def fsync(self, task: Task, handle: int) -> None:
+        """fsync(2); EINVAL where the file system has none."""
+        ...
+
     def release(self, handle: int) -> None:
         """The last descriptor of an open file is gone."""
         ...
@@ -167,6 +171,7 @@ _OPEN_OUT = struct.Struct("<QII")
 _CREATE_IN = struct.Struct("<IIII")
 _READ_IN = struct.Struct("<QQIIQII")
 _WRITE_IN = struct.Struct("<QQIIQII")
+_FSYNC_IN = struct.Struct("<QII")
 _RELEASE_IN = struct.Struct("<QIIQ")
 _INIT_IN = struct.Struct("<IIII")
 _INIT_OUT = struct.Struct("<IIIIHHIIHHI28x")
@@ -217,7 +222,6 @@ _REFUSED = {
     _RENAME: errno.EPERM,
     _RENAME2: errno.EPERM,
     _RMDIR: errno.EPERM,
-    _FSYNC: errno.EINVAL,
 }
 
 _SLEEPERS = {
@@ -229,6 +233,7 @@ _SLEEPERS = {
     _READ: "read",
     _WRITE: "write",
     _STATFS: "statfs",
+    _FSYNC: "fsync",
     _RELEASE: "release",
     _READDIR: "readdir",
     _CREATE: "create",
@@ -294,6 +299,7 @@ class FuseConnection:
             _READ: self._read,
             _WRITE: self._write,
             _STATFS: self._statfs,
+            _FSYNC: self._fsync,
             _RELEASE: self._release,
             _OPENDIR: self._opendir,
             _READDIR: self._readdir,
@@ -482,6 +488,10 @@ class FuseConnection:
         handle, offset, size, *_ = _WRITE_IN.unpack_from(body)
         data = bytes(body[_WRITE_IN.size : _WRITE_IN.size + size])
         return (struct.pack("<II", self.filesystem.write(task, handle, offset, data), 0),)
+
+    def _fsync(self, task: Task, ino: int, body: memoryview) -> tuple[bytes, ...]:
+        self.filesystem.fsync(task, _FSYNC_IN.unpack_from(body)[0])
+        return ()
 
     def _release(self, task: Task, ino: int, body: memoryview) -> tuple[bytes, ...]:
         self.filesystem.release(_RELEASE_IN.unpack_from(body)[0])

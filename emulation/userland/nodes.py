@@ -133,6 +133,9 @@ class NodeTree:
         """To the storage."""
         return self.handles[handle].write(offset, data)
 
+    def fsync(self, task: Task, handle: int) -> None:
+        """Every write is in the storage when it returns."""
+
     def release(self, handle: int) -> None:
         """The descriptor and its duplicates are closed."""
         self.handles.pop(handle, None)

@@ -158,6 +158,9 @@ class MemoryFilesystem:
         self._set_content(self.handles[handle], data)
         return len(data)
 
+    def fsync(self, task: Task, handle: int) -> None:
+        raise OSError(errno.EINVAL, "no fsync")
+
     def release(self, handle: int) -> None:
         del self.handles[handle]
         self.released += 1

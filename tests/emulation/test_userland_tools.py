@@ -139,6 +139,43 @@ def test_mmc_extcsd(emulated: EmulatedBoard, need_tool: Need) -> None:
     assert "RPMB Size [RPMB_SIZE_MULT]: 0x10" in shown
 
 
+def test_lsblk(emulated: EmulatedBoard, need_tool: Need) -> None:
+    need_tool("lsblk", "util-linux")
+    shown = emulated.ok("lsblk -bnro NAME,MAJ:MIN,SIZE,TYPE,PKNAME")
+    assert shown.splitlines() == [
+        "mmcblk0 179:0 134217728 disk ",
+        "mmcblk0p1 179:1 67108864 part mmcblk0",
+        "mmcblk0p2 179:2 65011712 part mmcblk0",
+    ]
+    partitions = emulated.ok("cat /proc/partitions").splitlines()[2:]
+    assert [line.split()[3] for line in partitions] == ["mmcblk0", "mmcblk0p1", "mmcblk0p2"]
+
+
+def test_blkid(emulated: EmulatedBoard, need_tool: Need) -> None:
+    need_tool("blkid", "util-linux")
+    guid = "a29769bf-d244-45b9-97b6-26eb9344794d"
+    assert emulated.ok("blkid -ps PTTYPE -o value /dev/mmcblk0") == "gpt\n"
+    assert emulated.ok("blkid -ps PART_ENTRY_UUID -o value /dev/mmcblk0p1") == f"{guid}\n"
+
+
+@pytest.mark.parametrize(
+    ("size", "error"),
+    # truth size-049, size-050, size-052
+    [
+        (65536, "Invalid argument"),
+        (1048576, "Invalid argument"),
+        (16777216, "Cannot allocate memory"),
+    ],
+)
+def test_write_too_long_for_a_variable(emulated: EmulatedBoard, size: int, error: str) -> None:
+    name = f"{EFIVARS}/Long-{VENDOR}"
+    emulated.ok(f"{{ printf '\\007\\0\\0\\0'; head -c {size} /dev/zero; }} > /tmp/long")
+    refused = emulated.run(f"dd if=/tmp/long of={name} bs={size + 4} iflag=fullblock")
+    assert refused.status == 1
+    assert error in refused.err
+    emulated.ok(f"test -e {name}; chattr -i {name}; rm {name} /tmp/long")
+
+
 def test_kernel_log(emulated: EmulatedBoard) -> None:
     shown = emulated.ok("dmesg")
     assert re.search(r"^\[ +\d+\.\d{6}\] efivars: Registered efivars operations$", shown, re.M)
