@@ -33,13 +33,12 @@ done
 [ "$hil_dir" ] || { echo "no directory is writable" >&2; exit 1; }
 IFS= read -r hil_token || exit
 hil_keep() {
-  trap '' PIPE XFSZ
+  trap '' XFSZ
   ulimit -f @BLOCKS@ 2>/dev/null
   command -v tee >/dev/null || exec cat
   exec tee -a "$hil_dir/out" 2>/dev/null
 }
 hil_loop() {
-  trap '' PIPE
   hil_n=0 hil_e=
   read -r hil_p hil_x </proc/self/stat
   while :; do
@@ -74,6 +73,7 @@ hil_boot=-
 read -r hil_boot 2>/dev/null </proc/sys/kernel/random/boot_id
 : >"$hil_dir/alive"
 echo "$hil_token $$ $hil_boot $hil_dir"
+trap '' PIPE
 exec 3>&1 4>&2 6>"$hil_dir/ids" 7</dev/null
 { hil_loop 2>>"$hil_dir/err"; } 3>&- | hil_keep >&3 3>&- 4>&- 6>&- 7>&-
 exec <&7 >/dev/null 2>&1 3>&- 4>&- 6>&- 7>&-
