@@ -80,6 +80,8 @@ class BoardOptions:
             raise OptionError(f"rpmb_size_mult={self.rpmb_size_mult}: must be 1..128 (of 128 KiB)")
         if not 1 <= self.rpmb_rel_wr_sec_c <= 255:
             raise OptionError(f"rpmb_rel_wr_sec_c={self.rpmb_rel_wr_sec_c}: must be 1..255")
+        if self.kernel_routed_rpmb and self.optee == "4.1":
+            raise OptionError("variant=mm-kernel-rpmb: needs OP-TEE 4.4 or later, not optee=4.1")
         if not _is_cid(self.cid):
             raise OptionError(f"cid={self.cid}: must be 32 hexadecimal digits")
         for spec in self.fault:

@@ -62,6 +62,11 @@ class SupplicantQueue:
     _synchronous: int | None = field(default=None, init=False)
     """The one request a supplicant without meta parameters is working on."""
 
+    @property
+    def unanswered(self) -> bool:
+        """Whether the supplicant has a request that it did not answer yet."""
+        return bool(self._delivered)
+
     def attach(self) -> None:
         """A supplicant opens the device; OSError EBUSY while there is one."""
         with self.kernel.lock:
