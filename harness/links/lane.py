@@ -83,6 +83,8 @@ sleep @LINGER@
 rm -rf "$hil_dir"
 """
 
+_STATUS = re.compile(rb"(\d+)(:e)?\n")
+
 # Children die first, as a killed parent would hide them, but it is stopped before so that it
 # starts no more. Only in the boot that the process ids are of.
 _KILL = r"""
@@ -129,6 +131,17 @@ def start_command(shell: str, directory_name: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class End:
+    """The end of a command's standard output: offsets of the marker and of what comes after it,
+    the exit status, and whether there is standard error, which ends on its own."""
+
+    offset: int
+    after: int
+    status: int
+    has_errors: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Stored:
     """Where the lane with process id ``pid`` keeps the result of its last command."""
 
@@ -142,9 +155,13 @@ class Stored:
         script = _FETCH.format(directory=quote(self.directory), pid=self.pid)
         return f"exec {shell} -c {quote(script)}"
 
-    def end_of_output(self, number: int) -> re.Pattern[bytes]:
-        """Groups: exit status; ``:e`` if there is standard error, which ends on its own."""
-        return re.compile(rb"%s:%d:(\d+)(:e)?\n" % (self.token.encode(), number))
+    def find_end(self, number: int, output: bytes | bytearray, start: int = 0) -> End | None:
+        """Where command ``number`` ends in the output of the lane; None while it does not."""
+        # A pattern of its own for every command costs more to compile than the command.
+        marker = b"%s:%d:" % (self.token.encode(), number)
+        at = output.find(marker, start)
+        found = _STATUS.match(output, at + len(marker)) if at >= 0 else None
+        return End(at, found.end(), int(found[1]), found[2] is not None) if found else None
 
     def end_of_errors(self, number: int) -> bytes:
         return f"{self.token}:{number}:end\n".encode()
@@ -193,15 +210,15 @@ def parse_fetched(stored: Stored, number: int, stdout: bytes, stderr: bytes) -> 
     if b" " not in header:
         return Fetched("gone")
     state, last = header.decode().split(" ", 1)
-    end = stored.end_of_output(number).search(out)
-    if not end:
+    end = stored.find_end(number, out)
+    if end is None:
         # only a lane that ended in order, its record ending before this command, proves that
         # the command was not started
         before = last.isdecimal() and int(last) < number
         if state == "over" and before:
             return Fetched("never")
         return Fetched("over" if state == "dead" else state)
-    out = out[: end.start()]
+    out = out[: end.offset]
     # the file may still hold what older commands printed
-    previous = stored.end_of_output(number - 1).search(out)
-    return Fetched("done", int(end[1]), out[previous.end() :] if previous else out, stderr)
+    previous = stored.find_end(number - 1, out)
+    return Fetched("done", end.status, out[previous.after :] if previous else out, stderr)

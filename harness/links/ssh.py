@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import secrets
 import threading
 import time
@@ -211,24 +210,23 @@ class _Lane:
         frame = lanes.request(self.number, command, forget=forget)
         self._send(frame, deadline)
         out_end = self._wait_for_end(deadline)
-        out = bytes(streams.out[: out_end.start()])
+        out = bytes(streams.out[: out_end.offset])
         self._kept = len(out) if forget else self._kept + len(out)
-        if not out_end[2]:
-            return _Output(int(out_end[1]), out, b"")
+        if not out_end.has_errors:
+            return _Output(out_end.status, out, b"")
         end = self.stored.end_of_errors(self.number)
         while not streams.err.endswith(end):
             streams.pump(deadline)
-        return _Output(int(out_end[1]), out, bytes(streams.err[: -len(end)]))
+        return _Output(out_end.status, out, bytes(streams.err[: -len(end)]))
 
-    def _wait_for_end(self, deadline: float) -> re.Match[bytes]:
+    def _wait_for_end(self, deadline: float) -> lanes.End:
         streams = self._streams
-        pattern = self.stored.end_of_output(self.number)
         longest = len(self.stored.token) + 24
         searched = 0
         while True:
             streams.pump(deadline)
-            end = pattern.search(streams.out, searched)
-            if end:
+            end = self.stored.find_end(self.number, streams.out, searched)
+            if end is not None:
                 return end
             searched = max(0, len(streams.out) - longest)
 
