@@ -1,20 +1,22 @@
-"""Run every benchmark of this folder, or those named."""
+"""``python -m benchmarks.run [NAME ...]``: every benchmark of this folder, or those named."""
 
 from __future__ import annotations
 
-import runpy
+import subprocess
 import sys
 from pathlib import Path
 
 
-def main() -> None:
-    """Each ``bench_*.py`` in turn, under its own heading."""
-    folder = Path(__file__).parent
-    for path in sorted(folder.glob("bench_*.py")):
-        if not sys.argv[1:] or path.stem.removeprefix("bench_") in sys.argv[1:]:
-            print(f"== {path.stem}", flush=True)
-            runpy.run_path(str(path), run_name="__main__")
+def main() -> int:
+    """Each ``bench_*.py`` in a process of its own; 1 if one missed what it requires."""
+    status = 0
+    for path in sorted(Path(__file__).parent.glob("bench_*.py")):
+        name = path.stem.removeprefix("bench_")
+        if not sys.argv[1:] or name in sys.argv[1:]:
+            print(f"== {name}", flush=True)
+            status |= subprocess.run([sys.executable, "-m", f"benchmarks.{path.stem}"]).returncode
+    return status
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
