@@ -37,7 +37,8 @@ _HEADER_OFFSET: Final = _DATA_BYTES
 _KEY_OFFSET: Final = _HEADER_OFFSET + 64
 _SLOT_BYTES: Final = 64 + _MAX_BLOCKS * DATA_SIZE
 _SLOT_OFFSETS: Final = (_HEADER_OFFSET + 4096, _HEADER_OFFSET + 4096 + _SLOT_BYTES)
-_TOTAL_BYTES: Final = _HEADER_OFFSET + 8 * 4096
+IMAGE_BYTES: Final = _HEADER_OFFSET + 8 * 4096
+"""Size of an image file."""
 
 
 class ImageError(Exception):
@@ -72,12 +73,12 @@ class RpmbImage:
             except BlockingIOError:
                 raise ImageError(f"{path} is in use by another emulated board") from None
             size = os.fstat(descriptor).st_size
-            if size not in (0, _TOTAL_BYTES):
+            if size not in (0, IMAGE_BYTES):
                 raise ImageError(f"{path} is no RPMB image")
             if size == 0:
-                os.ftruncate(descriptor, _TOTAL_BYTES)
+                os.ftruncate(descriptor, IMAGE_BYTES)
                 os.posix_fallocate(descriptor, 0, size_mult * SIZE_UNIT)
-            medium = mmap.mmap(descriptor, _TOTAL_BYTES)
+            medium = mmap.mmap(descriptor, IMAGE_BYTES)
             magic, found = _HEADER.unpack_from(medium, _HEADER_OFFSET)
             # A process that died before this line leaves a file of zeros: blank, so start it again.
             if magic == bytes(8):
@@ -95,7 +96,7 @@ class RpmbImage:
     def in_memory(cls, size_mult: int = 16) -> RpmbImage:
         """A blank image that lives as long as the object."""
         _check_size(size_mult)
-        return cls(mmap.mmap(-1, _TOTAL_BYTES), size_mult)
+        return cls(mmap.mmap(-1, IMAGE_BYTES), size_mult)
 
     def close(self) -> None:
         """Let go of the file; the image cannot be used any more."""

@@ -151,8 +151,13 @@ class StmmVariables:
         return status if status != EfiStatus.SUCCESS else mark_status
 
     def __iter__(self) -> Iterator[Variable]:
-        """See VariableServices."""
+        """See VariableServices.
+
+        FirmwareError ABORTED when the walk comes back to where it was, as it does in a store where
+        somebody wrote a variable twice; a real U-Boot goes round until its watchdog bites.
+        """
         name, guid, room = "", UUID(int=0), _NAME_ROOM
+        visited = set()
         while True:
             request = GetNextVariableName(guid, name, room)
             status, answer = self._communicate(
@@ -167,6 +172,9 @@ class StmmVariables:
             if status != EfiStatus.SUCCESS:
                 raise FirmwareError(status)
             name, guid = following.name, following.guid
+            if (name, guid) in visited:
+                raise FirmwareError(EfiStatus.ABORTED)
+            visited.add((name, guid))
             variable = self.get(name, guid)
             if variable is not None:
                 yield variable
@@ -284,7 +292,7 @@ def _parse_file(raw: bytes) -> list[Variable]:
         return []
     variables = []
     at = 0
-    while at < len(entries):
+    while at + _ENTRY.size <= len(entries):
         size, attributes, _time, guid = _ENTRY.unpack_from(entries, at)
         start = at + _ENTRY.size
         name = decode_name(entries[start:])

@@ -86,7 +86,7 @@ def test_other_files_and_sizes_are_refused(tmp_path: Path) -> None:
 
 def test_a_write_is_whole_or_not_at_all_at_every_line() -> None:
     """Stop between any two lines of the commit; the image is the old or the new one."""
-    medium = mmap.mmap(-1, image_module._TOTAL_BYTES)
+    medium = mmap.mmap(-1, image_module.IMAGE_BYTES)
     image = RpmbImage(medium, 16)
     image.program_key(KEY)
     for counter in range(1, 4):
@@ -120,7 +120,7 @@ def test_a_write_is_whole_or_not_at_all_at_every_line() -> None:
 
 
 def test_a_half_copied_journal_slot_does_not_count() -> None:
-    medium = mmap.mmap(-1, image_module._TOTAL_BYTES)
+    medium = mmap.mmap(-1, image_module.IMAGE_BYTES)
     image = RpmbImage(medium, 16)
     image.commit(1, 5, half_sectors("a"))
     image.commit(2, 5, half_sectors("b"))

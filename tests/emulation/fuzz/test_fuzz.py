@@ -1,0 +1,36 @@
+"""Hostile input never raises: a few hundred mutants of each parser's kept seeds in a normal run.
+
+``tox -e nightly`` goes on for ten minutes a parser.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.emulation.fuzz.engine import fuzz
+from tests.emulation.fuzz.targets import TARGETS
+
+SECONDS = 1.0
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_hostile_input_raises_nothing(name: str) -> None:
+    report = fuzz(TARGETS[name], lambda report: report.seconds >= SECONDS, seed=1)
+    for finding in report.findings:
+        raise finding.error
+    assert report.outcomes > 3
+
+
+def test_a_parser_that_raises_is_found() -> None:
+    class Fragile:
+        name = "fragile"
+
+        def samples(self) -> list[bytes]:
+            return [b"\0\0"]
+
+        def run(self, data: bytes) -> bytes:
+            assert data[:1] != b"\xff"
+            return data[:1]
+
+    report = fuzz(Fragile(), lambda report: report.inputs > 5000)
+    assert [finding.data[:1] for finding in report.findings] == [b"\xff"]
