@@ -58,7 +58,8 @@ class Endpoints:
         """A command line to paste."""
         trust = f"UserKnownHostsFile={self.known_hosts}"
         where = f"{self.user}@{self.host}"
-        return shlex.join(["ssh", "-i", self.key, "-p", str(self.port), "-o", trust, where])
+        options = ("-o", "IdentitiesOnly=yes", "-o", trust)
+        return shlex.join(["ssh", "-i", self.key, "-p", str(self.port), *options, where])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

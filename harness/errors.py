@@ -60,7 +60,8 @@ class HilError(Exception):
         where += [f"link {self.link}"] if self.link else []
         where += [f"command {self.command!r}"] if self.command else []
         place = f" ({', '.join(where)})" if where else ""
-        return f"{self.what}{place}. Fault: {self.fault}. Next: {self.remedy}"
+        stop = "" if not place and self.what.endswith(("?", "!", ".")) else "."
+        return f"{self.what}{place}{stop} Fault: {self.fault}. Next: {self.remedy}"
 
 
 class ConfigurationError(HilError):
