@@ -1,0 +1,162 @@
+"""The board of a replay: its configuration, a fresh store, restarts on the same store.
+
+What the board file's power driver takes as options is chosen through them (``variant``,
+``supplicant_autostart``); a board without such options is taken as it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.board import Board
+from harness.capabilities import Capability, Consent
+from harness.errors import HilError
+from harness.truth.rows import VARIANTS
+from harness.truth.steps import CannotTake
+
+if TYPE_CHECKING:
+    from harness.board import LinkName
+    from harness.boardfile import BoardFile
+
+_VARIANT = "variant"
+_AUTOSTART = "supplicant_autostart"
+
+
+class Bench:
+    """One board for one group after the other. Close it, or use it as a context manager."""
+
+    def __init__(self, file: BoardFile, *, link: LinkName | None = None) -> None:
+        self._file = file
+        self._link = link
+        self._board: Board | None = None
+        self._stores: list[Path] = []
+        self._variant: str | None = None
+
+    def __enter__(self) -> Bench:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def board(self) -> Board:
+        """The board that is on."""
+        assert self._board is not None
+        return self._board
+
+    @property
+    def chooses(self) -> bool:
+        """Whether the power driver lets the configuration be chosen."""
+        return _VARIANT in self._options
+
+    @property
+    def can_renew(self) -> bool:
+        """Whether the board can be given a store that was never written."""
+        return self.chooses and hasattr(self._file.power, "state")
+
+    def begin(self, variant: str | None) -> None:
+        """Switch on with the configuration that rows name and, where possible, a fresh store.
+
+        Raises :class:`CannotTake` when this board is another configuration."""
+        if self.chooses:
+            if variant is not None and variant not in VARIANTS:
+                raise CannotTake(f"there is no configuration {variant}")
+            self._variant = variant
+            self._fresh_store()
+            self._open()
+        else:
+            if self._board is None:
+                self._open()
+            seen = self._measured_variant()
+            if variant is not None and seen != variant:
+                raise CannotTake(f"recorded on configuration {variant}, this board is {seen}")
+        self.board.wait_until_ready()
+
+    def renew(self) -> None:
+        """The same configuration with a store that was never written; boots. Raises
+        :class:`CannotTake`."""
+        if not self.can_renew:
+            raise CannotTake("the store of this board cannot be made afresh")
+        self._fresh_store()
+        self._open()
+        self.board.wait_until_ready()
+
+    def restart(self, *, autostart: bool = True) -> None:
+        """Power-cycle on the same store; without ``autostart`` into a userland that has not
+        started the supplicant yet. Raises :class:`CannotTake`."""
+        if not self._file.consents_to(Consent.POWER_CYCLE):
+            raise CannotTake("a restart needs the consent power_cycle")
+        if self.chooses:
+            self._open(autostart=autostart)
+            if autostart:
+                self.board.wait_until_ready()
+        elif autostart:
+            self.board.power_cycle()
+        else:
+            raise CannotTake("this board starts its supplicant at boot")
+
+    def close(self) -> None:
+        """Switch off and remove the stores made here; never raises."""
+        if self._board is not None:
+            self._board.close()
+            self._board = None
+        for store in self._stores:
+            shutil.rmtree(store, ignore_errors=True)
+        self._stores.clear()
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        options = getattr(self._file.power, "options", None)
+        return options if isinstance(options, dict) else {}
+
+    def _fresh_store(self) -> None:
+        if not self.can_renew:
+            return
+        if self._board is not None:
+            self._board.close()
+            self._board = None
+        for store in self._stores:
+            shutil.rmtree(store, ignore_errors=True)
+        self._stores = [Path(tempfile.mkdtemp(prefix="hil-truth-"))]
+
+    def _open(self, *, autostart: bool = True) -> None:
+        if self._board is not None:
+            self._board.close()
+            self._board = None
+        file = self._file
+        if self.chooses:
+            options = dict(self._options)
+            if self._variant is not None:
+                options[_VARIANT] = self._variant
+            if not autostart:
+                options[_AUTOSTART] = False
+            changes: dict[str, Any] = {"options": options}
+            if self._stores:
+                changes["state"] = self._stores[-1]
+            file = file.model_copy(update={"power": file.power.model_copy(update=changes)})
+        board = Board(file, link=self._link)
+        try:
+            board.start()
+        except BaseException as error:
+            board.close()
+            if not autostart and isinstance(error, HilError):
+                raise CannotTake("this board cannot boot without its supplicant") from error
+            raise
+        self._board = board
+
+    def _measured_variant(self) -> str:
+        capabilities = self.board.capabilities
+        if capabilities.has(Capability.KERNEL_ROUTED_RPMB):
+            return "mm-kernel-rpmb"
+        return "mm-query" if capabilities.has(Capability.QUERY_VARIABLE_INFO) else "mm"
+
+
+@contextlib.contextmanager
+def opened(file: BoardFile, link: LinkName | None) -> Any:
+    """A bench that is closed at the end."""
+    with Bench(file, link=link) as bench:
+        yield bench

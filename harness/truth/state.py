@@ -1,0 +1,447 @@
+"""Brings the board into the state that a row found: files, free space, phase of the stack.
+
+Everything is done as anybody could do it on a real board: writing and deleting variables,
+starting and stopping the service, binding and unbinding, rebooting. What cannot be reached
+raises :class:`StateUnknown`.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from harness.board import Board
+from harness.capabilities import EFIVARS_PATH
+from harness.errors import HilError
+from harness.formats import variable_store as layout
+from harness.instruments.efivars import VENDOR_GUID
+from harness.probe import Outcome, Step
+from harness.probe import steps as do
+from harness.truth import store_space
+from harness.truth.bench import Bench
+from harness.truth.needs import FileNeed, Needs, Phase
+from harness.truth.recipes import Recipes
+from harness.truth.steps import (
+    GLOBAL_GUID,
+    NV_BS_RT,
+    RECORDER_GUID,
+    CannotTake,
+    Written,
+    any_bytes,
+    path,
+)
+
+STEP_SECONDS = 180.0
+"""For one row: a relocating write takes up to half a minute on slow boards."""
+_READ_BYTES = 65536
+_LARGEST_FILLER = 4000
+_FILLER = f"F-{VENDOR_GUID}"
+_PLACEHOLDER = "Placeholder"
+_ATTEMPTS = 3
+_NEW_DATA = 8
+
+
+class StateUnknown(Exception):
+    """The board cannot be brought to the state that the row found; says which."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A file as it is: None for one that is not there."""
+
+    content: bytes | None
+    size: int | None
+
+    @property
+    def present(self) -> bool:
+        return self.size is not None
+
+
+class State:
+    """The state of the board of a :class:`Bench` during one group."""
+
+    def __init__(self, bench: Bench, recipes: Recipes) -> None:
+        self.bench = bench
+        self._recipes = recipes
+        self.disturbed = False
+        """Whether preparing since the last :meth:`settle` wrote to the store."""
+        self._original: dict[str, bytes] = {}
+        self._serial = 0
+
+    @property
+    def board(self) -> Board:
+        return self.bench.board
+
+    def begin(self) -> None:
+        """Remember the variables that the firmware made."""
+        self._original = {}
+        for name in self.names():
+            content = self.look(name).content
+            if content is not None:
+                self._original[name] = content
+
+    def is_original(self, file: str) -> bool:
+        """Whether the firmware made the file."""
+        return file in self._original
+
+    # --- looking ------------------------------------------------------------------------------
+
+    def take(self, steps: Sequence[Step]) -> list[Outcome]:
+        """Probe steps with the time that a slow store needs."""
+        return self.board.probe.steps(steps, timeout=STEP_SECONDS)
+
+    def look(self, file: str) -> Found:
+        """Size and content of a file."""
+        where = path(file)
+        stat, _, content, _ = self.take(
+            [do.Stat(where), do.Open("l", where), do.Read("l", _READ_BYTES), do.Close("l")]
+        )
+        return Found(content.data if content.ok else None, stat.value if stat.ok else None)
+
+    def names(self) -> list[str]:
+        """Every file name that efivarfs shows."""
+        (listed,) = self.take([do.ListDir(EFIVARS_PATH)])
+        return [name.decode("utf-8", "surrogateescape") for name in listed.names]
+
+    def free(self) -> int | None:
+        """Free bytes; None where the board shows no figures."""
+        (outcome,) = self.take([do.StatFs(EFIVARS_PATH)])
+        if not outcome.ok or not outcome.field("blocks"):
+            return None
+        # U-Boot's own file has another size than StMM's store.
+        if outcome.field("blocks") != layout.VARIABLE_AREA_SIZE - layout.FIRST_VARIABLE_OFFSET:
+            return None
+        return outcome.field("bfree") * outcome.field("bsize")
+
+    def certdb(self) -> int:
+        """Bytes of certdb's data."""
+        found = self.look("certdb-d9bee56e-75dc-49d9-b4d7-b534210f637a")
+        return max((found.size or 8) - 4, 4)
+
+    def counter(self) -> int:
+        """The RPMB write counter."""
+        return self.board.rpmb.counter()
+
+    def phase(self) -> Phase:
+        """Where the stack stands."""
+        standing = self.board.standing()
+        served = standing.supplicant or self.board.routing_model() == "kernel"
+        if standing.bound:
+            return Phase.LIVE if served else Phase.STOPPED
+        return Phase.UNBOUND if standing.supplicant else Phase.COLD
+
+    # --- phases -------------------------------------------------------------------------------
+
+    def enter(self, wanted: Phase) -> None:
+        """Bring the stack to a phase. Raises :class:`StateUnknown`."""
+        if self.phase() is wanted:
+            return
+        try:
+            if wanted is Phase.COLD:
+                self.bench.restart(autostart=False)
+                return
+            self._go_live()
+            if wanted is Phase.STOPPED:
+                self.board.tee.stop_supplicant()
+            elif wanted is Phase.UNBOUND:
+                self.board.tee.unbind()
+        except (CannotTake, HilError) as error:
+            raise StateUnknown(f"cannot reach the phase '{wanted}': {_short(error)}") from error
+        if self.phase() is not wanted:
+            raise StateUnknown(f"cannot reach the phase '{wanted}'")
+
+    def _go_live(self) -> None:
+        standing = self.board.standing()
+        if not standing.supplicant and self.board.routing_model() != "kernel":
+            self.board.tee.start_supplicant()
+        if not self.board.standing().bound:
+            if self.board.tee.has_stmm_device() and standing.supplicant:
+                self.board.tee.bind()
+            self.board.tee.wait_until_bound()
+
+    @contextmanager
+    def _writable(self) -> Iterator[None]:
+        """The stack live and the mount read-write for a while."""
+        before = self.phase()
+        self.enter(Phase.LIVE)
+        mount = self.board.efivars.mount_state()
+        by_hand = mount is not None and mount.mount_read_only
+        if mount is None:
+            self.board.efivars.mount()
+        elif by_hand:
+            self.board.efivars.remount("rw")
+        try:
+            yield
+        finally:
+            if by_hand:
+                self.board.efivars.remount("ro")
+            if before is not Phase.LIVE:
+                self.enter(before)
+
+    # --- the store ----------------------------------------------------------------------------
+
+    def settle(
+        self,
+        needs: Needs,
+        *,
+        free: Callable[[], int | None],
+        place: Callable[[int], bool] | None,
+        record: int,
+    ) -> None:
+        """Bring about the needs of a row. ``free()`` is the free space that it found, as far as
+        it tells; ``place(free)`` says whether a store with so much free space would cost what the
+        row cost, for a record of ``record`` bytes. Raises :class:`StateUnknown`."""
+        self.disturbed = False
+        if needs.phase is not None:
+            self.enter(needs.phase)
+        elif needs.enumerated and self.phase() is Phase.COLD:
+            self.enter(Phase.LIVE)
+        self._files(needs, free)
+        self._count(needs)
+        self._boot_entries(needs.boot_entries)
+        if place is not None and free() is None:
+            self._place(place, record)
+        if needs.superblock_read_only and self.phase() in (Phase.LIVE, Phase.STOPPED):
+            raise StateUnknown("the superblock is read-only, and nothing tells why")
+
+    def _files(self, needs: Needs, free: Callable[[], int | None]) -> None:
+        for _ in range(_ATTEMPTS):
+            missing = {
+                name: need for name, need in needs.files.items() if not self._holds(name, need)
+            }
+            extra = self._unlisted(needs)
+            target = free()
+            seen = self.free() if target is not None else None
+            if target is not None and seen is None:
+                raise StateUnknown("this board shows no free space")
+            if not missing and not extra and seen == target:
+                return
+            self.disturbed = True
+            if not self._bring(missing, extra, target, needs):
+                self._renew(f"{target} bytes free")
+        left = [name for name, need in needs.files.items() if not self._holds(name, need)]
+        if left:
+            raise StateUnknown(f"{', '.join(left)} cannot be brought to what the row found")
+        if free() is not None and self.free() != free():
+            raise StateUnknown(f"{free()} bytes free; this store has {self.free()}")
+
+    def _renew(self, why: str) -> None:
+        try:
+            self.bench.renew()
+        except CannotTake as error:
+            raise StateUnknown(f"{why}: {error}") from error
+        self.begin()
+
+    def _holds(self, name: str, need: FileNeed) -> bool:
+        found = self.look(name)
+        if need.present is False:
+            return not found.present
+        if need.present and not found.present:
+            return False
+        if need.content is not None:
+            content = found.content or b""
+            same = content[: len(need.content)] if need.prefix else content
+            return same == need.content
+        if need.size is not None:
+            return found.size == need.size
+        return not (need.committed and not found.content)
+
+    def _unlisted(self, needs: Needs) -> list[str]:
+        """Committed variables that a complete listing does not show. Those that were never
+        committed stay: that a remount drops them is what such rows show."""
+        if not needs.only_listed:
+            return []
+        others = set(self.names()) - set(needs.files) - set(self._original)
+        return [name for name in others if self.look(name).content]
+
+    def _bring(
+        self,
+        missing: Mapping[str, FileNeed],
+        extra: Sequence[str],
+        target: int | None,
+        needs: Needs,
+    ) -> bool:
+        """Make files and fill the store; False when only a fresh store could help."""
+        with self._writable():
+            for name in extra:
+                self.delete(name)
+            gap = 0
+            if target is not None:
+                gap = (self.free() or 0) - target
+            contents: dict[str, bytes] = {}
+            certdb = self.certdb() if any(name in self._recipes for name in missing) else 4
+            for name, need in missing.items():
+                if need.present is False:
+                    self.delete(name)
+                    continue
+                contents[name] = self._content(name, need, gap, last=len(missing) == 1)
+            sizes = {
+                name: store_space.taken(_as_written(name, content), None, certdb)
+                for name, content in contents.items()
+                if content
+            }
+            if target is not None:
+                rest = gap - sum(sizes.values())
+                if rest < 0 or 0 < rest < store_space.SMALLEST_RECORD:
+                    return False
+                self.fill(rest)
+            for name, content in contents.items():
+                self.delete(name)
+                self.create(name, content)
+        if needs.listed_at_boot and contents and self.phase() is Phase.UNBOUND:
+            self._reboot_into(Phase.UNBOUND)
+        return True
+
+    def _reboot_into(self, phase: Phase) -> None:
+        """While the driver is unbound the firmware's copy of the boot is shown."""
+        try:
+            self.bench.restart()
+        except CannotTake as error:
+            raise StateUnknown(str(error)) from error
+        self.enter(phase)
+
+    def _content(self, name: str, need: FileNeed, gap: int, *, last: bool) -> bytes:
+        recipe = self._recipes.find(name, need.size)
+        if recipe is not None and need.content is None:
+            return recipe
+        if need.signed:
+            raise StateUnknown(f"{name} is signed, and no given row tells how it was made")
+        if need.content is not None:
+            return need.content
+        if need.size is not None:
+            if name in self._original and len(self._original[name]) == need.size:
+                return self._original[name]
+            return self._new(need.size - 4) if need.size >= 4 else b""
+        smallest = store_space.record_size(store_space.variable_name(name), 1)
+        if last and smallest <= gap <= _LARGEST_FILLER:
+            return self._new(store_space.data_for(name, gap))
+        return self._new(_NEW_DATA)
+
+    def _new(self, size: int) -> bytes:
+        self._serial += 1
+        return b"\7\0\0\0" + any_bytes(size, f"prepared {self._serial}")
+
+    def create(self, name: str, content: bytes) -> None:
+        """Write a variable, or make an empty file for an empty content."""
+        where = path(name)
+        steps: list[Step] = [do.Open("c", where, "O_WRONLY|O_CREAT")]
+        if content:
+            steps.append(do.Write("c", content))
+        outcomes = self.take([*steps, do.Close("c")])
+        failed = next((one.errno for one in outcomes if one.errno), None)
+        if failed:
+            raise StateUnknown(f"{name} cannot be written: {failed}")
+
+    def delete(self, name: str) -> None:
+        """Clear the flag and unlink; a file that is not there is no error."""
+        where = path(name)
+        self.take([do.Open("f", where), do.SetFlags("f", 0), do.Close("f"), do.Unlink(where)])
+
+    def fill(self, amount: int) -> None:
+        """Take ``amount`` bytes of free space with records that are then deleted."""
+        if not amount:
+            return
+        self.disturbed = True
+        while amount:
+            chunk = min(amount, _LARGEST_FILLER)
+            if 0 < amount - chunk < store_space.SMALLEST_RECORD:
+                chunk -= store_space.SMALLEST_RECORD
+            data = store_space.data_for(_FILLER, chunk)
+            self.delete(_FILLER)
+            self.create(_FILLER, self._new(data))
+            amount -= chunk
+        self.delete(_FILLER)
+
+    # --- the place of the next record ----------------------------------------------------------
+
+    def _place(self, fits: Callable[[int], bool], record: int) -> None:
+        """Move the end of the store to where a record costs what the row cost."""
+        free = self.free()
+        if free is None:
+            self._place_blindly(fits, record)
+            return
+        if fits(free):
+            return
+        for amount in range(store_space.SMALLEST_RECORD, 2 * layout.BLOCK_SIZE, 4):
+            if free - amount > record and fits(free - amount):
+                with self._writable():
+                    self.fill(amount)
+                return
+        raise StateUnknown("no place in this store at which the row could cost what it did")
+
+    def _place_blindly(self, fits: Callable[[int], bool], record: int) -> None:
+        """Without figures the place is found by its cost: fillers are written until one crosses
+        a half sector."""
+        smallest = store_space.SMALLEST_RECORD
+        half_sector = 256
+        with self._writable():
+            for _ in range(2 * half_sector // smallest):
+                before = self.counter()
+                self.fill(smallest)
+                if self.counter() - before >= store_space.RELOCATION:
+                    break
+            else:
+                raise StateUnknown("the place of the next record cannot be found by its cost")
+            # The next record begins 4 to 64 bytes behind a half sector's begin.
+            possible = range(4, smallest + 1, 4)
+            for amount in (0, *range(smallest, 2 * half_sector, 4)):
+                places = [layout.VARIABLE_AREA_SIZE - place - amount for place in possible]
+                if all(fits(free) for free in places):
+                    self.fill(amount)
+                    return
+        raise StateUnknown("no place in this store at which the row could cost what it did")
+
+    # --- counts and boot entries ----------------------------------------------------------------
+
+    def _count(self, needs: Needs) -> None:
+        """A counted listing states how many variables there are: placeholders stand for those
+        of earlier groups."""
+        if needs.count is None:
+            return
+        lacking = needs.count - len(self.names())
+        if lacking <= 0:
+            return
+        self.disturbed = True
+        with self._writable():
+            for number in range(lacking):
+                self.create(f"{_PLACEHOLDER}{number}-{VENDOR_GUID}", self._new(1))
+
+    def _boot_entries(self, entries: Mapping[str, str]) -> None:
+        for number, shown in entries.items():
+            name = f"Boot{number}-{GLOBAL_GUID}"
+            if not self.look(name).present:
+                label, _, where = shown.partition("\t")
+                self.disturbed = True
+                with self._writable():
+                    self.create(name, b"\7\0\0\0" + load_option(label, where))
+
+
+def load_option(label: str, shown: str) -> bytes:
+    """EFI_LOAD_OPTION (UEFI 3.1.3) for a file on a partition, as efibootmgr shows it."""
+    file = re.search(r"File\(([^)]*)\)", shown)
+    nodes = b""
+    disk = re.search(r"HD\((\d+),GPT,([0-9a-f-]{36}),0x([0-9a-f]+),0x([0-9a-f]+)\)", shown)
+    if disk:
+        body = struct.pack("<IQQ", int(disk[1]), int(disk[3], 16), int(disk[4], 16))
+        nodes += b"\4\1" + struct.pack("<H", 42) + body + uuid.UUID(disk[2]).bytes_le + b"\2\2"
+    text = (file[1] if file else "").encode("utf-16-le") + b"\0\0"
+    nodes += b"\4\4" + struct.pack("<H", 4 + len(text)) + text + b"\x7f\xff\4\0"
+    return struct.pack("<IH", 1, len(nodes)) + label.encode("utf-16-le") + b"\0\0" + nodes
+
+
+def _as_written(name: str, content: bytes) -> Written:
+    attributes = int.from_bytes(content[:4], "little") or NV_BS_RT
+    return Written(name, attributes, content[4:], 0)
+
+
+def is_ours(file: str) -> bool:
+    """Whether the harness made the file to bring about a state."""
+    return file.endswith(str(VENDOR_GUID)) and not file.endswith(RECORDER_GUID)
+
+
+def _short(error: Exception) -> str:
+    return error.what if isinstance(error, HilError) else str(error)

@@ -1,0 +1,466 @@
+"""The words of a recorded row as probe steps (tests/truth/README.md, "Format").
+
+A step is a single system call (``write(fd,0700..)``), an abstract step (``set``, ``read back``),
+or, when the row's outcome is ``rc=N``, one shell command line.
+"""
+
+from __future__ import annotations
+
+import ast
+import errno
+import re
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from harness.capabilities import EFIVARS_PATH
+from harness.instruments.efivars import IMMUTABLE
+from harness.probe import Outcome, Step
+from harness.probe import steps as do
+from harness.truth.rows import Row
+
+RECORDER_GUID = "12345678-1234-1234-1234-123456789abc"
+"""The vendor GUID of the recorder's own variables."""
+GLOBAL_GUID = "8be4df61-93ca-11d2-aa0d-00e098032b8c"
+NV_BS_RT = 7
+APPEND = 0x40
+AUTHENTICATED = 0x20
+_READ_BYTES = 65536
+
+_OPEN = re.compile(
+    r"""(?P<fd>\w+)=open\((?P<name>b?'.*'|b?".*"),(?P<flags>O_[A-Z_|O]+)(,[^,()]+)?\)""", re.DOTALL
+)
+_CUT_OPEN = re.compile(r"(?P<fd>\w+)=open\(b?['\"](?P<name>.)", re.DOTALL)
+_LONG_NAME = re.compile(r"name of (\d+) characters")
+_CALL = re.compile(r"(\w+)\((.*)\)(\.st_size)?", re.DOTALL)
+_SIZED = re.compile(r"attrs=(0x[0-9a-fA-F]+)\+(\d+) bytes")
+_SIGNED = re.compile(r"(0x[0-9a-fA-F]+)\+([\w.-]+\.auth)(?: \(\d+ bytes\))?")
+_WHENCE = {"SET": 0, "CUR": 1, "END": 2}
+_FLAG_WORDS = re.compile(r"O_[A-Z]+(\|O_[A-Z]+)*")
+
+
+class NotUnderstood(Exception):
+    """The text is no step of the format; says which."""
+
+
+class CannotTake(Exception):
+    """This board, or this folder of rows, cannot take the step; says why."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """One write(2) that the row makes: attributes and data of the SetVariable behind it."""
+
+    file: str
+    attributes: int
+    data: bytes
+    step: int
+
+
+@dataclass(frozen=True)
+class Action:
+    """One recorded step as probe steps; ``result`` makes of their outcomes what the row states.
+    ``hidden`` steps before it are what the recorder did without listing it."""
+
+    text: str
+    steps: tuple[Step, ...]
+    result: Callable[[Sequence[Outcome]], object]
+    hidden: tuple[Step, ...] = ()
+
+
+@dataclass
+class Plan:
+    """One row of system calls: the file it is about and its actions."""
+
+    file: str
+    actions: list[Action] = field(default_factory=list)
+    writes: list[Written] = field(default_factory=list)
+
+
+def path(file: str) -> str:
+    """Where efivarfs shows the file."""
+    return f"{EFIVARS_PATH}/{file}"
+
+
+def own_file(name: str) -> str:
+    """A file of the recorder's vendor GUID."""
+    return f"{name}-{RECORDER_GUID}"
+
+
+def named_file(row: Row) -> str | None:
+    """The file that the row names; None when it is about that of the row before."""
+    for step in row.op:
+        opened = _OPEN.match(step)
+        if opened:
+            return _literal(opened["name"])
+        cut = _CUT_OPEN.match(step)
+        length = _LONG_NAME.search(row.desc)
+        if cut and length:
+            # The recorder cut the step short; what it describes is whole.
+            return own_file(cut["name"] * int(length[1]))
+    return _described_file(row)
+
+
+def is_global(name: str) -> bool:
+    """Whether the UEFI specification defines the variable (3.3 table 3-1)."""
+    return name in _GLOBAL or re.fullmatch(r"(Boot|Driver|SysPrep)[0-9A-F]{4}", name) is not None
+
+
+_GLOBAL = frozenset(
+    "SetupMode SecureBoot SignatureSupport AuditMode DeployedMode VendorKeys PK KEK BootOrder "
+    "BootNext BootCurrent Timeout OsIndications OsIndicationsSupported PlatformLang "
+    "PlatformLangCodes Lang LangCodes ConIn ConOut ErrOut DriverOrder PKDefault KEKDefault "
+    "dbDefault dbxDefault dbtDefault".split()
+)
+
+
+def _described_file(row: Row) -> str | None:
+    """What the description of an abstract step says of its file."""
+    desc = row.desc.strip()
+    if row.op[0] in ("set", "unlink", "chattr -i"):
+        deleted = re.fullmatch(r"delete (\w+)", desc)
+        if deleted:
+            name = deleted[1]
+            return f"{name}-{GLOBAL_GUID}" if is_global(name) else own_file(name)
+        if desc.startswith("delete one"):
+            return own_file("F002")
+    if row.op[0] == "set":
+        return own_file(_set_name(desc))
+    state_of = re.fullmatch(r"state of (\w+)", desc)
+    return own_file(state_of[1]) if state_of else None
+
+
+def _set_name(desc: str) -> str:
+    filled = re.match(r"fill #(\d+)", desc)
+    if filled:
+        return f"F{int(filled[1]):03d}"
+    extra = re.match(r"then (\d+)", desc)
+    if extra:
+        return f"Fx{extra[1]}"
+    for words, name in (
+        ("overwrite of an existing", "F000"),
+        ("shrink", "F001"),
+        ("append", "F000"),
+        ("volatile", "Fvol"),
+        ("create", "Fy"),
+        ("overwrite to", "Fy"),
+        ("bisect", "S1"),
+    ):
+        if desc.startswith(words):
+            return name
+    return "Fz"
+
+
+def plan(row: Row, file: str, auth: Sequence[Path]) -> Plan:
+    """The actions of a row of system calls. ``auth`` are folders with signed updates.
+
+    Raises :class:`NotUnderstood` for a step that is none, :class:`CannotTake` when an update is
+    not there.
+    """
+    made = Plan(file)
+    outcomes = row.outcomes
+    for number, text in enumerate(row.op):
+        expected = outcomes[number] if number < len(outcomes) else None
+        made.actions.append(_action(row, text, number, expected, made, auth))
+    return made
+
+
+def _action(
+    row: Row, text: str, number: int, expected: object, made: Plan, auth: Sequence[Path]
+) -> Action:
+    file = made.file
+    where = path(file)
+    opened = _OPEN.fullmatch(text)
+    if opened or _CUT_OPEN.match(text):
+        fd, flags = _opening(text)
+        hidden = _clear(where) if expected != "-EPERM" and "RDONLY" not in flags else ()
+        return Action(text, (do.Open(fd, where, flags),), _ok, hidden)
+    call = _CALL.fullmatch(text)
+    if call and call[1] in _CALLS:
+        arguments = _arguments(call[2])
+        return _CALLS[call[1]](_Context(row, text, number, expected, made, auth), arguments)
+    return _abstract(row, text, number, expected, made)
+
+
+def _opening(text: str) -> tuple[str, str]:
+    whole = _OPEN.fullmatch(text)
+    if whole:
+        return whole["fd"], whole["flags"]
+    cut = _CUT_OPEN.match(text)
+    return (cut["fd"] if cut else "fd"), "O_WRONLY|O_CREAT"
+
+
+@dataclass(frozen=True)
+class _Context:
+    row: Row
+    text: str
+    number: int
+    expected: object
+    plan: Plan
+    auth: Sequence[Path]
+
+    def act(
+        self, *steps: Step, result: Callable[[Sequence[Outcome]], object], clear: bool = False
+    ) -> Action:
+        hidden = _clear(path(self.plan.file)) if clear and self.expected != "-EPERM" else ()
+        return Action(self.text, steps, result, hidden)
+
+
+def _write(context: _Context, arguments: list[str]) -> Action:
+    fd, content = arguments[0], ",".join(arguments[1:])
+    data = _content(content, context)
+    if len(data) >= 4:
+        attributes = int.from_bytes(data[:4], "little")
+        context.plan.writes.append(
+            Written(context.plan.file, attributes, data[4:], context.number)
+        )
+    return context.act(do.Write(fd, data), result=_value)
+
+
+def _writev(context: _Context, arguments: list[str]) -> Action:
+    parts = tuple(_content(part.strip("[] "), context) for part in arguments[1:])
+    return context.act(do.Writev(arguments[0], parts), result=_value)
+
+
+def _content(text: str, context: _Context) -> bytes:
+    """The bytes that a write step names."""
+    signed = _SIGNED.fullmatch(text)
+    if signed:
+        return int(signed[1], 16).to_bytes(4, "little") + _update(signed[2], context.auth)
+    sized = _SIZED.fullmatch(text)
+    if sized:
+        return int(sized[1], 16).to_bytes(4, "little") + any_bytes(int(sized[2]), context.row.id)
+    try:
+        return bytes.fromhex(text)
+    except ValueError:
+        raise NotUnderstood(f"the step {context.text!r} names no bytes") from None
+
+
+def _update(name: str, folders: Sequence[Path]) -> bytes:
+    for folder in folders:
+        if (folder / name).is_file():
+            return (folder / name).read_bytes()
+    raise CannotTake(f"the signed update auth/{name} is not in the folder of the rows")
+
+
+def any_bytes(size: int, seed: str) -> bytes:
+    """Bytes that no other row writes: a rewrite of the same bytes would cost nothing."""
+    mark = f"{zlib.crc32(seed.encode()):08x}".encode()
+    return (mark * (size // len(mark) + 1))[:size]
+
+
+def _read(context: _Context, arguments: list[str]) -> Action:
+    return context.act(do.Read(arguments[0], int(arguments[1])), result=_bytes)
+
+
+def _pread(context: _Context, arguments: list[str]) -> Action:
+    size, offset = int(arguments[1]), int(arguments[2])
+    return context.act(do.Pread(arguments[0], size, offset), result=_bytes)
+
+
+def _lseek(context: _Context, arguments: list[str]) -> Action:
+    whence = _WHENCE[arguments[2].removeprefix("SEEK_")] if len(arguments) > 2 else 0
+    return context.act(do.Lseek(arguments[0], int(arguments[1]), whence), result=_value)
+
+
+def _fstat(context: _Context, arguments: list[str]) -> Action:
+    return context.act(do.Fstat(arguments[0]), result=_value)
+
+
+def _close(context: _Context, arguments: list[str]) -> Action:
+    return context.act(do.Close(arguments[0]), result=_value)
+
+
+def _ftruncate(context: _Context, arguments: list[str]) -> Action:
+    return context.act(do.Ftruncate(arguments[0], int(arguments[1])), result=_value)
+
+
+def _truncate(context: _Context, arguments: list[str]) -> Action:
+    step = do.Truncate(path(context.plan.file), int(arguments[-1]))
+    return context.act(step, result=_value, clear=True)
+
+
+def _flags_of(context: _Context, arguments: list[str]) -> Action:
+    if arguments[-1:] != ["FS_IOC_GETFLAGS"]:
+        raise NotUnderstood(f"the step {context.text!r}")
+    return _get_flags(context.text, path(context.plan.file))
+
+
+def _two_names(step: Callable[[str, str], Step]) -> Callable[[_Context, list[str]], Action]:
+    def make(context: _Context, arguments: list[str]) -> Action:
+        names = [path(_literal(one)) for one in arguments]
+        if len(names) == 1:
+            names.insert(0, path(context.plan.file))
+        return context.act(step(names[0], names[1]), result=_value, clear=True)
+
+    return make
+
+
+def _one_name(step: Callable[[str], Step]) -> Callable[[_Context, list[str]], Action]:
+    def make(context: _Context, arguments: list[str]) -> Action:
+        quoted = [one for one in arguments if one[:1] in "'\""]
+        where = path(_literal(quoted[0])) if quoted else path(context.plan.file)
+        return context.act(step(where), result=_value)
+
+    return make
+
+
+_CALLS: dict[str, Callable[[_Context, list[str]], Action]] = {
+    "write": _write,
+    "writev": _writev,
+    "read": _read,
+    "pread": _pread,
+    "lseek": _lseek,
+    "fstat": _fstat,
+    "close": _close,
+    "ftruncate": _ftruncate,
+    "truncate": _truncate,
+    "ioctl": _flags_of,
+    "rename": _two_names(do.Rename),
+    "link": _two_names(do.Link),
+    "symlink": _two_names(do.Symlink),
+    "mkdir": _one_name(do.Mkdir),
+    "rmdir": _one_name(do.Rmdir),
+    "unlink": _one_name(do.Unlink),
+    "stat": _one_name(do.Stat),
+}
+
+
+def _abstract(row: Row, text: str, number: int, expected: object, made: Plan) -> Action:
+    where = path(made.file)
+    clear = _clear(where) if expected != "-EPERM" else ()
+    match text:
+        case "set" | "write":
+            attributes, data = _set_data(row, expected)
+            made.writes.append(Written(made.file, attributes, data, number))
+            content = attributes.to_bytes(4, "little") + data
+            steps = (do.Open("s", where, "O_WRONLY|O_CREAT"), do.Write("s", content), do.Close("s"))
+            return Action(text, steps, _written, clear)
+        case "read back" | "read":
+            steps_read = (do.Open("r", where), do.Read("r", _READ_BYTES), do.Close("r"))
+            return Action(text, steps_read, _hex if text == "read back" else _length)
+        case "unlink" | "unlink again":
+            return Action(text, (do.Unlink(where),), _value, clear)
+        case "stat":
+            return Action(text, (do.Stat(where),), _value)
+        case "exists":
+            return Action(text, (do.Stat(where),), lambda seen: seen[0].ok)
+        case "chattr -i" | "chattr +i":
+            wanted = 0 if text == "chattr -i" else IMMUTABLE
+            return Action(text, _set_flags(where, wanted), _first_error)
+        case "GETFLAGS":
+            return _get_flags(text, where)
+        case "statvfs":
+            return Action(text, (do.StatFs(EFIVARS_PATH),), _space)
+    raise NotUnderstood(f"the step {text!r}")
+
+
+def _set_data(row: Row, expected: object) -> tuple[int, bytes]:
+    """Attributes and data of an abstract ``set``: as many bytes as were written, or as the
+    description says."""
+    attributes = NV_BS_RT
+    if row.desc.startswith("volatile"):
+        attributes = 6
+    elif row.desc.startswith("append"):
+        attributes |= APPEND
+    if isinstance(expected, int) and expected >= 4:
+        size = expected - 4
+    else:
+        told = re.search(r"(?:with|then|create|to|set|append|bisect|existing) (\d+)", row.desc)
+        size = int(told[1]) if told else 4
+    return attributes, any_bytes(size, row.id)
+
+
+def _clear(where: str) -> tuple[Step, ...]:
+    """The recorder cleared the immutable flag before whatever it did not expect to be refused
+    with EPERM."""
+    return _set_flags(where, 0)
+
+
+def _set_flags(where: str, flags: int) -> tuple[Step, ...]:
+    return (do.Open("f", where), do.SetFlags("f", flags), do.Close("f"))
+
+
+def _get_flags(text: str, where: str) -> Action:
+    steps = (do.Open("f", where), do.GetFlags("f"), do.Close("f"))
+    return Action(text, steps, lambda seen: seen[1].value if seen[1].ok else _error(seen[0]))
+
+
+def _literal(text: str) -> str:
+    """A name as the recorder's Python printed it."""
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        raise NotUnderstood(f"the name {text}") from None
+    return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)
+
+
+def _arguments(text: str) -> list[str]:
+    """Arguments split at commas outside quotes and parentheses."""
+    return [one.strip() for one in _split(text)] if text else []
+
+
+def _split(text: str) -> Iterator[str]:
+    quote, depth, word = "", 0, ""
+    for char in text:
+        if quote:
+            quote = "" if char == quote else quote
+        elif char in "'\"":
+            quote = char
+        elif char in "([":
+            depth += 1
+        elif char in ")]":
+            depth -= 1
+        if char == "," and not quote and not depth:
+            yield word
+            word = ""
+        else:
+            word += char
+    yield word
+
+
+# --- what the outcomes of an action's steps come to ---------------------------------------------
+
+
+def _error(outcome: Outcome) -> str:
+    return f"-{outcome.errno}"
+
+
+def _ok(seen: Sequence[Outcome]) -> object:
+    return "ok" if seen[0].ok else _error(seen[0])
+
+
+def _value(seen: Sequence[Outcome]) -> object:
+    return seen[0].value if seen[0].ok else _error(seen[0])
+
+
+def _first_error(seen: Sequence[Outcome]) -> object:
+    return next((_error(one) for one in seen if not one.ok), 0)
+
+
+def _bytes(seen: Sequence[Outcome]) -> object:
+    if not seen[0].ok:
+        return _error(seen[0])
+    return f"{len(seen[0].data)} bytes {seen[0].data.hex()}".strip()
+
+
+def _written(seen: Sequence[Outcome]) -> object:
+    return seen[1].value if seen[1].ok else _first_error(seen)
+
+
+def _hex(seen: Sequence[Outcome]) -> object:
+    return seen[1].data.hex() if seen[1].ok else _first_error(seen)
+
+
+def _length(seen: Sequence[Outcome]) -> object:
+    return len(seen[1].data) if seen[1].ok else _first_error(seen)
+
+
+def _space(seen: Sequence[Outcome]) -> object:
+    return dict(seen[0].fields) if seen[0].ok else _error(seen[0])
+
+
+def errno_name(number: int | None) -> str:
+    """``ENOSPC`` for 28."""
+    return errno.errorcode.get(number or 0, f"E{number}")
