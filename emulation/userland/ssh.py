@@ -81,7 +81,7 @@ def prepare_keys(state: Path, *, port: int) -> Keys:
     _write_private(client_path, client.export_private_key("openssh"))
     known_hosts = state / "known_hosts"
     public = " ".join(host.export_public_key("openssh").decode().split()[:2])
-    known_hosts.write_text(f"[127.0.0.1]:{port} {public}\n")
+    known_hosts.write_text(f"[127.0.0.1]:{port},[localhost]:{port} {public}\n")
     return Keys(client_path, known_hosts, host, client.convert_to_public())
 
 

@@ -402,8 +402,11 @@ class SerialShell:
         if self._directory and self.console.stage is Stage.SHELL and self._ping(end):
             return
         try:
+            # From the log-in again: what stood there may have been the last words of a board
+            # that goes down for a reboot.
             self._log_in(end)
-            self._start_receiver(end)
+            while not self._start_receiver(end):
+                self._log_in(end)
         except (LinkTimeout, SerialDamage) as error:
             raise LinkLost(
                 f"no shell on the console within the time given: {error.what}",
@@ -534,18 +537,20 @@ class SerialShell:
             if not self.console.wait_for_data(now, timeout=min(until, end) - time.monotonic()):
                 return False
 
-    def _start_receiver(self, end: float) -> None:
-        """From a shell prompt to the receiver; damaged steps are repeated until ``end``."""
-        while time.monotonic() < end:
-            self._mark = self.console.mark()
-            self._inbox.clear()
-            if self._fresh_prompt(end) and self._type_loader(end) and self._load(end):
-                self._knowledge_lost = self._directory_state != "old"
-                return
-        raise LinkTimeout(
-            f"the receiver could not be started; {self.console.tail()}",
-            remedy="check cable and baud rate; the account needs a POSIX shell, stty and cksum",
-        )
+    def _start_receiver(self, end: float) -> bool:
+        """From a shell prompt to the receiver; False when a step was damaged. Raises LinkTimeout
+        at ``end``."""
+        if time.monotonic() >= end:
+            raise LinkTimeout(
+                f"the receiver could not be started; {self.console.tail()}",
+                remedy="check cable and baud rate; the account needs a POSIX shell, stty, cksum",
+            )
+        self._mark = self.console.mark()
+        self._inbox.clear()
+        if not (self._fresh_prompt(end) and self._type_loader(end) and self._load(end)):
+            return False
+        self._knowledge_lost = self._directory_state != "old"
+        return True
 
     def _fresh_prompt(self, end: float) -> bool:
         mark = self.console.mark()

@@ -108,6 +108,7 @@ def become_shell(account: pwd.struct_passwd, terminal: str) -> None:
         os.initgroups(account.pw_name, account.pw_gid)
         os.setgid(account.pw_gid)
         os.setuid(account.pw_uid)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     name = "-" + os.path.basename(account.pw_shell)
     os.execve(account.pw_shell, [name], environment)
 
@@ -123,6 +124,8 @@ def issue(terminal: str) -> str:
 
 
 def main() -> None:
+    # ^C at the prompt ends nothing, as with agetty.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     terminal = sys.argv[1]
     sane()
     say("\n" + issue(terminal))
