@@ -165,6 +165,9 @@ class Efivarfs:
     Per-mount ``ro``, permission bits and umask are the caller's business (VFS).
     """
 
+    write_moves_offset = False
+    """Every write is the whole variable (K6 fs/efivarfs/file.c leaves *ppos alone)."""
+
     def __init__(
         self,
         kernel: Kernel,

@@ -78,6 +78,8 @@ class _Handle:
 class Sysfs:
     """A :class:`Directory` as a file system (emulation.userland.fuse.Filesystem)."""
 
+    write_moves_offset = True
+
     def __init__(self, root: Directory, *, booted: float) -> None:
         self._tree = root
         self._booted = booted

@@ -74,6 +74,11 @@ class Filesystem(Protocol):
         """Inode number of the root directory."""
         ...
 
+    @property
+    def write_moves_offset(self) -> bool:
+        """Whether write(2) moves the offset of the open file, as it usually does."""
+        ...
+
     def lookup(self, task: Task, parent: int, name: bytes) -> Attr:
         """The inode that ``name`` leads to; ENOENT."""
         ...
@@ -266,6 +271,14 @@ class Scheduler(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class _Offset:
+    """Where an open file is: as the host's kernel counts, and as the modelled one does."""
+
+    shown: int
+    real: int
+
+
 class FuseConnection:
     """Serves one mount. :meth:`serve` runs in the jail thread whenever the descriptor is
     readable; requests for which the file system may sleep are finished on worker threads."""
@@ -282,6 +295,7 @@ class FuseConnection:
         self._buffer = bytearray(_BUFFER_SIZE)
         self._view = memoryview(self._buffer)
         self._listings: dict[int, list[Entry]] = {}
+        self._moved: dict[int, _Offset] = {}
         self._next_listing = 1
         self._sleeping: dict[int, Task] = {}
         self._tasks: dict[tuple[int, int, int], Task] = {}
@@ -482,19 +496,32 @@ class FuseConnection:
 
     def _read(self, task: Task, ino: int, body: memoryview) -> tuple[bytes, ...]:
         handle, offset, size, *_ = _READ_IN.unpack_from(body)
-        return (self.filesystem.read(task, handle, offset, size),)
+        moved = self._moved.get(handle)
+        if moved is None or offset != moved.shown:
+            return (self.filesystem.read(task, handle, offset, size),)
+        data = self.filesystem.read(task, handle, moved.real, size)
+        self._moved[handle] = _Offset(moved.shown + len(data), moved.real + len(data))
+        return (data,)
 
     def _write(self, task: Task, ino: int, body: memoryview) -> tuple[bytes, ...]:
         handle, offset, size, *_ = _WRITE_IN.unpack_from(body)
         data = bytes(body[_WRITE_IN.size : _WRITE_IN.size + size])
-        return (struct.pack("<II", self.filesystem.write(task, handle, offset, data), 0),)
+        written = self.filesystem.write(task, handle, offset, data)
+        if not self.filesystem.write_moves_offset:
+            # The host's kernel moves it all the same: a later read(2) is put right here.
+            moved = self._moved.get(handle)
+            real = moved.real if moved is not None and moved.shown == offset else offset
+            self._moved[handle] = _Offset(offset + written, real)
+        return (struct.pack("<II", written, 0),)
 
     def _fsync(self, task: Task, ino: int, body: memoryview) -> tuple[bytes, ...]:
         self.filesystem.fsync(task, _FSYNC_IN.unpack_from(body)[0])
         return ()
 
     def _release(self, task: Task, ino: int, body: memoryview) -> tuple[bytes, ...]:
-        self.filesystem.release(_RELEASE_IN.unpack_from(body)[0])
+        handle = _RELEASE_IN.unpack_from(body)[0]
+        self._moved.pop(handle, None)
+        self.filesystem.release(handle)
         return ()
 
     def _statfs(self, task: Task, ino: int, body: memoryview) -> tuple[bytes, ...]:

@@ -31,6 +31,8 @@ class NodeTree:
     it has any, has the name that :meth:`content` tells.  ``handles``: open contents.
     """
 
+    write_moves_offset = True
+
     attributes: dict[int, Attr]
     numbers: dict[str, int]
     names: dict[str, int]

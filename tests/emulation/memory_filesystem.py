@@ -33,6 +33,8 @@ class MemoryFilesystem:
 
     root = 100
 
+    write_moves_offset = True
+
     def __init__(self, *, immutable: bool = True, sleeping: frozenset[str] = frozenset()) -> None:
         self.nodes = {self.root: Node(Attr(self.root, stat.S_IFDIR | 0o755, 2, 0, 0, 0, 0.0))}
         self.handles: dict[int, int] = {}

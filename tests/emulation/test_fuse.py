@@ -158,6 +158,24 @@ def test_create_write_read_release(kernel: Kernel) -> None:
     assert kernel.filesystem.handles == {}
 
 
+@pytest.mark.parametrize(("moves", "expected"), [(True, b"d"), (False, b"abc")])
+def test_a_write_moves_the_offset_only_where_the_file_system_does(
+    kernel: Kernel, moves: bool, expected: bytes
+) -> None:
+    """truth basic-021: efivarfs answers a read(2) behind a write(2) from the beginning."""
+    kernel.filesystem.write_moves_offset = moves
+    node = kernel.filesystem.add(b"file")
+    handle = struct.unpack_from("<Q", kernel.call(14, struct.pack("<II", os.O_RDWR, 0), node=node))[
+        0
+    ]
+    body = struct.pack("<QQIIQII", handle, 0, 3, 0, 0, 0, 0) + b"abc"
+    kernel.call(16, body, node=node)
+    kernel.filesystem._set_content(node, b"abcd")
+    # The host's kernel has moved its own offset by the three bytes written.
+    read = struct.pack("<QQIIQII", handle, 3, 3, 0, 0, 0, 0)
+    assert kernel.call(15, read, node=node) == expected
+
+
 def test_setattr_passes_only_what_is_valid(kernel: Kernel) -> None:
     ino = kernel.filesystem.add(b"a", b"data")
     body = struct.pack(
