@@ -401,6 +401,7 @@ class Board:
             Journalctl(units, journal),
             self,
             machine,
+            machine.sysfs,
             release=machine.release,
         )
         control = self._state / "manager.sock"

@@ -16,6 +16,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Final, Protocol
 
+from emulation.linux.kernel import Task
+from emulation.userland import udev
+from emulation.userland.fuse import Filesystem
 from emulation.userland.systemctl import Caller, Journalctl, PowerSwitch, Reply, Systemctl
 
 SOCKET_IN_BOARD: Final = "/run/systemd/private"
@@ -58,9 +61,11 @@ class Manager:
         journalctl: Journalctl,
         power: PowerSwitch,
         modules: Modules,
+        sysfs: Filesystem,
         *,
         release: str,
     ) -> None:
+        self._sysfs = sysfs
         self._power = power
         self._modules = modules
         self._release = release
@@ -211,5 +216,19 @@ class Manager:
         if verb in ("settle", "trigger", "control", "--version"):
             return Reply(out=["257"] if verb == "--version" else [])
         if verb == "info":
-            return Reply().fail(1, "udevadm: this userland keeps no device database")
+            return await self._device_info(arguments[1:])
         return Reply().fail(1, f"Unknown command verb {verb}.")
+
+    async def _device_info(self, arguments: Sequence[str]) -> Reply:
+        path = next((word for word in arguments if word.startswith("/")), None)
+        for word in arguments:
+            if word.startswith("--path="):
+                path = word.removeprefix("--path=")
+        if path is None:
+            return Reply().fail(1, "A device name or path is required")
+        task = Task.kernel("udevadm")
+        try:
+            lines = await asyncio.to_thread(udev.describe, self._sysfs, path, task)
+        except udev.NoDevice as missing:
+            return Reply().fail(1, str(missing))
+        return Reply(out=[*lines, ""])
