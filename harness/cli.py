@@ -8,6 +8,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from harness.errors import ConfigurationError, HilError
@@ -28,6 +29,7 @@ _EPILOG = """examples:
   hil run --link serial desk3 'efivar -l | wc -l'
   hil shell desk3                    log in
   hil power cycle desk3
+  hil truth emulated                 replay what a real stack was recorded doing
   pytest tests/conformance --board desk3
 """
 
@@ -70,7 +72,15 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (_add_boards, _add_emulate, _add_run, _add_shell, _add_power, _add_version):
+    for add in (
+        _add_boards,
+        _add_emulate,
+        _add_run,
+        _add_shell,
+        _add_power,
+        _add_truth,
+        _add_version,
+    ):
         add(commands)
     return parser
 
@@ -205,6 +215,37 @@ def _power(options: argparse.Namespace) -> int:
     finally:
         driver.close()
     return EXIT_OK
+
+
+# --- truth --------------------------------------------------------------------------------------
+
+
+def _add_truth(commands: _Commands) -> None:
+    parser = commands.add_parser(
+        "truth", help="replay what a real stack was recorded doing, and compare"
+    )
+    _add_board(parser)
+    parser.add_argument("--link", choices=("ssh", "serial"), help="default: ssh where there is one")
+    parser.add_argument(
+        "--rows", type=Path, metavar="DIR", help="folder of recorded groups (default: tests/truth)"
+    )
+    parser.add_argument(
+        "--group",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="only this group; may be repeated",
+    )
+    parser.set_defaults(run=_truth)
+
+
+def _truth(options: argparse.Namespace) -> int:
+    from harness import boardfile
+    from harness.truth.report import all_agree, replay
+
+    board = boardfile.load(boardfile.find(options.board))
+    results = replay(board, options.rows, link=options.link, only=options.group)
+    return EXIT_OK if all_agree(results) else EXIT_LAB
 
 
 # --- version ------------------------------------------------------------------------------------

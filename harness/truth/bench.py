@@ -6,7 +6,6 @@ What the board file's power driver takes as options is chosen through them (``va
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 import tempfile
 from pathlib import Path
@@ -35,6 +34,8 @@ class Bench:
         self._board: Board | None = None
         self._stores: list[Path] = []
         self._variant: str | None = None
+        self.starts = 0
+        """How often a board was switched on or restarted."""
 
     def __enter__(self) -> Bench:
         return self
@@ -96,6 +97,7 @@ class Bench:
                 self.board.wait_until_ready()
         elif autostart:
             self.board.power_cycle()
+            self.starts += 1
         else:
             raise CannotTake("this board starts its supplicant at boot")
 
@@ -147,16 +149,10 @@ class Bench:
                 raise CannotTake("this board cannot boot without its supplicant") from error
             raise
         self._board = board
+        self.starts += 1
 
     def _measured_variant(self) -> str:
         capabilities = self.board.capabilities
         if capabilities.has(Capability.KERNEL_ROUTED_RPMB):
             return "mm-kernel-rpmb"
         return "mm-query" if capabilities.has(Capability.QUERY_VARIABLE_INFO) else "mm"
-
-
-@contextlib.contextmanager
-def opened(file: BoardFile, link: LinkName | None) -> Any:
-    """A bench that is closed at the end."""
-    with Bench(file, link=link) as bench:
-        yield bench

@@ -49,8 +49,6 @@ _LINE_RULES: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"^ *ID: [0-9a-f]+ "), "ID: "),
     # a boot entry's device path, and how the tool prints optional data
     (re.compile(r"^(Boot[0-9A-F]{4}\*?) ([^\t]*)\t.*$"), r"\1 \2"),
-    # udev numbers devices in the order of their appearance
-    (re.compile(r"^R: \d+$"), "R: N"),
     (_COUNTER, "Counter value: N"),
 )
 _DROPPED = re.compile(r"^(real|user|sys)\s+\d+m[\d.]+s$|^ *(dp|data): |^\s*$")
@@ -153,6 +151,13 @@ def kernel_log(expected: Sequence[str], seen: Sequence[str], during: Sequence[st
     return f"kernel line {extra[0]!r}" if extra else None
 
 
+def since_boot(expected: Sequence[str], logged: Sequence[str]) -> list[str]:
+    """What ``dmesg | tail`` can still show where the state needed a reboot between the rows: the
+    lines of rows before are in the log of another boot."""
+    first = next((n for n, line in enumerate(expected) if line in logged), len(expected) - 1)
+    return list(expected[max(first, 0) :])
+
+
 def _lines(command: str, text: str) -> list[str]:
     rules: list[Callable[[str], str | None]] = [_by_line_rules]
     if "lsmod" in command:
@@ -160,7 +165,7 @@ def _lines(command: str, text: str) -> list[str]:
     if re.search(r"\bps ", command):
         rules.append(lambda line: None if _is_own_process(line, command) else line)
     found = []
-    for line in text.splitlines():
+    for line in text.strip().splitlines():
         kept: str | None = line.rstrip()
         if _KERNEL.match(line) or _DROPPED.match(line) or str(VENDOR_GUID) in line:
             continue
@@ -222,9 +227,7 @@ def _is_merge(whole: Sequence[str], one: Sequence[str], other: Sequence[str]) ->
     for count, line in enumerate(whole):
         step = {used + 1 for used in reachable if used < len(one) and one[used] == line}
         step |= {
-            used
-            for used in reachable
-            if count - used < len(other) and other[count - used] == line
+            used for used in reachable if count - used < len(other) and other[count - used] == line
         }
         reachable = step
     return bool(reachable)

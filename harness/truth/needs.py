@@ -22,12 +22,16 @@ _GUID = "[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]
 _IN_COMMAND = re.compile(rf"{re.escape(EFIVARS_PATH)}/([^\s;|'\"&>]+?-{_GUID})")
 _GLOB = re.compile(rf"{re.escape(EFIVARS_PATH)}/(\w+)-\*")
 _BY_TOOL = re.compile(rf"-n ({_GUID})-(\w+)")
-_LISTED = re.compile(rf"^[-l][-rwxsStT]{{9}} +\d+ \S+ \S+ +(\d+) \w{{3}} +\d+ +[\d:]+ (.+-{_GUID})$")
+_LISTED = re.compile(
+    rf"^[-l][-rwxsStT]{{9}} +\d+ \S+ \S+ +(\d+) \w{{3}} +\d+ +[\d:]+ (.+-{_GUID})$"
+)
 _LSATTR = re.compile(rf"^[-a-zA-Z]{{10,}} {re.escape(EFIVARS_PATH)}/(.+-{_GUID})$")
 _BARE = re.compile(rf"^([^/\s]+-{_GUID})$")
 _XXD = re.compile(r"^[0-9a-f]{8}: ((?:[0-9a-f]{2,4} )+)", re.MULTILINE)
 _HEXDUMP = re.compile(r"^[0-9a-f]{8}  ((?:[0-9a-f]{2} ?)+) +\|", re.MULTILINE)
 _BOOT_ENTRY = re.compile(r"^Boot([0-9A-F]{4})(\*?) ([^\t]+?)\t(.*)$", re.MULTILINE)
+_STMM_UUID = STMM_DEVICE.removeprefix("optee-ta-")
+_MOUNTED = re.compile(rf"{re.escape(EFIVARS_PATH)} (?:type )?efivarfs \(?((?:rw|ro)[\w,]*)")
 _FIXED_SIZE = 80  # hex digits: some contents were recorded by their first 40 bytes
 
 
@@ -51,6 +55,8 @@ class FileNeed:
     size: int | None = None
     committed: bool = False
     signed: bool = False
+    shown: str | None = None
+    """The name under which a listing shows it, where that differs."""
 
 
 @dataclass
@@ -66,6 +72,7 @@ class Needs:
     count: int | None = None
     consents: set[Consent] = field(default_factory=set)
     boot_entries: dict[str, str] = field(default_factory=dict)
+    mounted_by_hand: bool | None = None
     user: str | None = None
     mode: str | None = None
 
@@ -92,7 +99,9 @@ def _of_calls(row: Row, plan: Plan, needs: Needs) -> None:
         needs.consents.add(Consent.WRITE_RPMB)
     if any(step.startswith(("unlink", "chattr")) for step in row.op):
         needs.consents.add(Consent.WRITE_RPMB)
-    if "-EROFS" in [out for step, out in zip(row.op, outcomes, strict=False) if "write" not in step]:
+    if "-EROFS" in [
+        out for step, out in zip(row.op, outcomes, strict=False) if "write" not in step
+    ]:
         needs.superblock_read_only = True
     if "-ENOSPC" in outcomes and _has_room(row, plan):
         needs.phase = Phase.STOPPED
@@ -266,6 +275,7 @@ def _of_command(row: Row, needs: Needs) -> None:
     _listed_files(command, output, needs)
     _mentioned_files(command, output, needs)
     _boot_entries_of(command, output, needs)
+    _mount_of(command, output, needs)
     user = re.search(r"\bsu (\w+) -c", command)
     needs.user = user[1] if user else None
     counted = re.search(r"(?:\bls (?:/\S+)|efivar -l) \| wc -l", command)
@@ -278,7 +288,10 @@ _CONSENTS = (
     (r"mmc rpmb write-block", Consent.FOREIGN_RPMB_WRITE),
     (r"mmc rpmb write-key", Consent.PROGRAM_KEY),
     (r"/(un)?bind\b|rmmod|modprobe -r", Consent.UNBIND_DRIVER),
-    (r"systemctl (stop|restart|kill) tee-supplicant|kill -9|pkill|killall", Consent.STOP_SUPPLICANT),
+    (
+        r"systemctl (stop|restart|kill) tee-supplicant|kill -9|pkill|killall",
+        Consent.STOP_SUPPLICANT,
+    ),
     (r"\breboot\b|\bpoweroff\b", Consent.POWER_CYCLE),
     (r"sysrq", Consent.CRASH_KERNEL),
     (r">\s*\S*/efivars/|efivar -[wa]|efibootmgr -\w|\brm \S*/efivars|chattr", Consent.WRITE_RPMB),
@@ -291,7 +304,7 @@ def _consents_of(command: str, needs: Needs) -> None:
 
 def _phase_of(row: Row, command: str, output: str, needs: Needs) -> None:
     looks_at_bus = "/sys/bus/tee/devices" in command
-    if looks_at_bus and STMM_DEVICE not in output:
+    if looks_at_bus and _STMM_UUID not in output:
         needs.phase = Phase.COLD
     elif "Using TEE-based EFI" in output and "bind" not in command:
         needs.phase = Phase.LIVE
@@ -316,32 +329,38 @@ def _phase_of(row: Row, command: str, output: str, needs: Needs) -> None:
 def _listed_files(command: str, output: str, needs: Needs) -> None:
     """A listing states which variables there are, and with ``ls -l`` their sizes."""
     lists = re.search(rf"\bls(?: -\w+)* {re.escape(EFIVARS_PATH)}(?! *\|)(?=[;\s]|$)", command)
-    bare = bool(lists) or f"ls {EFIVARS_PATH}" in command
+    bare = re.search(rf"\bls(?: -\w+)* {re.escape(EFIVARS_PATH)}", command)
     written = _written_in(command)
     for line in output.splitlines():
+        if STMM_DEVICE in line:
+            continue
         sized = _LISTED.match(line)
         attributes = _LSATTR.match(line)
         name = _BARE.match(line) if bare else None
         if sized and sized[2] not in written:
             size = int(sized[1])
             content = b"" if size == 0 else None
-            _need(needs, _file_name(sized[2]), FileNeed(True, content, size=size))
+            name_shown = FileNeed(True, content, size=size, shown=sized[2])
+            _need(needs, _file_name(sized[2], command), name_shown)
         elif (attributes or name) and "/tmp/" not in command:
             found = attributes or name
             assert found is not None
             if found[1] not in written:
-                _need(needs, _file_name(found[1]), FileNeed(present=True))
+                _need(needs, _file_name(found[1], command), FileNeed(True, shown=found[1]))
     needs.only_listed = bool(lists) and "umount" in command and bool(needs.files)
     needs.listed_at_boot = needs.only_listed
 
 
-def _file_name(shown: str) -> str:
-    """A name as the terminal showed it: bytes outside UTF-8 were recorded as Latin-1."""
-    octal = re.sub(r"\\(\d{3})", lambda digits: chr(int(digits[1], 8)), shown)
+def _file_name(shown: str, command: str) -> str:
+    """The file to make so that a listing shows a name. A name is bytes until the next mount, then
+    what the firmware has: each byte has become one character (K6 fs/efivarfs)."""
+    escaped = re.sub(r"\\(\d{3})", lambda digits: chr(int(digits[1], 8)), shown)
+    if escaped == shown and "umount" not in command:
+        return shown
     try:
-        return octal.encode("latin-1").decode("utf-8", "surrogateescape")
+        return escaped.encode("latin-1").decode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
-        return octal
+        return shown
 
 
 def _mentioned_files(command: str, output: str, needs: Needs) -> None:
@@ -350,7 +369,7 @@ def _mentioned_files(command: str, output: str, needs: Needs) -> None:
     named |= {own_file(name) for name in _GLOB.findall(command) if not _is_standard(name)}
     readers = {f"{name}-{guid}" for guid, name in _BY_TOOL.findall(command)}
     written = {f"{n}-{g}" for g, n in re.findall(rf"efivar -w -n ({_GUID})-(\w+)", command)}
-    for file in (named | readers) - made - written - set(needs.files):
+    for file in (named | readers) - made - written:
         if file.endswith(GLOBAL_GUID) or "d9bee56e" in file:
             continue
         missing = _says_missing(file, output)
@@ -372,7 +391,9 @@ def _is_standard(name: str) -> bool:
 
 def _says_missing(file: str, output: str) -> bool:
     name = re.escape(file[:-37])
-    return re.search(rf"{name}-\S* *'?: No such file|show variable: No such file", output) is not None
+    return (
+        re.search(rf"{name}-\S* *'?: No such file|show variable: No such file", output) is not None
+    )
 
 
 def _dumped(command: str, file: str, output: str) -> bytes | None:
@@ -400,5 +421,14 @@ def _boot_entries_of(command: str, output: str, needs: Needs) -> None:
                 _need(needs, f"{name}-{GLOBAL_GUID}", FileNeed(present=False))
 
 
+def _mount_of(command: str, output: str, needs: Needs) -> None:
+    """Mounted by the init system or by hand: the options tell."""
+    shown = _MOUNTED.search(output)
+    if shown and "mount -t efivarfs efivarfs" not in command:
+        needs.mounted_by_hand = "nosuid" not in shown[1]
+
+
 def _need(needs: Needs, file: str, need: FileNeed) -> None:
-    needs.files.setdefault(file, need)
+    known = needs.files.get(file)
+    if known is None or (known.content is None and need.content is not None):
+        needs.files[file] = need

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness.errors import ConfigurationError
 from harness.truth.bench import Bench
 from harness.truth.recipes import Recipes
 from harness.truth.replay import GroupReplay, GroupResult, RowResult, Verdict
@@ -44,13 +45,20 @@ def replay(
             if result.results:
                 results.append(result)
                 say(_group_line(result))
+    unknown = sorted(set(only) - set(groups))
+    if unknown:
+        raise ConfigurationError(
+            f"no group {', '.join(unknown)} in {folder}",
+            remedy=f"groups are {', '.join(groups)}",
+        )
     say(last_line(results))
     return results
 
 
-def agreed(results: Iterable[GroupResult]) -> bool:
-    """Whether every row that was compared agreed, and there was one."""
-    return all(not result.count(Verdict.DIFFERED) for result in results)
+def all_agree(results: Iterable[GroupResult]) -> bool:
+    """Whether every row that was not skipped agreed, and there was one."""
+    verdicts = [one.verdict for result in results for one in result.results]
+    return Verdict.AGREED in verdicts and Verdict.DIFFERED not in verdicts
 
 
 def last_line(results: Sequence[GroupResult]) -> str:

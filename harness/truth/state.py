@@ -39,6 +39,7 @@ STEP_SECONDS = 180.0
 """For one row: a relocating write takes up to half a minute on slow boards."""
 _READ_BYTES = 65536
 _LARGEST_FILLER = 4000
+_CERTDB_GUID = "d9bee56e-75dc-49d9-b4d7-b534210f637a"
 _FILLER = f"F-{VENDOR_GUID}"
 _PLACEHOLDER = "Placeholder"
 _ATTEMPTS = 3
@@ -119,7 +120,7 @@ class State:
 
     def certdb(self) -> int:
         """Bytes of certdb's data."""
-        found = self.look("certdb-d9bee56e-75dc-49d9-b4d7-b534210f637a")
+        found = self.look(f"certdb-{_CERTDB_GUID}")
         return max((found.size or 8) - 4, 4)
 
     def counter(self) -> int:
@@ -201,6 +202,7 @@ class State:
         elif needs.enumerated and self.phase() is Phase.COLD:
             self.enter(Phase.LIVE)
         self._files(needs, free)
+        self._mount(needs)
         self._count(needs)
         self._boot_entries(needs.boot_entries)
         if place is not None and free() is None:
@@ -229,6 +231,18 @@ class State:
         if free() is not None and self.free() != free():
             raise StateUnknown(f"{free()} bytes free; this store has {self.free()}")
 
+    def _mount(self, needs: Needs) -> None:
+        """Options of the mount: those of the init system, or none given by hand."""
+        state = self.board.efivars.mount_state()
+        if needs.mounted_by_hand is None or state is None:
+            return
+        by_hand = "nosuid" not in state.options
+        if needs.mounted_by_hand and not by_hand:
+            self.board.efivars.unmount()
+            self.board.efivars.mount()
+        elif by_hand and not needs.mounted_by_hand:
+            self._reboot_into(self.phase())
+
     def _renew(self, why: str) -> None:
         try:
             self.bench.renew()
@@ -238,6 +252,8 @@ class State:
 
     def _holds(self, name: str, need: FileNeed) -> bool:
         found = self.look(name)
+        if not found.present and need.shown not in (None, name):
+            found = self.look(str(need.shown))
         if need.present is False:
             return not found.present
         if need.present and not found.present:
@@ -255,7 +271,8 @@ class State:
         committed stay: that a remount drops them is what such rows show."""
         if not needs.only_listed:
             return []
-        others = set(self.names()) - set(needs.files) - set(self._original)
+        shown = {need.shown for need in needs.files.values()}
+        others = set(self.names()) - set(needs.files) - shown - set(self._original)
         return [name for name in others if self.look(name).content]
 
     def _bring(
@@ -278,6 +295,8 @@ class State:
                 if need.present is False:
                     self.delete(name)
                     continue
+                if name.endswith(_CERTDB_GUID):
+                    continue  # follows from the signed variables
                 contents[name] = self._content(name, need, gap, last=len(missing) == 1)
             sizes = {
                 name: store_space.taken(_as_written(name, content), None, certdb)

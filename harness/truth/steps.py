@@ -108,10 +108,35 @@ def is_global(name: str) -> bool:
 
 
 _GLOBAL = frozenset(
-    "SetupMode SecureBoot SignatureSupport AuditMode DeployedMode VendorKeys PK KEK BootOrder "
-    "BootNext BootCurrent Timeout OsIndications OsIndicationsSupported PlatformLang "
-    "PlatformLangCodes Lang LangCodes ConIn ConOut ErrOut DriverOrder PKDefault KEKDefault "
-    "dbDefault dbxDefault dbtDefault".split()
+    [
+        "SetupMode",
+        "SecureBoot",
+        "SignatureSupport",
+        "AuditMode",
+        "DeployedMode",
+        "VendorKeys",
+        "PK",
+        "KEK",
+        "BootOrder",
+        "BootNext",
+        "BootCurrent",
+        "Timeout",
+        "OsIndications",
+        "OsIndicationsSupported",
+        "PlatformLang",
+        "PlatformLangCodes",
+        "Lang",
+        "LangCodes",
+        "ConIn",
+        "ConOut",
+        "ErrOut",
+        "DriverOrder",
+        "PKDefault",
+        "KEKDefault",
+        "dbDefault",
+        "dbxDefault",
+        "dbtDefault",
+    ]
 )
 
 
@@ -212,9 +237,7 @@ def _write(context: _Context, arguments: list[str]) -> Action:
     data = _content(content, context)
     if len(data) >= 4:
         attributes = int.from_bytes(data[:4], "little")
-        context.plan.writes.append(
-            Written(context.plan.file, attributes, data[4:], context.number)
-        )
+        context.plan.writes.append(Written(context.plan.file, attributes, data[4:], context.number))
     return context.act(do.Write(fd, data), result=_value)
 
 
@@ -351,6 +374,8 @@ def _abstract(row: Row, text: str, number: int, expected: object, made: Plan) ->
             return Action(text, _set_flags(where, wanted), _first_error)
         case "GETFLAGS":
             return _get_flags(text, where)
+        case "ioctl":
+            return Action(text, (), lambda _: None)
         case "statvfs":
             return Action(text, (do.StatFs(EFIVARS_PATH),), _space)
     raise NotUnderstood(f"the step {text!r}")
