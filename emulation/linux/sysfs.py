@@ -78,6 +78,7 @@ class _Handle:
 class Sysfs:
     """A :class:`Directory` as a file system (emulation.userland.fuse.Filesystem)."""
 
+    read_only = False
     write_moves_offset = True
 
     def __init__(self, root: Directory, *, booted: float) -> None:

@@ -680,7 +680,10 @@ class Dispatcher:
             entry = next((e for e in reversed(entries) if e.path == mount.target), None)
             if entry is not None:
                 devices[entry.device] = mount
-        view = BoardView({device: mount.type for device, mount in devices.items()})
+        view = BoardView(
+            {device: mount.type for device, mount in devices.items()},
+            lambda device: devices[device].filesystem.read_only,
+        )
         targets = {mount.target for mount in plan.filesystems} | _PUBLIC
         last = {entry.path: entry.id for entry in entries}
         view.hidden = {

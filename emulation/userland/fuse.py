@@ -75,6 +75,11 @@ class Filesystem(Protocol):
         ...
 
     @property
+    def read_only(self) -> bool:
+        """The superblock's own flag."""
+        ...
+
+    @property
     def write_moves_offset(self) -> bool:
         """Whether write(2) moves the offset of the open file, as it usually does."""
         ...

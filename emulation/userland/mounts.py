@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Final
@@ -88,11 +88,15 @@ def containing(entries: Sequence[MountEntry], path: str) -> MountEntry | None:
 class BoardView:
     """Shows FUSE mounts as what they stand for, and hides those that only the transport needs.
 
-    ``types``: device number of a FUSE mount -> file system type.
+    ``types``: device number of a FUSE mount -> file system type.  ``is_read_only(device)``: the
+    model's own superblock flag; the host's follows it a moment later.
     """
 
-    def __init__(self, types: Mapping[str, str]) -> None:
+    def __init__(
+        self, types: Mapping[str, str], is_read_only: Callable[[str], bool] = lambda _: False
+    ) -> None:
         self.types = dict(types)
+        self._is_read_only = is_read_only
         self.sources: dict[int, str] = {}
         self.hidden: set[int] = set()
 
@@ -105,6 +109,5 @@ class BoardView:
         if kind is None:
             return entry
         source = self.sources.get(entry.id, kind)
-        return replace(
-            entry, type=kind, source=source, super_options=entry.super_options.split(",")[0]
-        )
+        flag = "ro" if self._is_read_only(entry.device) else entry.super_options.split(",")[0]
+        return replace(entry, type=kind, source=source, super_options=flag)

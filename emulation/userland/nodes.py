@@ -31,6 +31,7 @@ class NodeTree:
     it has any, has the name that :meth:`content` tells.  ``handles``: open contents.
     """
 
+    read_only = False
     write_moves_offset = True
 
     attributes: dict[int, Attr]
