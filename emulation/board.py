@@ -234,6 +234,7 @@ class Board:
                 userland=options.userland,
                 sftp=options.sftp,
                 root_password=options.root_password,
+                supplicant=options.supplicant_program,
             ),
             state,
         )

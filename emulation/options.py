@@ -57,6 +57,8 @@ class BoardOptions:
     """tee_stmm_efi: loaded by its alias when the device appears, built in, or by hand."""
     supplicant: SupplicantBuild = "rpmb"
     """``emulation`` is a tee-supplicant built with RPMB_EMU, the classic fault of bring-up."""
+    supplicant_program: str = ""
+    """Path of a tee-supplicant built for this host, such as upstream's, to run instead of ours."""
     supplicant_autostart: bool = True
     """The userland starts the supplicant at boot, as the udev rule of optee_client does."""
     fault: tuple[str, ...] = ()

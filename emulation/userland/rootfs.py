@@ -61,12 +61,14 @@ class RootFs:
 
 @dataclass(frozen=True)
 class RootFsOptions:
-    """What may differ: ``root_password`` empty lets root in on the console without one."""
+    """What may differ: ``root_password`` empty lets root in on the console without one;
+    ``supplicant`` is a program of the host to have as tee-supplicant, empty for the board's own."""
 
     hostname: str
     userland: Userland = "host"
     sftp: bool = True
     root_password: str = ""
+    supplicant: str = ""
 
 
 def build(options: RootFsOptions, state: Path) -> RootFs:
@@ -76,7 +78,10 @@ def build(options: RootFsOptions, state: Path) -> RootFs:
     accounts = _accounts(options, shell)
     path = f"{BOARD_PROGRAMS}:{SYSTEM_PATH}"
     binds, symlinks = _busybox_layout(busybox) if busybox else ([], {})
-    files = [*_programs(busybox is None), *_etc(options, accounts.values(), path)]
+    files = [
+        *_programs(busybox is None, options.supplicant),
+        *_etc(options, accounts.values(), path),
+    ]
     return RootFs(
         host_programs=busybox is None,
         binds=(*binds, *_persistent(state)),
@@ -115,20 +120,28 @@ def _busybox() -> Path:
     return Path(found).resolve()
 
 
-def _programs(cover_host: bool) -> list[BoardFile]:
+def _programs(cover_host: bool, supplicant: str) -> list[BoardFile]:
     shebang = f"#!{INTERPRETER} -IS\n".encode()
     client = shebang + (_SERVICES / "client.py").read_bytes()
     files = [BoardFile(f"{BOARD_PROGRAMS}/{name}", client, 0o755) for name in COMMANDS]
-    # An interpreter of that name, so that argv[0] is what pidof looks for.
-    named = f"#!{BOARD_LIBRARY}/tee-supplicant -IS\n".encode()
-    supplicant = named + (_SERVICES.parent / "tee_supplicant.py").read_bytes()
     files += [
-        BoardFile(SUPPLICANT_PROGRAM, supplicant, 0o755),
+        BoardFile(SUPPLICANT_PROGRAM, _supplicant(supplicant), 0o755),
         BoardFile(f"{BOARD_LIBRARY}/getty.py", (_SERVICES / "getty.py").read_bytes()),
     ]
     if cover_host:
         files += [BoardFile(name, client, 0o755) for name in _COVERED if Path(name).is_file()]
     return files
+
+
+def _supplicant(program: str) -> bytes:
+    if program:
+        try:
+            return Path(program).read_bytes()
+        except OSError as error:
+            raise UserlandMissing(f"supplicant_program={program}: {error.strerror}") from None
+    # An interpreter of that name, so that argv[0] is what pidof looks for.
+    named = f"#!{BOARD_LIBRARY}/tee-supplicant -IS\n".encode()
+    return named + (_SERVICES.parent / "tee_supplicant.py").read_bytes()
 
 
 def _persistent(state: Path) -> list[Bind]:
