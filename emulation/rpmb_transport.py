@@ -24,9 +24,9 @@ from harness.formats.rpmb import (
     FRAME_SIZE,
     DeviceInfo,
     RequestHeader,
-    RpmbFrame,
     RpmbRequest,
     SupplicantCommand,
+    kind_of,
     result_request,
 )
 from harness.formats.tee import TeeResult
@@ -84,7 +84,7 @@ class RpmbTransport:
             raise TeeError(TeeResult.GENERIC) from None
 
     def _carry(self, frames: bytes, replies: int) -> bytes:
-        kind = RpmbFrame.unpack(frames).kind
+        kind = kind_of(frames[:FRAME_SIZE])
         if kind in (RpmbRequest.PROGRAM_KEY, RpmbRequest.WRITE):
             if replies != 1:
                 raise TeeError(TeeResult.BAD_PARAMETERS)

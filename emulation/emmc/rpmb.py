@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
@@ -132,9 +132,9 @@ class RpmbPartition:
             raise OSError(errno.ETIMEDOUT, "the card stays busy")
         if fault is not None:
             return
-        last = RpmbFrame.unpack(frames, len(frames) - FRAME_SIZE)
-        if last.kind == RpmbRequest.READ_RESULT:
+        if rpmb.kind_of(frames) == RpmbRequest.READ_RESULT:
             return
+        last = RpmbFrame.unpack(frames, len(frames) - FRAME_SIZE)
         self._register = self._execute(last, frames, reliable)
 
     def read_frames(self, count: int) -> bytes:
@@ -150,7 +150,7 @@ class RpmbPartition:
             frames = self._data_frames(register, count)
         else:
             if self.write_counter == COUNTER_MAX:
-                register = replace(register, result=self._flag(register.result))
+                register = register._replace(result=self._flag(register.result))
             frames = self._sign(register.pack()) * count
         return frames if fault is None else _spoil(frames, fault)
 
@@ -245,7 +245,7 @@ class RpmbPartition:
         )
         if outside and self._profile.checks_address:
             if not self._profile.ignores_bad_reads:
-                answer = replace(answer, result=self._flag(RpmbResult.ADDRESS_FAILURE))
+                answer = answer._replace(result=self._flag(RpmbResult.ADDRESS_FAILURE))
             return self._sign(answer.pack() * count)
         data = self._image.read(register.address, count)
         # All frames but their data are alike, so the template is packed once.
@@ -294,6 +294,6 @@ def _spoil(frames: bytes, fault: Action) -> bytes:
         spoilt[place + rpmb.MAC_OFFSET] ^= 1
         return bytes(spoilt)
     if fault.name == "result":
-        last = replace(RpmbFrame.unpack(frames, place), result=fault.argument)
+        last = RpmbFrame.unpack(frames, place)._replace(result=fault.argument)
         return frames[:place] + last.pack()
     return frames

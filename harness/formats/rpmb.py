@@ -11,7 +11,8 @@ import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Final
+from functools import cache
+from typing import Final, NamedTuple
 
 FRAME_SIZE: Final = 512
 DATA_SIZE: Final = 256
@@ -84,11 +85,11 @@ _FRAME: Final = struct.Struct(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class RpmbFrame:
+class RpmbFrame(NamedTuple):
     """One frame; ``address`` and ``block_count`` count half sectors of 256 bytes.
 
-    ``mac`` holds the key in a key programming request.
+    ``mac`` holds the key in a key programming request.  A tuple, not a frozen dataclass: it is made
+    three times as fast, and a change of one variable makes up to two thousand.
     """
 
     mac: bytes = NO_MAC
@@ -102,21 +103,17 @@ class RpmbFrame:
 
     def pack(self) -> bytes:
         """The 512 bytes of the frame, stuff bytes zero."""
-        return _FRAME.pack(
-            self.mac,
-            self.data,
-            self.nonce,
-            self.write_counter,
-            self.address,
-            self.block_count,
-            self.result,
-            self.kind,
-        )
+        return _FRAME.pack(*self)
 
     @classmethod
     def unpack(cls, raw: bytes | memoryview, offset: int = 0) -> RpmbFrame:
         """The frame at ``offset`` bytes; ``struct.error`` if it is cut short."""
-        return cls(*_FRAME.unpack_from(raw, offset))
+        return cls._make(_FRAME.unpack_from(raw, offset))
+
+
+def kind_of(frames: bytes) -> int:
+    """The type in the last of ``frames``, which must be whole; the others' should be the same."""
+    return int.from_bytes(frames[-2:], "big")
 
 
 def mac(key: bytes, frames: bytes) -> bytes:
@@ -156,6 +153,7 @@ def read_request(address: int, nonce: bytes) -> bytes:
     return RpmbFrame(nonce=nonce, address=address, kind=RpmbRequest.READ).pack()
 
 
+@cache
 def result_request() -> bytes:
     """Ask for the result register after key programming or a write."""
     return RpmbFrame(kind=RpmbRequest.READ_RESULT).pack()

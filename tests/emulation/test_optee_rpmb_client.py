@@ -115,7 +115,7 @@ def change(**fields: int | bytes) -> Callable[[bytes], bytes]:
 
     def spoil(reply: bytes) -> bytes:
         last = RpmbFrame.unpack(reply, len(reply) - 512)
-        values = {name: getattr(last, name) for name in RpmbFrame.__slots__} | fields
+        values = {name: getattr(last, name) for name in RpmbFrame._fields} | fields
         return rpmb.sign(rpmb.OPTEE_TEST_KEY, reply[:-512] + RpmbFrame(**values).pack())
 
     return spoil
