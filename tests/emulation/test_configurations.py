@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 
 import pytest
 
@@ -15,6 +16,7 @@ from emulation.userland.fuse import Attr
 from harness.formats.efi import EfiStatus
 from harness.formats.mm import MM_VARIABLE_GUID, AccessVariable, Message, VariableFunction
 from harness.formats.tee import Param
+from tests.emulation.conftest import EmulatedBoard
 from tests.emulation.rig import GUID, ROOT, MakeRig, Rig, errno_of, name
 
 NO_SPACE = "result:0xffff3041"
@@ -176,3 +178,35 @@ def test_the_file_of_u_boot_and_the_store_in_rpmb_are_two_stores(make_rig: MakeR
     rig.machine.efivarfs.unmount()
     rig.machine.efivarfs.mount(task=ROOT)
     assert rig.read(name("InRpmb")) == b"r"
+
+
+# The same, as a user meets them
+
+
+@pytest.mark.parametrize(
+    ("option", "shown", "size", "free"),
+    [
+        ("variant=mm-query", "user", 16284, 15352),
+        ("variant=mm", "user", 0, 0),
+        ("variant=file", "user", 16284, 16032),
+        ("variant=mm-kernel-rpmb", "kernel", 0, 0),
+        ("efivarfs=K7", "user", 16284, 15352),
+        ("optee=4.1", "user", 16284, 15352),
+    ],
+)
+def test_boards_one_can_log_in_to(
+    boot: Callable[..., EmulatedBoard], option: str, shown: str, size: int, free: int
+) -> None:
+    board = boot(option)
+    efivars = "/sys/firmware/efi/efivars"
+    board.until("grep -q 'efivarfs rw' /proc/mounts")
+    assert board.ok("cat /sys/class/tee/tee0/rpmb_routing_model") == f"{shown}\n"
+    assert board.ok(f"stat -f -c '%b %a' {efivars}") == f"{size} {free}\n"
+    board.ok(f"printf '\\7\\0\\0\\0kept' > {efivars}/{name('K')}")
+    assert board.control("off") == {"power": "off"}
+    assert board.control("on") == {"power": "on"}
+    board.disconnect()
+    board.until("grep -q 'efivarfs rw' /proc/mounts")
+    if option == "variant=file":
+        board.ok(f"umount {efivars}; mount -t efivarfs efivarfs {efivars}")
+    assert board.ok(f"cat {efivars}/{name('K')}").endswith("kept")
