@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import re
+import shlex
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -279,6 +280,12 @@ def test_faults_by_the_control_line(boot: Callable[..., EmulatedBoard]) -> None:
     assert "No space left" in board.run(write).err
     assert board.control("fault clear") == {"power": "on"}
     board.ok(write.replace(name("C"), name("B")))
+    # A stuck supplicant: the writer sleeps until SIGKILL, and a new supplicant serves the next.
+    assert board.control("fault supplicant.request=stuck") == {"power": "on"}
+    writer = shlex.quote(write.replace(name("C"), name("E")))
+    assert board.run(f"timeout -s KILL 1 sh -c {writer}; echo $?").out == "137\n"
+    board.ok("systemctl restart tee-supplicant")
+    board.ok(write.replace(name("C"), name("F")))
     assert board.control(f"fault rpmb.write={POWER_CUT}") == {"power": "on"}
     board.run(f"printf '\\7\\0\\0\\0y' > /sys/firmware/efi/efivars/{name('D')}")
     assert board.control("status") == {"power": "off"}
