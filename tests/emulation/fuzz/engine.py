@@ -20,6 +20,8 @@ from typing import Final, Protocol
 
 HANG_SECONDS: Final = 20.0
 MAX_INPUT: Final = 1 << 16
+CORPUS: Final = 5000
+"""How many inputs are mutated further; beyond that a new one takes the place of another."""
 SEEDS: Final = Path(__file__).parent / "seeds"
 
 _EDGES: Final = (
@@ -76,7 +78,7 @@ def fuzz(
     """Feed samples, kept seeds and their mutants until ``stop`` or enough findings."""
     randomness = random.Random(seed)
     report = Report()
-    outcomes: set[Hashable] = set()
+    outcomes: set[int] = set()
     started = time.monotonic()
     given = deque([*target.samples(), *load_seeds(target.name)])
     report.corpus.extend(given)
@@ -90,9 +92,12 @@ def fuzz(
             if len(report.findings) >= max_findings:
                 return report
         else:
-            if outcome not in outcomes:
-                outcomes.add(outcome)
-                report.corpus.append(data)
+            if hash(outcome) not in outcomes:
+                outcomes.add(hash(outcome))
+                if len(report.corpus) < CORPUS:
+                    report.corpus.append(data)
+                else:
+                    report.corpus[randomness.randrange(CORPUS)] = data
         report.inputs += 1
         report.outcomes = len(outcomes)
         report.seconds = time.monotonic() - started

@@ -289,7 +289,7 @@ class RpmbImages:
             patch(4, b"\3"),
             *(patch(entry + offset, b"\xff\xff\xff\xff") for offset in (0, 4, 8, 16, 32)),
             patch(entry + 8, b"\1\0\0\0"),
-            *(patch(at, b"\x55" * 16) for at in range(2048, size, 4096)),
+            *(patch(at, b"\x55" * 16) for at in range(2048, size, 16384)),
             *(patch(size - 1024 * last, b"\xff" * 80) for last in range(1, 12)),
         ]
 
