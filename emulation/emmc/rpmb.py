@@ -226,12 +226,12 @@ class RpmbPartition:
     def _commit(self, address: int, frames: bytes) -> None:
         start = rpmb.SIGNED_OFFSET
         count = len(frames) // FRAME_SIZE
-        data = b"".join(
+        blocks = [
             frames[offset + start : offset + start + DATA_SIZE]
             for offset in range(0, len(frames), FRAME_SIZE)
-        )
+        ]
         step = count if self._profile.counts_blocks else 1
-        self._image.commit(min(self.write_counter + step, COUNTER_MAX), address, data)
+        self._image.commit(min(self.write_counter + step, COUNTER_MAX), address, b"".join(blocks))
 
     def _data_frames(self, register: RpmbFrame, count: int) -> bytes:
         outside = register.address + count > self._image.blocks
@@ -251,12 +251,9 @@ class RpmbPartition:
         # All frames but their data are alike, so the template is packed once.
         template = answer.pack()
         head, tail = template[: rpmb.SIGNED_OFFSET], template[rpmb.SIGNED_OFFSET + DATA_SIZE :]
-        return self._sign(
-            b"".join(
-                head + data[start : start + DATA_SIZE] + tail
-                for start in range(0, len(data), DATA_SIZE)
-            )
-        )
+        starts = range(0, len(data), DATA_SIZE)
+        frames = [head + data[start : start + DATA_SIZE] + tail for start in starts]
+        return self._sign(b"".join(frames))
 
     def _sign(self, frames: bytes) -> bytes:
         """``frames`` with a MAC; without a key it is made with a key of zeros, as QEMU does."""

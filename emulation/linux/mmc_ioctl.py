@@ -22,6 +22,8 @@ from emulation.userland.plan import UserMemory
 from harness.formats.mmc import (
     EXT_CSD_SEC_COUNT,
     IOC_CMD,
+    IOC_RESPONSE,
+    IOC_RESPONSE_OFFSET,
     MMC_BLOCK_MAJOR,
     MMC_IOC_CMD,
     MMC_IOC_MAX_BYTES,
@@ -185,7 +187,7 @@ class MmcBlock:
         for address, (command, _), (data, response) in zip(
             addresses, loaded, results, strict=False
         ):
-            memory.write(address, command.answered(response).pack())
+            memory.write(address + IOC_RESPONSE_OFFSET, IOC_RESPONSE.pack(*response))
             if not command.write_flag and command.data_length:
                 memory.write(command.data_ptr, data)
         if failure is not None:

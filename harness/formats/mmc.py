@@ -6,7 +6,7 @@ Sources: K6 include/uapi/linux/mmc/ioctl.h, include/linux/mmc/mmc.h; JESD84-B51.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from harness.formats.ioctl import iowr
@@ -18,6 +18,9 @@ MMC_SECTOR: Final = 512
 
 IOC_CMD: Final = struct.Struct("<iiII4IIIIIIIIIQ")
 """``struct mmc_ioc_cmd``, 72 bytes; fields as in :class:`IocCommand`."""
+IOC_RESPONSE: Final = struct.Struct("<4I")
+IOC_RESPONSE_OFFSET: Final = 16
+"""Where in it the response words are, all that the kernel copies back of a command."""
 MULTI_COUNT: Final = struct.Struct("<Q")
 """num_of_cmds, in front of the array of ``struct mmc_ioc_multi_cmd``."""
 
@@ -69,10 +72,6 @@ class IocCommand:
     def data_length(self) -> int:
         """Bytes moved: blksz * blocks."""
         return self.blksz * self.blocks
-
-    def answered(self, response: tuple[int, int, int, int]) -> IocCommand:
-        """The command with the card's four response words."""
-        return replace(self, response=response)
 
     def pack(self) -> bytes:
         """The 72 bytes of the structure."""

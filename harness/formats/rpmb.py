@@ -120,10 +120,9 @@ def mac(key: bytes, frames: bytes) -> bytes:
     """HMAC-SHA-256 over bytes 228..511 of every frame in ``frames``."""
     if len(frames) == FRAME_SIZE:
         return hmac.digest(key, frames[SIGNED_OFFSET:], "sha256")
-    signed = hmac.new(key, digestmod="sha256")
-    for start in range(0, len(frames), FRAME_SIZE):
-        signed.update(frames[start + SIGNED_OFFSET : start + FRAME_SIZE])
-    return signed.digest()
+    starts = range(0, len(frames), FRAME_SIZE)
+    signed = [frames[start + SIGNED_OFFSET : start + FRAME_SIZE] for start in starts]
+    return hmac.digest(key, b"".join(signed), "sha256")
 
 
 def sign(key: bytes, frames: bytes) -> bytes:
@@ -164,17 +163,12 @@ def write_request(key: bytes, counter: int, address: int, data: bytes) -> bytes:
     count = len(data) // DATA_SIZE
     if count == 0 or len(data) % DATA_SIZE:
         raise ValueError(f"{len(data)} bytes are not whole half sectors of {DATA_SIZE}")
-    frames = b"".join(
-        RpmbFrame(
-            data=data[start : start + DATA_SIZE],
-            write_counter=counter,
-            address=address,
-            block_count=count,
-            kind=RpmbRequest.WRITE,
-        ).pack()
+    numbers = (counter, address, count, RpmbResult.OK, RpmbRequest.WRITE)
+    frames = [
+        RpmbFrame(NO_MAC, data[start : start + DATA_SIZE], NO_NONCE, *numbers).pack()
         for start in range(0, len(data), DATA_SIZE)
-    )
-    return sign(key, frames)
+    ]
+    return sign(key, b"".join(frames))
 
 
 def unpack_frames(frames: bytes) -> list[RpmbFrame]:
