@@ -65,6 +65,7 @@ class Needs:
 
     phase: Phase | None = None
     enumerated: bool = False
+    driver_loaded: bool = False
     superblock_read_only: bool = False
     files: dict[str, FileNeed] = field(default_factory=dict)
     only_listed: bool = False
@@ -73,6 +74,8 @@ class Needs:
     consents: set[Consent] = field(default_factory=set)
     boot_entries: dict[str, str] = field(default_factory=dict)
     mounted_by_hand: bool | None = None
+    read_only: bool | None = None
+    clear_flags: bool = False
     user: str | None = None
     mode: str | None = None
 
@@ -95,6 +98,7 @@ def _of_calls(row: Row, plan: Plan, needs: Needs) -> None:
     outcomes = row.outcomes
     if any(write.data for write in succeeded):
         needs.phase = Phase.LIVE
+        needs.read_only = False
     if any(write.data or write.attributes for write in plan.writes):
         needs.consents.add(Consent.WRITE_RPMB)
     if any(step.startswith(("unlink", "chattr")) for step in row.op):
@@ -276,6 +280,8 @@ def _of_command(row: Row, needs: Needs) -> None:
     _mentioned_files(command, output, needs)
     _boot_entries_of(command, output, needs)
     _mount_of(command, output, needs)
+    changes = re.search(r"\brm /|> */sys|os\.open", command) is not None
+    needs.clear_flags = changes and "not permitted" not in output
     user = re.search(r"\bsu (\w+) -c", command)
     needs.user = user[1] if user else None
     counted = re.search(r"(?:\bls (?:/\S+)|efivar -l) \| wc -l", command)
@@ -316,6 +322,7 @@ def _phase_of(row: Row, command: str, output: str, needs: Needs) -> None:
         needs.superblock_read_only = True
     if "kill: usage" in output:
         needs.phase = Phase.STOPPED
+    needs.driver_loaded = "/sys/bus/tee/drivers" in command and "tee-stmm-efi" in output
     if re.search(r"/unbind; echo", command) and output.startswith("rc=0"):
         needs.phase = Phase.LIVE
     if re.search(r"/(un)?bind; echo", command) and "No such device" in output:
@@ -366,7 +373,9 @@ def _file_name(shown: str, command: str) -> str:
 def _mentioned_files(command: str, output: str, needs: Needs) -> None:
     made = _written_in(command)
     named = set(_IN_COMMAND.findall(command))
-    named |= {own_file(name) for name in _GLOB.findall(command) if not _is_standard(name)}
+    globbed = {own_file(name) for name in _GLOB.findall(command) if not _is_standard(name)}
+    made -= globbed  # a pattern matches what is there
+    named |= globbed
     readers = {f"{name}-{guid}" for guid, name in _BY_TOOL.findall(command)}
     written = {f"{n}-{g}" for g, n in re.findall(rf"efivar -w -n ({_GUID})-(\w+)", command)}
     for file in (named | readers) - made - written:
@@ -424,6 +433,11 @@ def _boot_entries_of(command: str, output: str, needs: Needs) -> None:
 def _mount_of(command: str, output: str, needs: Needs) -> None:
     """Mounted by the init system or by hand: the options tell."""
     shown = _MOUNTED.search(output)
+    if not re.search(r"mount -|/(un)?bind\b", command):
+        if shown:
+            needs.read_only = shown[1].startswith("ro")
+        elif "Read-only file system" in output:
+            needs.read_only = True
     if shown and "mount -t efivarfs efivarfs" not in command:
         needs.mounted_by_hand = "nosuid" not in shown[1]
 

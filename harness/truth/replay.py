@@ -98,7 +98,9 @@ class GroupReplay:
         self._state = State(bench, recipes)
         self._file = _UNNAMED
         self._starts = 0
-        self._first_phase = _first_phase(rows)
+        self._phases = _phases([row for row in rows if row.replay])
+        self._numbers = {row.number for row in rows}
+        self._guessed = False
 
     def run(self) -> Iterator[RowResult]:
         """The result of every given row that counts, as it comes."""
@@ -109,7 +111,7 @@ class GroupReplay:
             self._bench.begin(next((row.board for row in counted if row.board), None))
             self._state.begin()
             self._starts = self._bench.starts
-            if self._first_phase is Phase.COLD:
+            if self._phases.get(counted[0].id) is Phase.COLD:
                 self._state.enter(Phase.COLD)
         except (CannotTake, StateUnknown) as error:
             for row in counted:
@@ -122,9 +124,12 @@ class GroupReplay:
                 yield result
 
     def _one(self, row: Row) -> RowResult:
+        self._guessed = self._is_after_gap(row) and ".auth" in " ".join(row.op)
+        self._state.row = row
         try:
             differences = tuple(self._take(row))
         except StateUnknown as error:
+            self._numbers.discard(row.number)  # what follows it is after a gap
             return RowResult(row, Verdict.SKIPPED, reason=f"state unknown: {error}")
         except (CannotTake, NotUnderstood) as error:
             return RowResult(row, Verdict.SKIPPED, reason=str(error))
@@ -132,6 +137,9 @@ class GroupReplay:
             return RowResult(row, Verdict.SKIPPED, reason=error.what)
         except HilError as error:
             differences = (Difference("the row itself", "an outcome", error.what),)
+        if differences and self._guessed:
+            reason = "state unknown: the row before, which tells of its file, is missing"
+            return RowResult(row, Verdict.SKIPPED, reason=reason)
         verdict = Verdict.DIFFERED if differences else Verdict.AGREED
         return RowResult(row, verdict, differences)
 
@@ -146,6 +154,7 @@ class GroupReplay:
         self._file = self._subject(row)
         made = plan(row, self._file, self._auth)
         wanted = needs.of(row, made)
+        wanted.phase = self._phases.get(row.id, wanted.phase)
         self._consents(wanted)
         self._mode(wanted)
         first = next((w for w in needs.successful(row, made) if w.data), None)
@@ -163,12 +172,16 @@ class GroupReplay:
         named = named_file(row)
         if named is not None:
             return named
+        self._guessed = self._is_after_gap(row) and row.op[0] not in ("statvfs", "ioctl")
         stated = needs.content_of(row.facts.get("after"))
         if row.op[0] == "write":
             return own_file("Written")
         if isinstance(stated, bytes) and self._state.look(self._file).content != stated:
             return _UNNAMED
         return self._file
+
+    def _is_after_gap(self, row: Row) -> bool:
+        return row.number is not None and row.number > 1 and row.number - 1 not in self._numbers
 
     def _consents(self, wanted: Needs) -> None:
         for consent in sorted(wanted.consents):
@@ -185,7 +198,7 @@ class GroupReplay:
         seen = self._state.look(f"SetupMode-{GLOBAL_GUID}").content
         if seen is None or seen[4:].hex() == wanted.mode:
             return
-        recipe = self._recipes.find(PLATFORM_KEY, None)
+        recipe = self._recipes.find(PLATFORM_KEY, None, self._state.row)
         if wanted.mode == "01" or recipe is None:
             raise StateUnknown(f"SetupMode is not {wanted.mode}, and no given row tells why")
         self._state.create(PLATFORM_KEY, recipe)
@@ -214,6 +227,7 @@ class GroupReplay:
         if str(row.outcome).startswith("TIMEOUT"):
             raise CannotTake("its own recording ended at a timeout: there is no result to compare")
         wanted = needs.of(row, None)
+        wanted.phase = self._phases.get(row.id, wanted.phase)
         self._consents(wanted)
         shell = self._state.board.shell
         if not shell.run("command -v bash").ok:
@@ -277,6 +291,8 @@ class GroupReplay:
                 shell.write_file(name, b"\xa5" * 32)
             elif re.search(rf"write-block \S+ \S+ {name}", command):
                 shell.write_file(name, b"\x5a" * 256)
+            elif re.search(rf"write-block \S+ \S+ \S+ {name}", command):
+                raise StateUnknown(f"the row that wrote the key into {name} is missing")
 
     def _maker_of(self, name: str) -> str | None:
         """The part of some row's command line that writes the file."""
@@ -431,16 +447,38 @@ class _Calls:
         return found
 
 
-def _first_phase(rows: Sequence[Row]) -> Phase | None:
-    """The phase a group begins in: that of the first row that tells one."""
+def _phases(rows: Sequence[Row]) -> dict[str, Phase]:
+    """Where rows leave the phase open: the one a group begins in is that of its first row that
+    tells one, and a superblock that is read-only is unbound by hand or not yet bound."""
+    told: dict[str, Phase] = {}
+    by_hand = any("/unbind" in step or "/bind" in step for row in rows for step in row.op)
+    read_only = Phase.UNBOUND if by_hand else Phase.COLD
+    first: Phase | None = None
     for row in rows:
-        if not row.replay or not row.op:
-            continue
-        if row.is_command:
-            phase = needs.of(row, None).phase
-            if phase is not None:
-                return phase
-    return None
+        phase = _told_phase(row, read_only)
+        if phase is not None:
+            told[row.id] = phase
+            first = first or phase
+    leading = rows[0].id if rows else ""
+    if first is Phase.COLD:
+        told.setdefault(leading, first)
+    return told
+
+
+def _told_phase(row: Row, read_only: Phase) -> Phase | None:
+    if not row.replay or not row.op:
+        return None
+    if row.is_command:
+        wanted = needs.of(row, None)
+        if wanted.phase is None and wanted.superblock_read_only:
+            return read_only
+        return wanted.phase
+    refused = [
+        outcome
+        for step, outcome in zip(row.op, row.outcomes, strict=False)
+        if "write" not in step and outcome == "-EROFS"
+    ]
+    return read_only if refused else None
 
 
 def _place(row: Row, write: Written | None) -> Any:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from harness.board import Board
-from harness.capabilities import EFIVARS_PATH
+from harness.capabilities import EFIVARS_PATH, STMM_DRIVER
 from harness.errors import HilError
 from harness.formats import variable_store as layout
 from harness.instruments.efivars import VENDOR_GUID
@@ -25,6 +25,7 @@ from harness.truth import store_space
 from harness.truth.bench import Bench
 from harness.truth.needs import FileNeed, Needs, Phase
 from harness.truth.recipes import Recipes
+from harness.truth.rows import Row
 from harness.truth.steps import (
     GLOBAL_GUID,
     NV_BS_RT,
@@ -70,6 +71,8 @@ class State:
         self._recipes = recipes
         self.disturbed = False
         """Whether preparing since the last :meth:`settle` wrote to the store."""
+        self.row: Row | None = None
+        """The row that is prepared."""
         self._original: dict[str, bytes] = {}
         self._serial = 0
 
@@ -121,7 +124,8 @@ class State:
     def certdb(self) -> int:
         """Bytes of certdb's data."""
         found = self.look(f"certdb-{_CERTDB_GUID}")
-        return max((found.size or 8) - 4, 4)
+        # Not its size: that of an inode is the one at the mount.
+        return max(len(found.content or b"") - 4, 4)
 
     def counter(self) -> int:
         """The RPMB write counter."""
@@ -199,16 +203,36 @@ class State:
         self.disturbed = False
         if needs.phase is not None:
             self.enter(needs.phase)
-        elif needs.enumerated and self.phase() is Phase.COLD:
+        if needs.driver_loaded:
+            self.board.shell.run(f"test -d {STMM_DRIVER} || modprobe tee_stmm_efi")
+        if needs.phase is None and needs.enumerated and self.phase() is Phase.COLD:
             self.enter(Phase.LIVE)
         self._files(needs, free)
         self._mount(needs)
         self._count(needs)
         self._boot_entries(needs.boot_entries)
+        self._flags(needs)
         if place is not None and free() is None:
             self._place(place, record)
-        if needs.superblock_read_only and self.phase() in (Phase.LIVE, Phase.STOPPED):
-            raise StateUnknown("the superblock is read-only, and nothing tells why")
+        self._read_only(needs)
+
+    def _flags(self, needs: Needs) -> None:
+        """What a command changes without being refused had its flag cleared before."""
+        if not needs.clear_flags:
+            return
+        for name in needs.files:
+            where = path(name)
+            self.take([do.Open("f", where), do.SetFlags("f", 0), do.Close("f")])
+
+    def _read_only(self, needs: Needs) -> None:
+        """The mount's own flag, which only somebody's hand sets and clears."""
+        mount = self.board.efivars.mount_state()
+        if needs.read_only is None or mount is None:
+            return
+        if needs.read_only and mount.writable:
+            self.board.efivars.remount("ro")
+        elif not needs.read_only and mount.mount_read_only:
+            self.board.efivars.remount("rw")
 
     def _files(self, needs: Needs, free: Callable[[], int | None]) -> None:
         for _ in range(_ATTEMPTS):
@@ -294,6 +318,8 @@ class State:
             for name, need in missing.items():
                 if need.present is False:
                     self.delete(name)
+                    if self.look(name).present:
+                        return False  # e.g. signed: only a fresh store is without it
                     continue
                 if name.endswith(_CERTDB_GUID):
                     continue  # follows from the signed variables
@@ -324,7 +350,7 @@ class State:
         self.enter(phase)
 
     def _content(self, name: str, need: FileNeed, gap: int, *, last: bool) -> bytes:
-        recipe = self._recipes.find(name, need.size)
+        recipe = self._recipes.find(name, need.size, self.row)
         if recipe is not None and need.content is None:
             return recipe
         if need.signed:
@@ -430,6 +456,12 @@ class State:
                 self.create(f"{_PLACEHOLDER}{number}-{VENDOR_GUID}", self._new(1))
 
     def _boot_entries(self, entries: Mapping[str, str]) -> None:
+        """efibootmgr shows every entry there is, those of failed creations too."""
+        if entries:
+            for name in self.names():
+                entry = re.fullmatch(rf"Boot([0-9A-F]{{4}})-{GLOBAL_GUID}", name)
+                if entry and entry[1] not in entries:
+                    self.delete(name)
         for number, shown in entries.items():
             name = f"Boot{number}-{GLOBAL_GUID}"
             if not self.look(name).present:

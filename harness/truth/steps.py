@@ -107,37 +107,11 @@ def is_global(name: str) -> bool:
     return name in _GLOBAL or re.fullmatch(r"(Boot|Driver|SysPrep)[0-9A-F]{4}", name) is not None
 
 
-_GLOBAL = frozenset(
-    [
-        "SetupMode",
-        "SecureBoot",
-        "SignatureSupport",
-        "AuditMode",
-        "DeployedMode",
-        "VendorKeys",
-        "PK",
-        "KEK",
-        "BootOrder",
-        "BootNext",
-        "BootCurrent",
-        "Timeout",
-        "OsIndications",
-        "OsIndicationsSupported",
-        "PlatformLang",
-        "PlatformLangCodes",
-        "Lang",
-        "LangCodes",
-        "ConIn",
-        "ConOut",
-        "ErrOut",
-        "DriverOrder",
-        "PKDefault",
-        "KEKDefault",
-        "dbDefault",
-        "dbxDefault",
-        "dbtDefault",
-    ]
-)
+_GLOBAL_NAMES = """SetupMode SecureBoot SignatureSupport AuditMode DeployedMode VendorKeys PK KEK
+BootOrder BootNext BootCurrent Timeout OsIndications OsIndicationsSupported PlatformLang Lang
+PlatformLangCodes LangCodes ConIn ConOut ErrOut DriverOrder PKDefault KEKDefault dbDefault
+dbxDefault dbtDefault"""
+_GLOBAL = frozenset(_GLOBAL_NAMES.split())
 
 
 def _described_file(row: Row) -> str | None:
@@ -242,8 +216,12 @@ def _write(context: _Context, arguments: list[str]) -> Action:
 
 
 def _writev(context: _Context, arguments: list[str]) -> Action:
-    parts = tuple(_content(part.strip("[] "), context) for part in arguments[1:])
-    return context.act(do.Writev(arguments[0], parts), result=_value)
+    """Each part is a SetVariable of its own to efivarfs."""
+    named = not arguments[0].startswith("[")
+    fd, listed = (arguments[0], arguments[1:]) if named else ("fd", arguments)
+    words = [word.strip(" []") for part in listed for word in part.split(",")]
+    parts = tuple(_content(word, context) for word in words)
+    return context.act(do.Writev(fd, parts), result=_value)
 
 
 def _content(text: str, context: _Context) -> bytes:
