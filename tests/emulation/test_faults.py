@@ -292,6 +292,13 @@ def test_faults_by_the_control_line(boot: Callable[..., EmulatedBoard]) -> None:
     assert board.control("on") == {"power": "on"}
 
 
+def test_a_board_whose_power_fails_while_it_boots(boot: Callable[..., EmulatedBoard]) -> None:
+    board = boot(f"fault=rpmb.written:100={POWER_CUT}")
+    assert board.control("status") == {"power": "off"}
+    assert board.control("on") == {"power": "on"}
+    board.until("grep -q 'efivarfs rw' /proc/mounts")
+
+
 def _points_in(folder: Path) -> Iterator[str]:
     for path in folder.rglob("*.py"):
         yield from re.findall(r'(?:\.point|\._pass)\("([\w.-]+)"\)', path.read_text())
