@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 import subprocess
 import sys
 import termios
@@ -12,6 +13,8 @@ import termios
 def main() -> None:
     tty, user, password, *shell = sys.argv[1:]
     os.setsid()
+    # A process in the background may not take the terminal back otherwise.
+    signal.signal(signal.SIGTTOU, signal.SIG_IGN)
     fd = os.open(tty, os.O_RDWR)
     fcntl.ioctl(fd, termios.TIOCSCTTY, 0)
     for number in (0, 1, 2):
@@ -31,6 +34,7 @@ def main() -> None:
             continue
         os.write(1, b"\nWelcome to the board\n")
         subprocess.run(shell, check=False, preexec_fn=foreground)
+        os.tcsetpgrp(0, os.getpgrp())
 
 
 def ask(prompt: str) -> str:
@@ -48,10 +52,10 @@ def set_echo(on: bool) -> None:
 
 
 def foreground() -> None:
-    """What login does for the shell: its own session, this terminal as the controlling one."""
-    fcntl.ioctl(0, termios.TIOCNOTTY)
-    os.setsid()
-    fcntl.ioctl(0, termios.TIOCSCTTY, 1)
+    """What login does for the shell: a process group of its own, in the foreground."""
+    os.setpgid(0, 0)
+    os.tcsetpgrp(0, os.getpid())
+    signal.signal(signal.SIGTTOU, signal.SIG_DFL)
 
 
 if __name__ == "__main__":
