@@ -6,13 +6,14 @@ import os
 import select
 import time
 
-from harness.errors import PowerError
+from harness.errors import MissingCapability, PowerError
 from harness.power import Endpoints, PowerState
 
 
 class ManualPower:
     """Power driver ``manual``: asks at the controlling terminal and waits for Enter. Without a
-    terminal, or when told that nobody will answer, switching is an error at once."""
+    terminal, or when told that nobody will answer, the board cannot be switched in this run
+    (MissingCapability at once: tests skip); a person who does not answer is a PowerError."""
 
     def __init__(self, *, board: str, assume_yes: bool = False, terminal: str = "/dev/tty") -> None:
         self._board = board
@@ -45,28 +46,28 @@ class ManualPower:
 
     def _ask(self, what: str, timeout: float) -> None:
         if self._assume_yes:
-            raise self._error("nobody answers in a run with --yes")
+            raise MissingCapability(**self._error("nobody answers in a run with --yes"))
         try:
             terminal = os.open(self._terminal, os.O_RDWR | os.O_NOCTTY)
         except OSError as error:
-            raise self._error("there is no terminal to ask at") from error
+            raise MissingCapability(**self._error("there is no terminal to ask at")) from error
         try:
             os.write(terminal, f"\nBoard {self._board}: {what}, then press Enter. ".encode())
             deadline = time.monotonic() + timeout
             while not _line_read(terminal):
                 left = deadline - time.monotonic()
                 if left <= 0 or not select.select([terminal], [], [], left)[0]:
-                    raise self._error(f"nobody answered within {timeout:g} s")
+                    raise PowerError(**self._error(f"nobody answered within {timeout:g} s"))
         finally:
             os.close(terminal)
 
-    def _error(self, why: str) -> PowerError:
-        return PowerError(
-            f"this board's power is switched by hand, and {why}",
-            remedy="run at a terminal, give the board a power driver that needs nobody, or "
+    def _error(self, why: str) -> dict[str, str]:
+        return {
+            "what": f"this board's power is switched by hand, and {why}",
+            "remedy": "run at a terminal, give the board a power driver that needs nobody, or "
             "leave out the tests that switch power: -m 'not power'",
-            board=self._board,
-        )
+            "board": self._board,
+        }
 
 
 def _line_read(terminal: int) -> bool:

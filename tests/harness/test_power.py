@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from harness.boardfile import CommandPowerOptions
-from harness.errors import PowerError
+from harness.errors import MissingCapability, PowerError
 from harness.power import PowerState
 from harness.power.command import CommandPower
 from harness.power.manual import ManualPower
@@ -107,9 +107,9 @@ def test_a_person_who_does_not_answer_is_not_waited_for(terminal: tuple[int, str
 
 
 def test_without_a_terminal_or_with_yes_nobody_is_asked(tmp_path: Path) -> None:
-    with pytest.raises(PowerError, match="there is no terminal to ask at"):
+    with pytest.raises(MissingCapability, match="there is no terminal to ask at"):
         ManualPower(board="desk", terminal=str(tmp_path / "none")).off(5)
-    with pytest.raises(PowerError, match="nobody answers in a run with --yes"):
+    with pytest.raises(MissingCapability, match="nobody answers in a run with --yes"):
         ManualPower(board="desk", assume_yes=True).cycle(5)
 
 
