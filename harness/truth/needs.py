@@ -55,6 +55,8 @@ class FileNeed:
     size: int | None = None
     committed: bool = False
     signed: bool = False
+    certain: bool = False
+    """Said of the time before the row, not inferred from its outcome."""
     shown: str | None = None
     """The name under which a listing shows it, where that differs."""
 
@@ -69,6 +71,7 @@ class Needs:
     superblock_read_only: bool = False
     files: dict[str, FileNeed] = field(default_factory=dict)
     only_listed: bool = False
+    listed: set[str] = field(default_factory=set)
     listed_at_boot: bool = False
     count: int | None = None
     consents: set[Consent] = field(default_factory=set)
@@ -81,13 +84,22 @@ class Needs:
 
 
 def of(row: Row, plan: Plan | None) -> Needs:
-    """The needs of a row; ``plan`` is None for a shell command line."""
+    """The needs of a row; ``plan`` is None for a shell command line. Errors that a phase would
+    explain (EROFS, ENOSPC with room) tell it only in groups that change phases: see
+    :func:`changes_phases`."""
     needs = Needs()
     if plan is None:
         _of_command(row, needs)
     else:
         _of_calls(row, plan, needs)
     return needs
+
+
+def changes_phases(rows: Sequence[Row]) -> bool:
+    """Whether somebody starts and stops the supplicant or binds and unbinds the driver in a
+    group; elsewhere an unexpected error is just that."""
+    words = re.compile(r"tee-supplicant|/(un)?bind\b|modprobe")
+    return any(words.search(step) for row in rows if row.is_command for step in row.op)
 
 
 # --- system calls -------------------------------------------------------------------------------
@@ -156,9 +168,9 @@ def _file_need(row: Row, plan: Plan, succeeded: Sequence[Written]) -> FileNeed |
     appended = _before_append(succeeded, after)
     if appended is not None:
         return appended
-    if len(succeeded) == 1 and row.facts.get("rpmb_writes") == 0 and succeeded[0].data:
+    if _rewrites_the_same(row, succeeded):
         write = succeeded[0]
-        return FileNeed(True, write.attributes.to_bytes(4, "little") + write.data)
+        return FileNeed(True, write.attributes.to_bytes(4, "little") + write.data, certain=True)
     if outcome in ("-ENOENT",):
         return FileNeed(present=False)
     if not succeeded and isinstance(after, bytes) and after and not _was_deleted(row):
@@ -186,13 +198,20 @@ def _file_need(row: Row, plan: Plan, succeeded: Sequence[Written]) -> FileNeed |
     return None
 
 
+def _rewrites_the_same(row: Row, succeeded: Sequence[Written]) -> bool:
+    """A write that is taken and costs nothing wrote what was there."""
+    free = row.facts.get("rpmb_writes") == 0 and "O_CREAT" not in row.op[0] and row.op[0] != "set"
+    return free and len(succeeded) == 1 and bool(succeeded[0].data)
+
+
 def _told_before(row: Row) -> FileNeed | None:
     if "before" not in row.facts or isinstance(row.facts["before"], int):
         return None
     before = content_of(row.facts["before"])
     if not isinstance(before, bytes):
-        return FileNeed(present=False)
-    return FileNeed(True, before, prefix=len(str(row.facts["before"])) == _FIXED_SIZE)
+        return FileNeed(present=False, certain=True)
+    cut = len(str(row.facts["before"])) == _FIXED_SIZE
+    return FileNeed(True, before, prefix=cut, certain=True)
 
 
 def _before_append(succeeded: Sequence[Written], after: object) -> FileNeed | None:
@@ -356,6 +375,7 @@ def _listed_files(command: str, output: str, needs: Needs) -> None:
                 _need(needs, _file_name(found[1], command), FileNeed(True, shown=found[1]))
     needs.only_listed = bool(lists) and "umount" in command and bool(needs.files)
     needs.listed_at_boot = needs.only_listed
+    needs.listed = set(needs.files) | {need.shown for need in needs.files.values() if need.shown}
 
 
 def _file_name(shown: str, command: str) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -99,6 +99,8 @@ class GroupReplay:
         self._file = _UNNAMED
         self._starts = 0
         self._phases = _phases([row for row in rows if row.replay])
+        self._changes_phases = needs.changes_phases(rows)
+        self._touched: dict[str, int] = {}
         self._numbers = {row.number for row in rows}
         self._guessed = False
 
@@ -155,8 +157,12 @@ class GroupReplay:
         made = plan(row, self._file, self._auth)
         wanted = needs.of(row, made)
         wanted.phase = self._phases.get(row.id, wanted.phase)
+        self._trust_the_chain(row, wanted)
+        if row.op[0] not in ("statvfs", "ioctl"):
+            self._foretell(row, wanted)
+            self._touch(row, [self._file])
         self._consents(wanted)
-        self._mode(wanted)
+        self._mode(row, wanted)
         first = next((w for w in needs.successful(row, made) if w.data), None)
         self._state.settle(
             wanted,
@@ -180,6 +186,39 @@ class GroupReplay:
             return _UNNAMED
         return self._file
 
+    def _trust_the_chain(self, row: Row, wanted: Needs) -> None:
+        """Where every row since a file was last touched has been taken, the file is as these
+        rows left it: nothing that only the outcome tells is prepared."""
+        if not self._changes_phases and not row.is_command:
+            wanted.superblock_read_only = False
+            if wanted.phase is not Phase.LIVE:
+                wanted.phase = None
+        number = row.number
+        for file, need in list(wanted.files.items()):
+            last = self._touched.get(file)
+            if number is None or last is None or need.certain:
+                continue
+            if all(between in self._numbers for between in range(last + 1, number)):
+                del wanted.files[file]
+
+    def _foretell(self, row: Row, wanted: Needs) -> None:
+        """A file that must be there, and of which only a later row tells what it held."""
+        need = wanted.files.get(self._file)
+        if need is None or not need.present or need.content is not None or need.size is not None:
+            return
+        later = [one for one in self._rows if one.replay and not one.is_command and one.op]
+        for one in later[later.index(row) + 1 :] if row in later else ():
+            if (named_file(one) or self._file) != self._file or named_file(row) is None:
+                return
+            told = needs.of(one, plan(one, self._file, self._auth)).files.get(self._file)
+            if told is not None and (told.content is not None or told.size is not None):
+                wanted.files[self._file] = replace(told, committed=True)
+            return
+
+    def _touch(self, row: Row, files: Iterable[str]) -> None:
+        if row.number is not None:
+            self._touched.update(dict.fromkeys(files, row.number))
+
     def _is_after_gap(self, row: Row) -> bool:
         return row.number is not None and row.number > 1 and row.number - 1 not in self._numbers
 
@@ -190,10 +229,10 @@ class GroupReplay:
         for consent in sorted(wanted.consents):
             self._state.board.require_consent(consent)
 
-    def _mode(self, wanted: Needs) -> None:
+    def _mode(self, row: Row, wanted: Needs) -> None:
         """User mode, where a refused row was in it, comes from the platform key that a given row
         enrolled."""
-        if wanted.mode is None:
+        if wanted.mode is None or not self._is_after_gap(row):
             return
         seen = self._state.look(f"SetupMode-{GLOBAL_GUID}").content
         if seen is None or seen[4:].hex() == wanted.mode:
@@ -228,6 +267,9 @@ class GroupReplay:
             raise CannotTake("its own recording ended at a timeout: there is no result to compare")
         wanted = needs.of(row, None)
         wanted.phase = self._phases.get(row.id, wanted.phase)
+        mentioned = list(wanted.files)
+        self._trust_the_chain(row, wanted)
+        self._touch(row, mentioned)
         self._consents(wanted)
         shell = self._state.board.shell
         if not shell.run("command -v bash").ok:

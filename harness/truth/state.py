@@ -295,8 +295,7 @@ class State:
         committed stay: that a remount drops them is what such rows show."""
         if not needs.only_listed:
             return []
-        shown = {need.shown for need in needs.files.values()}
-        others = set(self.names()) - set(needs.files) - shown - set(self._original)
+        others = set(self.names()) - needs.listed - set(self._original)
         return [name for name in others if self.look(name).content]
 
     def _bring(

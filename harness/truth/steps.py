@@ -173,7 +173,7 @@ def _action(
     opened = _OPEN.fullmatch(text)
     if opened or _CUT_OPEN.match(text):
         fd, flags = _opening(text)
-        hidden = _clear(where) if expected != "-EPERM" and "RDONLY" not in flags else ()
+        hidden = _clear(where) if expected == "ok" and "RDONLY" not in flags else ()
         return Action(text, (do.Open(fd, where, flags),), _ok, hidden)
     call = _CALL.fullmatch(text)
     if call and call[1] in _CALLS:
@@ -367,11 +367,11 @@ def _set_data(row: Row, expected: object) -> tuple[int, bytes]:
         attributes = 6
     elif row.desc.startswith("append"):
         attributes |= APPEND
-    if isinstance(expected, int) and expected >= 4:
-        size = expected - 4
+    told = re.search(r"(?:with|then|create|to|set|append|bisect|existing) (\d+)", row.desc)
+    if told:
+        size = int(told[1])
     else:
-        told = re.search(r"(?:with|then|create|to|set|append|bisect|existing) (\d+)", row.desc)
-        size = int(told[1]) if told else 4
+        size = expected - 4 if isinstance(expected, int) and expected >= 4 else 4
     return attributes, any_bytes(size, row.id)
 
 
