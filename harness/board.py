@@ -439,19 +439,9 @@ class Board:
         deadline = time.monotonic() + timeout
         last: HilError | None = None
         while (left := deadline - time.monotonic()) > 0:
-            try:
-                self.shell.reconnect(deadline=left)
-                self._boot_id = self._read_boot_id(self.shell)
-            except LinkRefused:
-                # `reconnect` has waited for the port to open; a wrong key stays wrong.
-                raise
-            except (LinkError, CommandFailed) as error:
-                # Between the first answer and the last daemon a booting board may hang up.
-                last = error
-            else:
-                if self._boot_id != after:
-                    return
-                last = LabError("the old boot still answers", remedy="does `reboot` work on it?")
+            last = self._try_boot(after, left)
+            if last is None:
+                return
             Event().wait(_POLL_SECONDS)
         if isinstance(last, LinkError):
             raise last
@@ -460,6 +450,25 @@ class Board:
             remedy="look at its console; raise timeouts.boot if it needs longer",
             board=self.name,
         )
+
+    def _try_boot(self, after: str | None, timeout: float) -> HilError | None:
+        """Connect and ask for the boot id; why it is not yet up, or None. Raises what no waiting
+        mends."""
+        try:
+            self.shell.reconnect(deadline=timeout)
+        except LinkRefused:
+            # It has waited for the port to open; a wrong key stays wrong.
+            raise
+        except LinkError as error:
+            return error
+        try:
+            self._boot_id = self._read_boot_id(self.shell)
+        except (LinkError, CommandFailed) as error:
+            # A board that goes down, or comes up, may hang up on who has just connected.
+            return error
+        if self._boot_id != after:
+            return None
+        return LabError("the old boot still answers", remedy="does `reboot` work on it?")
 
     def _forget_boot(self) -> None:
         """Nothing measured in this boot holds in the next."""
