@@ -188,7 +188,8 @@ class _Lane:
                 streams.pump(deadline)
         except _LaneBroken:
             said = bytes(streams.err).decode("utf-8", "backslashreplace").strip()
-            if not transport.is_active() or not (said or channel.exit_status_ready()):
+            # a shell killed by a signal has no exit status: its board is going down
+            if not transport.is_active() or not (said or channel.exit_status > 0):
                 raise
             raise HostError(
                 f"the board's {shell!r} does not run the command lane: {said or 'no message'}",
