@@ -25,8 +25,8 @@ class Variables(RuleBasedStateMachine):
         self.board = Partition()
         self.model: dict[str, tuple[int, bytes]] = {}
         self.runtime = False
-        # Values a cut left behind newer ones: a second cut may bring them back (test_stmm_power),
-        # at once or at any later start that reclaims.
+        # Values a cut left behind newer ones. An update clears away one of them, so the others may
+        # come back by a deletion, a second cut (test_stmm_power), or a start that reclaims.
         self.ghosts: dict[str, set[bytes]] = {}
 
     def expected(self, name: str, attrs: int, data: bytes) -> EfiStatus:
@@ -56,8 +56,6 @@ class Variables(RuleBasedStateMachine):
         return EfiStatus.SUCCESS
 
     def apply(self, name: str, attrs: int, data: bytes) -> None:
-        if self.model.get(name) != (attrs, data):
-            self.ghosts.pop(name, None)
         stored = self.model.get(name)
         if not attrs & (BS | RT) or (not data and not attrs & APPEND):
             self.model.pop(name, None)
@@ -65,6 +63,8 @@ class Variables(RuleBasedStateMachine):
             self.model[name] = (stored[0], stored[1] + data)
         elif stored is not None or data:
             self.model[name] = (attrs & ~APPEND, data)
+        if name not in self.model:
+            self.settle_ghost(name)
 
     @rule(name=names, attrs=attributes, data=datas)
     def set(self, name: str, attrs: int, data: bytes) -> None:
@@ -130,14 +130,22 @@ class Variables(RuleBasedStateMachine):
 
     def settle_ghosts(self, but: str = "") -> None:
         """Take the values that this start brought back."""
-        for name, ghosts in self.ghosts.items():
-            if name != but and name in self.model:
-                attrs, before = self.model[name]
-                value = self.board.value(name)
-                assert value is not None
-                assert value in ghosts | {before}
-                ghosts.add(before)
-                self.model[name] = (attrs, value)
+        for name in self.ghosts:
+            if name != but:
+                self.settle_ghost(name)
+
+    def settle_ghost(self, name: str) -> None:
+        """Take the value that came back, if one did."""
+        ghosts = self.ghosts.get(name)
+        if not ghosts:
+            return
+        status, answer = self.board.get(name)
+        if name in self.model:
+            assert status == EfiStatus.SUCCESS
+            ghosts.add(self.model[name][1])
+        if status == EfiStatus.SUCCESS:
+            assert answer.data in ghosts
+            self.model[name] = (answer.attributes, answer.data)
 
     @invariant()
     def agrees(self) -> None:
