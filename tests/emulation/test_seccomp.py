@@ -161,14 +161,14 @@ def test_stat_layouts_are_those_of_this_kernel(tmp_path: Path) -> None:
         os.close(fd)
     packed = status.pack(host_architecture())
     times = slice(72, 104)  # atime and mtime; ctime cannot be set
-    assert packed[:56] == stat_buffer[:56]
-    assert packed[times] == stat_buffer[times]
+    assert packed[:56] == stat_buffer.raw[:56]
+    assert packed[times] == stat_buffer.raw[times]
     packed = status.pack_statx()
     assert len(packed) == 256
-    assert packed[4:8] == statx_buffer[4:8]  # behind the mask
-    assert packed[16:56] == statx_buffer[16:56]
-    assert packed[64:76] == statx_buffer[64:76]
-    assert packed[112:144] == statx_buffer[112:144]
+    assert packed[4:8] == statx_buffer.raw[4:8]  # behind the mask
+    assert packed[16:56] == statx_buffer.raw[16:56]
+    assert packed[64:76] == statx_buffer.raw[64:76]
+    assert packed[112:144] == statx_buffer.raw[112:144]
 
 
 def test_memory_of_a_process() -> None:

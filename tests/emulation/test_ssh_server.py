@@ -261,7 +261,7 @@ def test_host_key_is_the_boards_identity_and_the_client_key_is_fresh(tmp_path: P
     second = prepare_keys(tmp_path, port=2)
     assert first.host.get_fingerprint() == second.host.get_fingerprint()
     assert second.client_key.read_bytes() != client
-    assert second.known_hosts.read_text().startswith("[127.0.0.1]:2 ssh-ed25519 ")
+    assert second.known_hosts.read_text().startswith("[127.0.0.1]:2,[localhost]:2 ssh-ed25519 ")
 
 
 def test_signal_request_reaches_the_process_group(running: Running) -> None:
