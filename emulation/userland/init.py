@@ -528,8 +528,10 @@ def _execute(
             os.dup2(fd, number)
         if tty:
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-        for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD):
+        # The supervisor may have been started in the background, where shells ignore ^C.
+        for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
             signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
         os.umask(0o022)
         if uid or gid:
             os.setgroups([gid])
