@@ -23,8 +23,11 @@ from emulation.linux.kernel import KERN_ERR, Kernel, Task, running
 from emulation.optee.errors import TeeError
 from harness.formats.efi import EfiStatus, encode_name
 from harness.formats.mm import (
+    CLIENT_ACCESS_SIZE,
+    CLIENT_MIN_DATA,
     GET_NEXT_SIZE,
     MM_VARIABLE_GUID,
+    PAYLOAD_FUDGE,
     PAYLOAD_SIZE_SIZE,
     VAR_CHECK_PROPERTY_SIZE,
     AccessVariable,
@@ -35,6 +38,7 @@ from harness.formats.mm import (
     VarCheckProperty,
     VariableFunction,
     VariableProperty,
+    spm_status,
 )
 from harness.formats.tee import Param
 
@@ -45,20 +49,6 @@ CMD_COMMUNICATE: Final = 0
 
 _ACCESS_SLACK: Final = 4
 """Linux' struct smm_variable_access ends in 4 bytes of padding that are sent after the data."""
-_ACCESS_HEADER: Final = 40
-_MIN_DATA: Final = 0x20
-_PAYLOAD_FUDGE: Final = 2
-"""Subtracted from the reported payload size: EDK2 counts its header too large."""
-
-_U64: Final = (1 << 64) - 1
-# The constants are negative ints in a switch over a u64, so they are sign-extended; OP-TEE fills
-# only 32 bits of the value, so on 64-bit none of the three negative cases is ever met.
-_SPM_STATUS: Final = {
-    0: EfiStatus.SUCCESS,
-    -2 & _U64: EfiStatus.INVALID_PARAMETER,
-    -3 & _U64: EfiStatus.ACCESS_DENIED,
-    -5 & _U64: EfiStatus.OUT_OF_RESOURCES,
-}
 
 
 class TeeClient(Protocol):
@@ -209,7 +199,7 @@ class _Channel:
         except TeeError as error:
             self.complain(f"PTA_STMM_CMD_COMMUNICATE invoke error: 0x{error.result:x}")
             return EfiStatus.DEVICE_ERROR
-        return _SPM_STATUS.get(value.a, EfiStatus.ACCESS_DENIED)
+        return spm_status(value.a)
 
 
 def _device_error(kernel: Kernel, text: str) -> None:
@@ -222,9 +212,9 @@ def _ask_max_payload(channel: _Channel) -> int:
     if status != EfiStatus.SUCCESS:
         raise OSError(errno.EIO, "GET_PAYLOAD_SIZE failed")
     size = PayloadSize.unpack(answer).size
-    if size < _ACCESS_HEADER + _MIN_DATA:
+    if size < CLIENT_ACCESS_SIZE + CLIENT_MIN_DATA:
         raise OSError(errno.EIO, "the payload size is too small")
-    return size - _PAYLOAD_FUDGE
+    return size - PAYLOAD_FUDGE
 
 
 class StmmOperations:
@@ -245,7 +235,7 @@ class StmmOperations:
         failure becomes the result.
         """
         name_size = len(encode_name(name))
-        room = self._max_payload - _ACCESS_HEADER - name_size
+        room = self._max_payload - CLIENT_ACCESS_SIZE - name_size
         if room < 0:
             return VariableReply(EfiStatus.INVALID_PARAMETER, size=size)
         request = AccessVariable(guid, name, data_size=min(size, room))
@@ -285,7 +275,7 @@ class StmmOperations:
         """SetVariable: the property first; a read-only variable never reaches StandaloneMM."""
         if not name:
             return EfiStatus.INVALID_PARAMETER
-        if _ACCESS_HEADER + len(encode_name(name)) + len(data) > self._max_payload:
+        if CLIENT_ACCESS_SIZE + len(encode_name(name)) + len(data) > self._max_payload:
             return EfiStatus.INVALID_PARAMETER
         # The buffer comes first, so that no failure follows the property's message.
         status = self._channel.allocate()

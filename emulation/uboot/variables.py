@@ -19,6 +19,9 @@ from emulation.optee.optee import OpTee
 from emulation.optee.stmm_partition import CMD_COMMUNICATE, STMM_UUID
 from harness.formats.efi import Attributes, EfiStatus, decode_name, encode_name
 from harness.formats.mm import (
+    CLIENT_ACCESS_SIZE,
+    CLIENT_MIN_DATA,
+    PAYLOAD_FUDGE,
     PAYLOAD_SIZE_SIZE,
     PROPERTY_REVISION,
     AccessVariable,
@@ -28,6 +31,7 @@ from harness.formats.mm import (
     VarCheckProperty,
     VariableFunction,
     VariableProperty,
+    spm_status,
 )
 from harness.formats.tee import Param
 
@@ -37,16 +41,6 @@ NV_BS_RT: Final = int(
 BS_RT: Final = int(Attributes.BOOTSERVICE_ACCESS | Attributes.RUNTIME_ACCESS)
 _NAME_ROOM: Final = 1024
 """Bytes of name that U-Boot offers to GetNextVariableName at first; it grows on demand."""
-_ACCESS_HEADER: Final = 40
-_MIN_DATA: Final = 0x20
-_PAYLOAD_FUDGE: Final = 2
-_U64: Final = (1 << 64) - 1
-_SPM_STATUS: Final = {
-    0: EfiStatus.SUCCESS,
-    -2 & _U64: EfiStatus.INVALID_PARAMETER,
-    -3 & _U64: EfiStatus.ACCESS_DENIED,
-    -5 & _U64: EfiStatus.OUT_OF_RESOURCES,
-}
 
 
 class FirmwareError(Exception):
@@ -101,9 +95,9 @@ class StmmVariables:
         if status != EfiStatus.SUCCESS:
             raise FirmwareError(status)
         size = PayloadSize.unpack(answer).size
-        if size < _ACCESS_HEADER + _MIN_DATA:
+        if size < CLIENT_ACCESS_SIZE + CLIENT_MIN_DATA:
             raise FirmwareError(EfiStatus.DEVICE_ERROR)
-        self._max_payload = size - _PAYLOAD_FUDGE
+        self._max_payload = size - PAYLOAD_FUDGE
 
     def get(self, name: str, guid: UUID) -> Variable | None:
         """See VariableServices."""
@@ -123,7 +117,7 @@ class StmmVariables:
     def set(self, variable: Variable, *, read_only: bool = False) -> EfiStatus:
         """See VariableServices: a read-only mark is lifted before and put back after."""
         name, guid = variable.name, variable.guid
-        length = _ACCESS_HEADER + len(encode_name(name)) + len(variable.data)
+        length = CLIENT_ACCESS_SIZE + len(encode_name(name)) + len(variable.data)
         if not name or length > self._max_payload:
             return EfiStatus.INVALID_PARAMETER
         status, found = self._property(name, guid)
@@ -208,7 +202,7 @@ class StmmVariables:
                 self._optee.close_session(session)
         except TeeError:
             return EfiStatus.DEVICE_ERROR, payload
-        status = _SPM_STATUS.get(value.a, EfiStatus.ACCESS_DENIED)
+        status = spm_status(value.a)
         if status != EfiStatus.SUCCESS:
             return status, payload
         answer = Message.unpack(buffer)

@@ -15,7 +15,7 @@ from enum import IntEnum, IntFlag
 from typing import Final
 from uuid import UUID
 
-from harness.formats.efi import decode_name, encode_name
+from harness.formats.efi import EfiStatus, decode_name, encode_name
 
 Buffer = bytes | bytearray | memoryview
 
@@ -42,6 +42,28 @@ VAR_CHECK_PROPERTY_SIZE: Final = 48
 RUNTIME_CACHE_INFO_SIZE: Final = 25
 
 PROPERTY_REVISION: Final = 1
+
+CLIENT_ACCESS_SIZE: Final = 40
+"""What Linux and U-Boot count for ACCESS_VARIABLE: their structure is padded."""
+CLIENT_MIN_DATA: Final = 0x20
+"""Least bytes of data that a reported payload size must leave room for (K6 tee_stmm_efi.c)."""
+PAYLOAD_FUDGE: Final = 2
+"""Clients subtract it from the reported payload size: EDK2 counts its header too large."""
+
+_ALL_ONES: Final = (1 << 64) - 1
+# The constants are negative ints in a switch over a u64, so they are sign-extended; OP-TEE fills
+# only 32 bits of the value, so on 64-bit none of the three negative cases is ever met.
+_SPM_STATUS: Final = {
+    0: EfiStatus.SUCCESS,
+    -2 & _ALL_ONES: EfiStatus.INVALID_PARAMETER,
+    -3 & _ALL_ONES: EfiStatus.ACCESS_DENIED,
+    -5 & _ALL_ONES: EfiStatus.OUT_OF_RESOURCES,
+}
+
+
+def spm_status(value: int) -> EfiStatus:
+    """What Linux and U-Boot make of the partition manager's code, a u64 (contract 5.2)."""
+    return _SPM_STATUS.get(value, EfiStatus.ACCESS_DENIED)
 
 
 class VariableFunction(IntEnum):
