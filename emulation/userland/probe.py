@@ -153,7 +153,8 @@ def _container_remedy(name: str, facts: HostFacts) -> str:
 
 
 def _fuse_remedy(number: int, facts: HostFacts) -> str:
-    if facts.container:
+    # EACCES is the node's mode; a container that may not use the device gets EPERM or no node.
+    if facts.container and number != errno.EACCES:
         return "start the container with --device /dev/fuse"
     if number in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
         return "modprobe fuse (as root)"

@@ -36,6 +36,8 @@ def test_steps_of_this_host() -> None:
         ("open /dev/fuse", errno.EACCES, PLAIN, "chmod 0666 /dev/fuse"),
         ("open /dev/fuse", errno.ENOENT, PLAIN, "modprobe fuse"),
         ("open /dev/fuse", errno.ENOENT, HostFacts({}, False, True), "--device /dev/fuse"),
+        ("open /dev/fuse", errno.EPERM, HostFacts({}, True, True), "--device /dev/fuse"),
+        ("open /dev/fuse", errno.EACCES, HostFacts({}, False, True), "chmod 0666 /dev/fuse"),
         (
             "user namespace", errno.EPERM,
             HostFacts({"kernel/unprivileged_userns_clone": "0"}, False, False),
