@@ -73,7 +73,7 @@ class _Layout:
         self._filesystems(plan)
         self._proc()
         if plan.board_python:
-            self._python()
+            self._python(plan.host_programs)
         for bind in plan.binds:
             if not _late(bind.target):
                 self._bind(bind)
@@ -150,10 +150,16 @@ class _Layout:
         if Path("/proc/sysrq-trigger").exists():
             self.steps.append(("file", "/proc/sysrq-trigger", b"", 0o200))
 
-    def _python(self) -> None:
+    def _python(self, host_programs: bool) -> None:
         prefix = Path(sys.base_prefix)
-        if prefix == Path("/usr") or Path("/usr") in prefix.parents:
+        in_usr = prefix == Path("/usr") or Path("/usr") in prefix.parents
+        if in_usr and host_programs:
             self.steps.append(("symlink", BOARD_PYTHON, os.fspath(prefix)))
+        elif prefix == Path("/usr"):
+            # The board has /usr/lib and none of /usr/bin.
+            interpreter = Path(sys.executable).resolve()
+            self._bind(Bind(interpreter, f"{BOARD_PYTHON}/bin/python3"))
+            self.steps.append(("symlink", f"{BOARD_PYTHON}/lib", "/usr/lib"))
         else:
             self._bind(Bind(prefix, BOARD_PYTHON))
 

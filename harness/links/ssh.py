@@ -236,7 +236,7 @@ class _Lane:
             # fits the window of a lane whose last command was answered: cannot block
             try:
                 self.channel.sendall(frame)
-            except OSError as error:
+            except (OSError, EOFError) as error:  # paramiko says EOFError for a reset connection
                 raise _LaneBroken from error
             return
         with _bounded(self.channel, deadline):

@@ -36,10 +36,19 @@ _REDIRECTIONS = {
     frozenset({"O_WRONLY", "O_CREAT", "O_EXCL"}): ">",
 }
 _FLAG_LETTERS = {0x4: "c", 0x8: "S", 0x10: "i", 0x20: "a", 0x40: "d", 0x80: "A", 0x80000: "e"}
+# Those that chattr clears; the rest is the file system's own affair.
+_CLEARED = {0x10: "i", 0x20: "a"}
 _STAT = "%s %f %h %u %g %i %Y"
 _STAT_FIELDS = ("mode", "nlink", "uid", "gid", "ino", "size", "mtime")
 _STATFS_FIELDS = ("bsize", "frsize", "blocks", "bfree", "bavail", "files", "ffree", "namelen")
 _STATFS = "%t %s %S %b %f %a %c %d %l"
+
+
+def _chattr_modes(flags: int) -> str:
+    """The flags as chattr's words. Not ``=``: with that it reports no failure in its status."""
+    added = "".join(letter for bit, letter in _FLAG_LETTERS.items() if flags & bit)
+    cleared = "".join(letter for bit, letter in _CLEARED.items() if not flags & bit)
+    return " ".join([f"+{added}"] * bool(added) + [f"-{cleared}"] * bool(cleared))
 
 
 class Translator:
@@ -78,8 +87,7 @@ class Translator:
             case do.GetFlags(fd):
                 return _utility("lsattr", f"-d {quote(self._paths[fd])}")
             case do.SetFlags(fd, flags):
-                letters = "".join(letter for bit, letter in _FLAG_LETTERS.items() if flags & bit)
-                return _utility("chattr", f"={letters} {quote(self._paths[fd])}")
+                return _utility("chattr", f"{_chattr_modes(flags)} {quote(self._paths[fd])}")
             case do.Stat(path):
                 return _utility("stat", f"-c '{_STAT}' {quote(path)}")
             case do.StatFs(path):
