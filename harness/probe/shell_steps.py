@@ -48,7 +48,7 @@ def _chattr_modes(flags: int) -> str:
     """The flags as chattr's words. Not ``=``: with that it reports no failure in its status."""
     added = "".join(letter for bit, letter in _FLAG_LETTERS.items() if flags & bit)
     cleared = "".join(letter for bit, letter in _CLEARED.items() if not flags & bit)
-    return " ".join([f"+{added}"] * bool(added) + [f"-{cleared}"] * bool(cleared))
+    return " ".join(sign + letters for sign, letters in (("+", added), ("-", cleared)) if letters)
 
 
 class Translator:
