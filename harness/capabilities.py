@@ -32,6 +32,8 @@ class Consent(StrEnum):
     CRASH_KERNEL = "crash_kernel"
     FOREIGN_RPMB_WRITE = "foreign_rpmb_write"
     PROGRAM_KEY = "program_key"
+    FOREIGN_VARIABLES = "foreign_variables"  # variables that are not of our own vendor GUID
+    SECURE_BOOT_KEYS = "secure_boot_keys"  # PK, KEK, db, dbx of a board in setup mode
 
 
 class Capability(StrEnum):

@@ -39,6 +39,10 @@ if TYPE_CHECKING:
 DEFAULT_BOARD = "emulated"
 
 MARKERS = (
+    "cases(*numbers): the cases of docs/cases.md that the test covers",
+    "pain(*numbers): the known bugs of the field that the test catches (docs/cases.md)",
+    "foreign(*variables): names of variables outside our own vendor GUID that the test writes; "
+    "needs the consent foreign_variables",
     "needs(*capabilities): what the board must have (harness.capabilities.Capability); absent: "
     "skipped, or failed where the board file or the kernel series promises it",
     "consents(*consents): what the board's owner must allow (harness.capabilities.Consent)",
