@@ -1,16 +1,10 @@
-"""The pytest surface: options, fixtures and markers of a run on a board.
-
-A test that uses a fixture of this plugin runs on the board; before it the board is alive, in its
-standard state and has what the test's markers ask for; after it the kernel log is read, our own
-variables are deleted and the standard state is brought back.
-"""
+"""The board of one run: reached before the first test, looked after between tests, given back."""
 
 from __future__ import annotations
 
 import contextlib
 import difflib
 from collections.abc import Generator, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
@@ -26,132 +20,11 @@ from harness.errors import (
 )
 
 if TYPE_CHECKING:
-    from harness.board import Board, PowerSwitch
+    from harness.board import Board
     from harness.boardfile import BoardFile
-    from harness.instruments.efivars import Efivars
-    from harness.instruments.kernel_log import KernelLog, Mark
-    from harness.instruments.rpmb import Rpmb
-    from harness.instruments.tee import Tee
-    from harness.links.console import Console
-    from harness.probe import Probe
-    from harness.shell import Shell
+    from harness.instruments.kernel_log import Mark
 
 DEFAULT_BOARD = "emulated"
-
-MARKERS = (
-    "cases(*numbers): the cases of docs/cases.md that the test covers",
-    "pain(*numbers): the known bugs of the field that the test catches (docs/cases.md)",
-    "foreign(*variables): names of variables outside our own vendor GUID that the test writes; "
-    "needs the consent foreign_variables",
-    "needs(*capabilities): what the board must have (harness.capabilities.Capability); absent: "
-    "skipped, or failed where the board file or the kernel series promises it",
-    "consents(*consents): what the board's owner must allow (harness.capabilities.Consent)",
-    "destructive: may leave the board changed for ever; only on a board with disposable = true",
-    "disturbs: leaves the driver, the supplicant or the mount otherwise; the standard state is "
-    "brought back afterwards",
-    "power: switches the board's power or reboots it",
-    "cost(rpmb_writes=0, store_bytes=0): RPMB writes and bytes of the variable store it takes",
-    "wear: costs many RPMB writes",
-    "allow_kernel_log(*patterns): lines of the kernel log that do not fail this test",
-)
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """``--board``, ``--link``, ``--yes``, ``--console-log``."""
-    group = parser.getgroup("hil", "the board")
-    group.addoption(
-        "--board",
-        action="append",
-        metavar="NAME",
-        help=f"board file: a name known to `hil boards`, or a path (default: {DEFAULT_BOARD})",
-    )
-    group.addoption(
-        "--link",
-        choices=("ssh", "serial"),
-        help="the link that tests use (default: ssh where the board has it)",
-    )
-    group.addoption(
-        "--yes", action="store_true", help="nobody is at the terminal: ask no person anything"
-    )
-    group.addoption(
-        "--console-log",
-        type=Path,
-        metavar="FILE",
-        help="capture the serial console in FILE, with time stamps",
-    )
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Register markers; a named board file must be right even if no test will use it."""
-    for marker in MARKERS:
-        config.addinivalue_line("markers", marker)
-    bench = Bench(config)
-    config.stash[_BENCH] = bench
-    config.pluginmanager.register(bench, "hil-bench")
-
-
-@pytest.fixture(scope="session")
-def hil_board(request: pytest.FixtureRequest) -> Board:
-    """What makes a test one that runs on the board; a test module may have a fixture ``board`` of
-    its own that does not ask for this one."""
-    return request.config.stash[_BENCH].board()
-
-
-@pytest.fixture(scope="session")
-def board(hil_board: Board) -> Board:
-    """The board of this run, powered, checked and ready (harness.board.Board)."""
-    return hil_board
-
-
-@pytest.fixture
-def shell(board: Board) -> Shell:
-    """The chosen link: commands and files."""
-    return board.shell
-
-
-@pytest.fixture
-def probe(board: Board) -> Probe:
-    """Raw system calls on the board."""
-    return board.probe
-
-
-@pytest.fixture
-def efivars(board: Board) -> Efivars:
-    """The variables."""
-    return board.efivars
-
-
-@pytest.fixture
-def rpmb(board: Board) -> Rpmb:
-    """The RPMB partition."""
-    return board.rpmb
-
-
-@pytest.fixture
-def tee(board: Board) -> Tee:
-    """Supplicant, TEE devices, driver."""
-    return board.tee
-
-
-@pytest.fixture
-def console(board: Board) -> Console:
-    """The serial console; skips on a board without one."""
-    return board.console
-
-
-@pytest.fixture
-def power(board: Board) -> PowerSwitch:
-    """The power switch; skips without the consent ``power_cycle``."""
-    from harness.board import PowerSwitch
-
-    board.require_consent(Consent.POWER_CYCLE)
-    return PowerSwitch(board)
-
-
-@pytest.fixture
-def kernel_log(board: Board) -> KernelLog:
-    """The kernel log; bad lines fail a test without it, too."""
-    return board.kernel_log
 
 
 class Bench:
@@ -419,7 +292,8 @@ class Bench:
             self._fail_on_bad_log(item)
 
 
-_BENCH: pytest.StashKey[Bench] = pytest.StashKey()
+BENCH: pytest.StashKey[Bench] = pytest.StashKey()
+"""Where a configuration keeps its bench."""
 
 
 def _uses_board(item: pytest.Item) -> bool:

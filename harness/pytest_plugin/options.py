@@ -1,0 +1,60 @@
+"""Options, markers, and the bench that serves a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from harness.pytest_plugin.bench import BENCH, DEFAULT_BOARD, Bench
+
+MARKERS = (
+    "cases(*numbers): the cases of docs/cases.md that the test covers",
+    "pain(*numbers): the known bugs of the field that the test catches (docs/cases.md)",
+    "foreign(*variables): names of variables outside our own vendor GUID that the test writes; "
+    "needs the consent foreign_variables",
+    "needs(*capabilities): what the board must have (harness.capabilities.Capability); absent: "
+    "skipped, or failed where the board file or the kernel series promises it",
+    "consents(*consents): what the board's owner must allow (harness.capabilities.Consent)",
+    "destructive: may leave the board changed for ever; only on a board with disposable = true",
+    "disturbs: leaves the driver, the supplicant or the mount otherwise; the standard state is "
+    "brought back afterwards",
+    "power: switches the board's power or reboots it",
+    "cost(rpmb_writes=0, store_bytes=0): RPMB writes and bytes of the variable store it takes",
+    "wear: costs many RPMB writes",
+    "allow_kernel_log(*patterns): lines of the kernel log that do not fail this test",
+)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--board``, ``--link``, ``--yes``, ``--console-log``."""
+    group = parser.getgroup("hil", "the board")
+    group.addoption(
+        "--board",
+        action="append",
+        metavar="NAME",
+        help=f"board file: a name known to `hil boards`, or a path (default: {DEFAULT_BOARD})",
+    )
+    group.addoption(
+        "--link",
+        choices=("ssh", "serial"),
+        help="the link that tests use (default: ssh where the board has it)",
+    )
+    group.addoption(
+        "--yes", action="store_true", help="nobody is at the terminal: ask no person anything"
+    )
+    group.addoption(
+        "--console-log",
+        type=Path,
+        metavar="FILE",
+        help="capture the serial console in FILE, with time stamps",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register markers; a named board file must be right even if no test will use it."""
+    for marker in MARKERS:
+        config.addinivalue_line("markers", marker)
+    bench = Bench(config)
+    config.stash[BENCH] = bench
+    config.pluginmanager.register(bench, "hil-bench")
