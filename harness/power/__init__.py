@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, assert_never
 
 if TYPE_CHECKING:
@@ -56,6 +57,11 @@ class PowerDriver(Protocol):
 
     def endpoints(self) -> Endpoints:
         """Where the board's links are now; valid after :meth:`on`."""
+        ...
+
+    def keeps(self) -> Path | None:
+        """The directory for what belongs to this board's flash and must live exactly as long;
+        None where the flash is real and outlives everything here. Valid after :meth:`on`."""
         ...
 
     def close(self) -> None:

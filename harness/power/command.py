@@ -49,6 +49,9 @@ class CommandPower:
     def endpoints(self) -> Endpoints:
         return Endpoints()
 
+    def keeps(self) -> None:
+        """A real flash: what belongs to it is kept with the user's state."""
+
     def close(self) -> None:
         """Nothing is held."""
 

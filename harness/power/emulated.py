@@ -26,6 +26,7 @@ from harness.power import Endpoints, PowerState
 if TYPE_CHECKING:
     from harness.boardfile import EmulatedPowerSection
 
+_KEPT = "safekeeping"
 _CLOSE_SECONDS = 2.0
 _STATUS_SECONDS = 2.0
 # From process start to SSH; the promise is one second on an idle host.
@@ -82,6 +83,11 @@ class EmulatedPower:
 
     def endpoints(self) -> Endpoints:
         return self._endpoints
+
+    def keeps(self) -> Path | None:
+        """Beside the image of the flash: both are kept, or neither."""
+        directory = self._state_directory or self._kept_state
+        return None if directory is None else directory / _KEPT
 
     @property
     def pid(self) -> int | None:

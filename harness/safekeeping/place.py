@@ -1,0 +1,44 @@
+"""Where on this machine the things that belong to one board's flash are kept."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness.errors import HostError
+
+if TYPE_CHECKING:
+    from harness.board import Board
+
+STATE_ENVIRONMENT = "XDG_STATE_HOME"
+_DEFAULT_STATE = Path("~/.local/state")
+_FOLDER = "stmm-hil"
+_PRIVATE = 0o700
+
+
+def directory(board: Board) -> Path:
+    """The directory of the board's snapshot and wear ledger, made private (0700) and for its
+    owner only: variables may hold secrets. The board has been started.
+
+    A board that exists only in software keeps it with the image of its flash; for a real one it
+    is ``$XDG_STATE_HOME/stmm-hil/CID`` (default ``~/.local/state``), so that two board files of
+    one board share it. Raises :class:`HostError` when it cannot be made.
+    """
+    place = board.power.keeps() or _state_home() / _FOLDER / board.file.emmc_cid
+    try:
+        place.mkdir(parents=True, exist_ok=True, mode=_PRIVATE)
+        place.chmod(_PRIVATE)
+    except OSError as error:
+        raise HostError(
+            f"cannot make the directory {place}: {error.strerror}",
+            remedy=f"make it writable, or set {STATE_ENVIRONMENT} to a directory that is",
+            board=board.name,
+        ) from error
+    return place
+
+
+def _state_home() -> Path:
+    # A relative path in it is invalid and to be ignored (XDG Base Directory Specification).
+    given = Path(os.environ.get(STATE_ENVIRONMENT, ""))
+    return given if given.is_absolute() else _DEFAULT_STATE.expanduser()
