@@ -3,10 +3,11 @@ SetVariable."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from threading import Event
 from uuid import UUID
@@ -15,6 +16,7 @@ from harness.capabilities import EFIVARS_PATH, Consent
 from harness.errors import TargetError
 from harness.formats.efi import Attributes
 from harness.instruments import succeeded
+from harness.instruments.descriptor import Descriptor, opened
 from harness.probe import Outcome, Probe, Step
 from harness.probe import steps as do
 from harness.shell import Shell
@@ -220,6 +222,24 @@ class Efivars:
             return
         wanted = flags ^ IMMUTABLE
         self._take([do.Open("v", self.file(name, guid)), do.SetFlags("v", wanted), do.Close("v")])
+
+    # --- descriptors --------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def opened(
+        self,
+        name: str,
+        flags: str = "O_RDONLY",
+        guid: UUID = VENDOR_GUID,
+        *,
+        mode: int = 0o644,
+    ) -> Iterator[Descriptor]:
+        """The variable's file, open for as long as the block lasts: for what one whole write or
+        read does not show. Raises OSError when it cannot be opened."""
+        if flags != "O_RDONLY":
+            self._consent(Consent.WRITE_RPMB)
+        with opened(self._probe, self.file(name, guid), flags, mode) as descriptor:
+            yield descriptor
 
     # --- the file system ----------------------------------------------------------------------
 

@@ -36,6 +36,15 @@ class Writev:
 
 
 @dataclass(frozen=True, slots=True)
+class Pwrite:
+    """One ``pwrite(2)`` of all of ``data``; value = bytes written."""
+
+    fd: str
+    data: bytes
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
 class Read:
     """One ``read(2)`` of at most ``size`` bytes; value = bytes read."""
 
@@ -186,6 +195,7 @@ Step = (
     Open
     | Write
     | Writev
+    | Pwrite
     | Read
     | Pread
     | Lseek

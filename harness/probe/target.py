@@ -59,6 +59,10 @@ class Steps:
     def do_writev(self, step: Any) -> Any:
         return {"value": os.writev(self.fd(step), [bytes.fromhex(p) for p in step["parts"]])}
 
+    def do_pwrite(self, step: Any) -> Any:
+        data = bytes.fromhex(step["data"])
+        return {"value": os.pwrite(self.fd(step), data, step["offset"])}
+
     def do_read(self, step: Any) -> Any:
         data = os.read(self.fd(step), step["size"])
         return {"value": len(data), "data": data.hex()}
