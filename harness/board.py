@@ -287,9 +287,17 @@ class Board:
         """What the board can do; measured once a boot."""
         if self._capabilities is None:
             self._capabilities = capabilities.measure(
-                self.shell, board=self.name, pinned=self.file.capabilities
+                self.shell, board=self.name, pinned=self.file.capabilities, may=self.may
             )
         return self._capabilities
+
+    def may(self, consent: Consent) -> bool:
+        """:meth:`require_consent` as a question; raises only :class:`WrongBoard`."""
+        try:
+            self.require_consent(consent)
+        except ConsentMissing:
+            return False
+        return True
 
     def require_consent(self, consent: Consent) -> None:
         """Return if the owner allows it and this is the right board (checked before the first

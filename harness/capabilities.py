@@ -7,7 +7,7 @@ absent skips. What the kernel series promises fails whenever it is absent.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -17,6 +17,8 @@ from harness.shell import Shell
 EFIVARS_PATH = "/sys/firmware/efi/efivars"
 STMM_DEVICE = "optee-ta-ed32d533-99e6-4209-9cc0-2d72cdd998a7"
 STMM_DRIVER = "/sys/bus/tee/drivers/tee-stmm-efi"
+LINUX_EFI_CRASH_GUID = "cfc8fc79-be2e-4ddc-97f0-9f98bfe298a0"
+"""The vendor GUID whose files the kernel never makes immutable (K6 fs/efivarfs/vars.c)."""
 
 # The first line is enough for a message; more is noise.
 _DETAIL_CHARS = 120
@@ -62,6 +64,12 @@ class Capability(StrEnum):
     MOKUTIL = "mokutil"
     EFITOOLS = "efitools"
     SYSTEMD = "systemd"
+    # How boards differ that have the same parts:
+    SFTP = "sftp"
+    UNCOMMITTED_FILES_STAY = "uncommitted_files_stay"
+    TRUNCATE_CHANGES_SIZE = "truncate_changes_size"
+    EXIT_BOOT_SERVICES_TOLD = "exit_boot_services_told"
+    RELOCATION_KEEPS_TAIL = "relocation_keeps_tail"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +79,15 @@ class Measurement:
     ``script`` is a POSIX shell fragment run in a subshell of its own: status 0 means present,
     its first output line is kept as detail. ``series`` marks a promise of the kernel series
     (drivers/firmware/efi/stmm): its absence is a failure, never a skip. ``remedy`` says how a
-    board gets the capability.
+    board gets the capability. ``consent`` is what the owner must allow before it may be measured;
+    without it the capability counts as absent.
     """
 
     meaning: str
     script: str
     remedy: str
     series: bool = False
+    consent: Consent | None = None
 
 
 def _tool(command: str, package: str) -> Measurement:
@@ -86,6 +96,11 @@ def _tool(command: str, package: str) -> Measurement:
         f"command -v {command}",
         f"install the package {package} on the board",
     )
+
+
+# A file that is not immutable, so that rm needs no chattr; no variable of this name ever exists
+# in RPMB, so that nothing is written there.
+_SCRATCH = f"f={EFIVARS_PATH}/dump-hil-{LINUX_EFI_CRASH_GUID}; "
 
 
 MEASUREMENTS: Mapping[Capability, Measurement] = {
@@ -187,6 +202,41 @@ MEASUREMENTS: Mapping[Capability, Measurement] = {
         "systemctl is-system-running 2>/dev/null | grep -E 'running|degraded|starting'",
         "the board uses another init",
     ),
+    Capability.SFTP: Measurement(
+        "the SSH server offers SFTP",
+        'test -n "$link_has_sftp"',
+        "run the tests over ssh and install an sftp-server; files move by shell commands without",
+    ),
+    Capability.UNCOMMITTED_FILES_STAY: Measurement(
+        "a variable's file that was created and never written stays (Linux 6; 7: until its close)",
+        f'{_SCRATCH} : >"$f" && test -e "$f" && rm "$f"',
+        "this is how the board's kernel has efivarfs",
+        consent=Consent.WRITE_RPMB,
+    ),
+    Capability.TRUNCATE_CHANGES_SIZE: Measurement(
+        "truncate(2) changes the size that a variable's file shows (Linux 6; 7: nothing)",
+        f'{_SCRATCH} exec 3>"$f" || exit; '
+        '{ truncate -s 9 "$f" || dd of="$f" bs=9 seek=1 count=0 </dev/null; } 2>/dev/null; '
+        'test -s "$f"; r=$?; exec 3>&-; rm -f "$f"; exit $r',
+        "this is how the board's kernel has efivarfs",
+        consent=Consent.WRITE_RPMB,
+    ),
+    Capability.EXIT_BOOT_SERVICES_TOLD: Measurement(
+        "StandaloneMM was told ExitBootServices: volatile variables cannot be created any more",
+        # Where it was not told the variable is in RAM, and gone again.
+        f'{_SCRATCH} : >"$f" || exit; printf \'\\6\\0\\0\\0v\' >"$f"; r=$?; '
+        'rm -f "$f"; test $r -ne 0',
+        "use a U-Boot that keeps its variables in StandaloneMM (CONFIG_EFI_MM_COMM_TEE)",
+        consent=Consent.WRITE_RPMB,
+    ),
+    Capability.RELOCATION_KEEPS_TAIL: Measurement(
+        "OP-TEE's RPMB file system keeps what lies behind a write that relocates a file",
+        # optee_os 64c6d2917d12 (3.12) lost it, 15bbaa331 (4.10) mended that.
+        "set -- $(dmesg | sed -n 's/.*optee: revision \\([0-9]*\\)\\.\\([0-9]*\\).*/\\1 \\2/p' "
+        '| head -n 1); test $# = 2 || exit; echo "OP-TEE $1.$2"; v=$(($1 * 100 + $2)); '
+        "test $v -ge 410 -o $v -lt 312",
+        "use OP-TEE 4.10 or later; the release is read from the kernel log of this boot",
+    ),
 }
 
 
@@ -246,11 +296,17 @@ class Capabilities:
 
 
 def measure(
-    shell: Shell, *, board: str, pinned: Mapping[Capability, bool], timeout: float = 20.0
+    shell: Shell,
+    *,
+    board: str,
+    pinned: Mapping[Capability, bool],
+    may: Callable[[Consent], bool] = lambda consent: False,
+    timeout: float = 20.0,
 ) -> Capabilities:
     """Measure everything in one round trip on a lane of its own (``df`` can block behind a hung
-    writer). Raises the link's errors, and :class:`TargetError` when the script did not end."""
-    result = shell.run_isolated(_script(), timeout=timeout)
+    writer). ``may`` tells what the board's owner allows. Raises the link's errors, and
+    :class:`TargetError` when the script did not end."""
+    result = shell.run_isolated(_script(may, _offers_sftp(shell)), timeout=timeout)
     findings: dict[Capability, Finding] = {}
     for line in result.text.splitlines():
         name, _, rest = line.partition("=")
@@ -269,12 +325,22 @@ def measure(
     return Capabilities(findings, dict(pinned), board)
 
 
-def _script() -> str:
+def _offers_sftp(shell: Shell) -> bool:
+    """What only the link can tell; a link that has no such question has no SFTP."""
+    ask: Callable[[], bool] | None = getattr(shell, "offers_sftp", None)
+    return ask is not None and ask()
+
+
+def _script(may: Callable[[Consent], bool], sftp: bool) -> str:
     lines = [
         'm() { if d=$( (eval "$2") 2>&1 ); then a=yes; else a=no; fi; '
-        'd=$(printf \'%s\\n\' "$d" | head -n 1); printf \'%s=%s:%s\\n\' "$1" $a "$d"; }'
+        'd=$(printf \'%s\\n\' "$d" | head -n 1); printf \'%s=%s:%s\\n\' "$1" $a "$d"; }',
+        f"link_has_sftp={'yes' if sftp else ''}",
     ]
     for capability, measurement in MEASUREMENTS.items():
-        quoted = measurement.script.replace("'", "'\\''")
+        script = measurement.script
+        if measurement.consent is not None and not may(measurement.consent):
+            script = f"echo not measured without the consent {measurement.consent}; exit 1"
+        quoted = script.replace("'", "'\\''")
         lines.append(f"m {capability} '{quoted}'")
     return "\n".join(lines)

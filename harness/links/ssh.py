@@ -304,6 +304,12 @@ class SshShell:
                 lane.throw_away()
         return self._result(command, output, start)
 
+    def offers_sftp(self, *, timeout: float = 10.0) -> bool:
+        """Whether the server offers SFTP; without it files move by shell commands."""
+        deadline = time.monotonic() + timeout
+        with self._bytes, self._located("open SFTP"), self._timed(timeout):
+            return self._open_sftp(deadline) is not None
+
     def read_file(self, path: str, *, timeout: float = 10.0) -> bytes:
         deadline = time.monotonic() + timeout
         with self._bytes, self._located(f"read {path}"), self._timed(timeout):
