@@ -57,37 +57,43 @@ def moment(seconds: int) -> EfiTime:
 
 @dataclass(frozen=True, slots=True)
 class Signer:
-    """An RSA-2048 key with its X.509 certificate, self-signed unless ``create`` had an issuer."""
+    """An RSA-2048 key with its self-signed X.509 certificate."""
 
     certificate: bytes
     """DER."""
     _key: RSAPrivateKey
 
     @classmethod
-    def create(cls, common_name: str, *, issuer: Signer | None = None) -> Signer:
+    def create(cls, common_name: str) -> Signer:
         """A new pair; takes a tenth of a second."""
         from cryptography.hazmat.primitives.asymmetric import rsa
 
         key = rsa.generate_private_key(65537, _KEY_BITS)
-        return cls(_certificate(common_name, key, issuer), key)
+        return cls(_certificate(common_name, key), key)
 
     @classmethod
-    def load(cls, path: Path) -> Signer:
+    def kept(cls, directory: Path, name: str) -> Signer:
+        """The pair of this name in ``directory``, made and kept there when it is not: ``NAME.key``
+        (PEM) and ``NAME.der`` (the certificate). Raises OSError, ValueError for damaged files."""
+        if not (directory / f"{name}.der").exists():
+            cls.create(f"{name} of the suite").save(directory, name)
+        return cls.load(directory, name)
+
+    @classmethod
+    def load(cls, directory: Path, name: str) -> Signer:
         """The pair that :meth:`save` left. Raises OSError, ValueError."""
-        from cryptography import x509
         from cryptography.hazmat.primitives import serialization
         from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 
-        text = path.read_bytes()
-        key = serialization.load_pem_private_key(text, password=None)
+        path = directory / f"{name}.key"
+        key = serialization.load_pem_private_key(path.read_bytes(), password=None)
         if not isinstance(key, RSAPrivateKey):
             raise ValueError(f"{path} holds no RSA key")
-        certificate = x509.load_pem_x509_certificate(text)
-        return cls(certificate.public_bytes(serialization.Encoding.DER), key)
+        return cls((directory / f"{name}.der").read_bytes(), key)
 
-    def save(self, path: Path) -> None:
-        """Key and certificate in one PEM file that only its owner reads; whole or not at all."""
-        from cryptography import x509
+    def save(self, directory: Path, name: str) -> None:
+        """Keep the pair in files that only their owner reads, the certificate last: where it is,
+        the key is, too."""
         from cryptography.hazmat.primitives import serialization
 
         key = self._key.private_bytes(
@@ -95,16 +101,8 @@ class Signer:
             serialization.PrivateFormat.PKCS8,
             serialization.NoEncryption(),
         )
-        certificate = x509.load_der_x509_certificate(self.certificate)
-        text = key + certificate.public_bytes(serialization.Encoding.PEM)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f"{path.name}.{os.getpid()}")
-        descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor has no path
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
+        _write_whole(directory / f"{name}.key", key)
+        _write_whole(directory / f"{name}.der", self.certificate)
 
     def sign(
         self, content: bytes, *, digest: Digest = "sha256", content_info: bool = False
@@ -188,7 +186,7 @@ def elliptic_certificate(common_name: str) -> bytes:
     """A self-signed X.509 certificate (DER) with a P-256 key, which EDK2 does not take."""
     from cryptography.hazmat.primitives.asymmetric import ec
 
-    return _certificate(common_name, ec.generate_private_key(ec.SECP256R1()), None)
+    return _certificate(common_name, ec.generate_private_key(ec.SECP256R1()))
 
 
 def certificate_list(*certificates: bytes) -> bytes:
@@ -206,26 +204,31 @@ def digest_list(*digests: bytes) -> bytes:
     ).pack()
 
 
-def _certificate(
-    common_name: str, key: RSAPrivateKey | EllipticCurvePrivateKey, issuer: Signer | None
-) -> bytes:
+def _certificate(common_name: str, key: RSAPrivateKey | EllipticCurvePrivateKey) -> bytes:
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.x509.oid import NameOID
 
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
-    issued_by = (
-        subject if issuer is None else x509.load_der_x509_certificate(issuer.certificate).subject
-    )
     certificate = (
         x509.CertificateBuilder()
         .subject_name(subject)
-        .issuer_name(issued_by)
+        .issuer_name(subject)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(_VALID[0])
         .not_valid_after(_VALID[1])
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key if issuer is None else issuer._key, hashes.SHA256())
+        .sign(key, hashes.SHA256())
     )
     return certificate.public_bytes(serialization.Encoding.DER)
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    """The file with this content, or none: a run may be killed at any moment."""
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}")
+    descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor has no path
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)

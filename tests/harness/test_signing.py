@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import ssl
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -116,10 +117,12 @@ def test_the_content_is_what_efitools_signs(tmp_path: Path) -> None:
 
 def test_sbvarsign_signs_the_same_content(tmp_path: Path) -> None:
     need("sbvarsign")
-    signer("one").save(tmp_path / "pair.pem")
+    signer("one").save(tmp_path, "one")
+    pem = ssl.DER_cert_to_PEM_cert(signer("one").certificate)
+    (tmp_path / "one.crt").write_text(pem, "ascii")
     (tmp_path / "payload").write_bytes(b"payload")
     made = run(
-        *("sbvarsign", "--key", tmp_path / "pair.pem", "--cert", tmp_path / "pair.pem"),
+        *("sbvarsign", "--key", tmp_path / "one.key", "--cert", tmp_path / "one.crt"),
         *("--attr", "NON_VOLATILE,BOOTSERVICE_ACCESS,RUNTIME_ACCESS", "--guid", str(GUID)),
         *("--output", tmp_path / "out", "Name", tmp_path / "payload"),
     )
@@ -151,23 +154,20 @@ def test_signature_lists_parse_back() -> None:
     assert found.type == CERT_X509_GUID
 
 
-def test_a_pair_is_kept_in_a_file_for_its_owner_only(tmp_path: Path) -> None:
-    path = tmp_path / "keys" / "PK.pem"
-    pair = signer("one")
-    pair.save(path)
-    assert path.stat().st_mode & 0o777 == 0o600
-    kept = Signer.load(path)
-    assert kept.certificate == pair.certificate
-    assert kept.sign(b"content") == pair.sign(b"content")
-    assert list(path.parent.iterdir()) == [path]
+def test_a_pair_is_kept_in_files_for_its_owner_only(tmp_path: Path) -> None:
+    made = Signer.kept(tmp_path, "PK")
+    again = Signer.kept(tmp_path, "PK")
+    assert again.certificate == made.certificate
+    assert again.sign(b"content") == made.sign(b"content")
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    assert modes == {"PK.key": 0o600, "PK.der": 0o600}
 
 
-def test_an_issued_certificate_leads_to_its_issuer() -> None:
-    from cryptography import x509
-
-    leaf = Signer.create("leaf", issuer=signer("one"))
-    issuer = x509.load_der_x509_certificate(signer("one").certificate)
-    x509.load_der_x509_certificate(leaf.certificate).verify_directly_issued_by(issuer)
+def test_a_pair_without_its_certificate_is_made_anew(tmp_path: Path) -> None:
+    """A run killed between the two files never enrolled it."""
+    made = Signer.kept(tmp_path, "PK")
+    (tmp_path / "PK.der").unlink()
+    assert Signer.kept(tmp_path, "PK").certificate != made.certificate
 
 
 def test_pairs_of_one_name_are_made_once_and_differ_by_name() -> None:
