@@ -683,6 +683,7 @@ class Dispatcher:
         view = BoardView(
             {device: mount.type for device, mount in devices.items()},
             lambda device: devices[device].filesystem.read_only,
+            lambda device: self._handlers.shown_options(devices[device].type),
         )
         targets = {mount.target for mount in plan.filesystems} | _PUBLIC
         last = {entry.path: entry.id for entry in entries}
@@ -729,6 +730,8 @@ class Dispatcher:
     ) -> None:
         _require(caller, CAP_SYS_ADMIN)
         first = not self._efivarfs_targets
+        if flags & MS_RDONLY:
+            options = f"ro,{options}"
         read_only = self._handlers.mount_efivarfs(caller.task(), first, options)
 
         def done(value: object, number: int) -> None:

@@ -80,6 +80,10 @@ class KernelHandlers:
         self._machine.efivarfs.mount(rest, read_only=read_only, task=task)
         return self._machine.efivarfs.read_only
 
+    def shown_options(self, kind: str) -> str:
+        """What a file system of the board says of itself in /proc/mounts, after ro or rw."""
+        return self._machine.efivarfs.options.shown() if kind == "efivarfs" else ""
+
     def write_efivarfs(self, task: Task, ino: int, data: bytes) -> int:
         """A write(2) that FUSE would not carry, or not in one piece."""
         return self._machine.efivarfs.write_inode(task, ino, data)

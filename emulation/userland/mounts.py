@@ -89,14 +89,19 @@ class BoardView:
     """Shows FUSE mounts as what they stand for, and hides those that only the transport needs.
 
     ``types``: device number of a FUSE mount -> file system type.  ``is_read_only(device)``: the
-    model's own superblock flag; the host's follows it a moment later.
+    model's own superblock flag; the host's follows it a moment later. ``shown_options(device)``:
+    what the file system says of itself after that flag, with its leading comma (show_options).
     """
 
     def __init__(
-        self, types: Mapping[str, str], is_read_only: Callable[[str], bool] = lambda _: False
+        self,
+        types: Mapping[str, str],
+        is_read_only: Callable[[str], bool] = lambda _: False,
+        shown_options: Callable[[str], str] = lambda _: "",
     ) -> None:
         self.types = dict(types)
         self._is_read_only = is_read_only
+        self._shown_options = shown_options
         self.sources: dict[int, str] = {}
         self.hidden: set[int] = set()
 
@@ -110,4 +115,5 @@ class BoardView:
             return entry
         source = self.sources.get(entry.id, kind)
         flag = "ro" if self._is_read_only(entry.device) else entry.super_options.split(",")[0]
-        return replace(entry, type=kind, source=source, super_options=flag)
+        options = flag + self._shown_options(entry.device)
+        return replace(entry, type=kind, source=source, super_options=options)

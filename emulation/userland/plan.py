@@ -216,8 +216,14 @@ class SyscallHandlers(Protocol):
         ...
 
     def mount_efivarfs(self, task: Task, first: bool, options: str) -> bool:
-        """A mount(2) of type efivarfs; ``first``: no mount exists, so the superblock is new.
+        """A mount(2) of type efivarfs; ``first``: no mount exists, so the superblock is new;
+        ``options``: the data, with ``ro`` in front for MS_RDONLY.
         Returns whether the superblock is read-only; EOPNOTSUPP without registered efivars."""
+        ...
+
+    def shown_options(self, kind: str) -> str:
+        """What a file system of type ``kind`` says of itself in /proc/mounts after ro or rw, with
+        its leading comma."""
         ...
 
     def write_efivarfs(self, task: Task, ino: int, data: bytes) -> int:

@@ -71,6 +71,9 @@ class Handlers:
         self.events.append("new superblock" if first else "another mount")
         return self.efivarfs.read_only
 
+    def shown_options(self, kind: str) -> str:
+        return ""
+
     def write_efivarfs(self, task: Task, ino: int, data: bytes) -> int:
         if len(data) < 4:
             raise OSError(errno.EINVAL, "shorter than the attributes")

@@ -231,6 +231,13 @@ def test_mount_table() -> None:
     assert shown[2].mountstats() == "device efivarfs mounted on /mnt/a\\040b with fstype efivarfs\n"
 
 
+def test_mount_table_shows_the_file_systems_own_options() -> None:
+    view = BoardView({"0:50": "efivarfs"}, lambda _: True, lambda _: ",uid=1000")
+    shown = view.apply(parse_mountinfo(TABLE))
+    assert shown[3].mountinfo().endswith("- efivarfs efivarfs ro,uid=1000\n")
+    assert shown[3].mounts() == "efivarfs /mnt/a\\040b efivarfs ro,relatime,uid=1000 0 0\n"
+
+
 @pytest.mark.parametrize(
     ("path", "expected"),
     [("/", 42), ("/mnt/a b/x", 63), ("/mnt/a bc", 42), ("/m", 64), ("/proc/1", 43)],

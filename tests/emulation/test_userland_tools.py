@@ -101,6 +101,17 @@ def test_remount(emulated: EmulatedBoard) -> None:
     emulated.ok(f"printf '\\007\\000\\000\\000x' > {name} && chattr -i {name} && rm {name}")
 
 
+def test_mount_options_are_shown_and_kept(emulated: EmulatedBoard) -> None:
+    emulated.ok(f"umount {EFIVARS}")
+    emulated.ok(f"mount -t efivarfs -o ro,uid=7,gid=8 none {EFIVARS}")
+    line = emulated.ok(f"grep ' {EFIVARS} ' /proc/self/mountinfo")
+    assert " ro,relatime " in line
+    assert line.endswith("- efivarfs none ro,uid=7,gid=8\n")
+    emulated.ok(f"umount {EFIVARS}; mount -t efivarfs efivarfs {EFIVARS}")
+    line = emulated.ok(f"grep ' {EFIVARS} ' /proc/self/mountinfo")
+    assert line.endswith("- efivarfs efivarfs rw\n")
+
+
 def test_mount_twice_shows_the_same_variables(emulated: EmulatedBoard) -> None:
     emulated.ok("mkdir -p /tmp/second && mount -t efivarfs none /tmp/second")
     assert "none /tmp/second efivarfs rw,relatime 0 0\n" in emulated.ok("cat /proc/mounts")
