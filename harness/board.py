@@ -31,6 +31,7 @@ from harness.instruments.rpmb import Rpmb
 from harness.instruments.tee import Tee, routing_model
 from harness.power import Endpoints, PowerDriver, PowerState, open_driver
 from harness.probe import Probe
+from harness.safekeeping.guard import ForeignWrites
 from harness.shell import Shell
 
 if TYPE_CHECKING:
@@ -60,6 +61,10 @@ for p in /proc/[0-9]*; do IFS= read -r n <$p/comm && case $n in tee-supplicant*)
 echo supplicant; break;; esac; done 2>/dev/null
 for v in {EFIVARS_PATH}/*-{VENDOR_GUID}; do test -e "$v" && echo "own ${{v##*/}}"; done; true
 """
+# Sizes and names of the others; of "-rw-r--r-- 1 0 0 12 Jan  1 00:00 NAME" (POSIX ls -n), because
+# stat is not on every board.
+_FOREIGN = f"""ls -ln {EFIVARS_PATH} 2>/dev/null | sed -n -e '/-{VENDOR_GUID}$/d' -e \
+'s/^-[^ ]* *[0-9]* *[0-9]* *[0-9]* *\\([0-9]*\\) *[^ ]* *[^ ]* *[^ ]* /\\1 /p'"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +88,8 @@ class Standing:
     writable: bool
     supplicant: bool
     own_variables: tuple[str, ...] = ()
+    foreign: str = ""
+    """A checksum over names and sizes of all other variables: a serial line is slow."""
 
     def lacks(self, wanted: Standing) -> list[str]:
         """What ``wanted`` has and this has not, in the order in which it must be mended."""
@@ -125,6 +132,7 @@ class Board:
         self._boot_id: str | None = None
         self._standard: Standing | None = None
         self._right_board = False
+        self.foreign_writes = ForeignWrites(self.require_consent, board=file.name)
 
     def __enter__(self) -> Self:
         try:
@@ -219,7 +227,7 @@ class Board:
     def probe(self) -> Probe:
         """Raw system calls over :attr:`shell`."""
         if self._probe is None:
-            self._probe = Probe(self.shell)
+            self._probe = Probe(self.shell, guard=self.foreign_writes.check)
         return self._probe
 
     @cached_property
@@ -371,13 +379,14 @@ class Board:
         while not (standing.bound and standing.writable) and time.monotonic() < deadline:
             Event().wait(_POLL_SECONDS)
             standing = self.standing()
-        self._standard = replace(standing, own_variables=())
+        self._standard = replace(standing, own_variables=(), foreign="")
 
     # --- standard state -----------------------------------------------------------------------
 
     def standing(self) -> Standing:
-        """Driver, mount, supplicant and own variables, in one round trip."""
-        lines = self.shell.run(_STANDING).text.splitlines()
+        """Driver, mount, supplicant and variables, in one round trip."""
+        script = f"{_STANDING}echo foreign $({_FOREIGN} | cksum)"
+        lines = self.shell.run(script).text.splitlines()
         mounts = [mount_state(line) for line in lines if f" {EFIVARS_PATH} " in line]
         return Standing(
             bound="bound" in lines,
@@ -385,7 +394,14 @@ class Board:
             writable=bool(mounts) and mounts[-1].writable,
             supplicant="supplicant" in lines,
             own_variables=tuple(line[4:] for line in lines if line.startswith("own ")),
+            foreign=next((line for line in lines if line.startswith("foreign ")), ""),
         )
+
+    def foreign_variables(self) -> dict[str, int]:
+        """File names and sizes (data plus four bytes) of the variables that are not ours, by the
+        shell; what the checksum of :attr:`Standing.foreign` is over."""
+        lines = self.shell.run(_FOREIGN).text.splitlines()
+        return {name: int(size) for size, _, name in (line.partition(" ") for line in lines)}
 
     def restore_standing(self, standing: Standing | None = None) -> list[str]:
         """Bring back what the last boot had and a test left otherwise; returns what was mended.

@@ -159,6 +159,12 @@ class FirmwareError(HilError):
     fault = Fault.FIRMWARE
 
 
+class UndeclaredWrite(HilError):
+    """A test was about to write what its markers do not declare; nothing was written."""
+
+    fault = Fault.TEST
+
+
 class MissingCapability(HilError):
     """The board cannot do what a step needs; tests turn this into a skip that says why."""
 

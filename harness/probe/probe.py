@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import json
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from shlex import quote
 from types import TracebackType
@@ -31,12 +31,20 @@ class Probe:
 
     Descriptors opened by one :meth:`steps` call stay open for the next. ``backend`` forces
     ``"python3"`` or ``"sh"``; None takes the first that works on the target. After a link
-    error or a reboot the process is started afresh and old descriptors are ``EBADF``.
+    error or a reboot the process is started afresh and old descriptors are ``EBADF``. ``guard``
+    sees every batch before it is taken, and may raise.
     """
 
-    def __init__(self, shell: Shell, *, backend: str | None = None) -> None:
+    def __init__(
+        self,
+        shell: Shell,
+        *,
+        backend: str | None = None,
+        guard: Callable[[Sequence[Step]], None] | None = None,
+    ) -> None:
         self.shell = shell
         self._wanted = backend
+        self._guard = guard
         self._process: _Process | None = None
 
     @property
@@ -52,6 +60,8 @@ class Probe:
         """
         if not steps:
             return []
+        if self._guard is not None:
+            self._guard(steps)
         if self._process is None:
             self._process = self._start(timeout)
         try:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.capabilities import EFIVARS_PATH
-from harness.errors import HilError, MissingCapability
+from harness.errors import ConsentMissing, HilError, MissingCapability
 from harness.probe import Outcome, Step
 from harness.probe import steps as do
 from harness.truth import compare, needs, store_space
@@ -138,7 +138,7 @@ class GroupReplay:
             return RowResult(row, Verdict.SKIPPED, reason=f"state unknown: {error}")
         except (CannotTake, NotUnderstood) as error:
             return RowResult(row, Verdict.SKIPPED, reason=str(error))
-        except MissingCapability as error:
+        except (MissingCapability, ConsentMissing) as error:
             return RowResult(row, Verdict.SKIPPED, reason=error.what)
         except HilError as error:
             differences = (Difference("the row itself", "an outcome", error.what),)

@@ -1,0 +1,319 @@
+"""Gives a board its variables back as a snapshot has them, and says of each what became of it."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from harness.capabilities import Consent
+from harness.errors import ConsentMissing, HilError, LinkError, TargetError, WrongBoard
+from harness.instruments.efivars import VariableName
+from harness.safekeeping.snapshot import Snapshot
+from harness.safekeeping.variables import Nature, Stored, is_named, is_ours, nature, read_all
+
+if TYPE_CHECKING:
+    from harness.board import Board
+
+# A relocating write takes half a minute on slow boards.
+_WRITE_SECONDS = 60.0
+# Refusals that are the firmware's word about this variable, once a fresh boot says them again.
+_WORD_OF_THE_FIRMWARE = {errno.EINVAL, errno.EACCES, errno.EROFS}
+
+
+class Verdict(StrEnum):
+    """What became of one variable, as the table shows it."""
+
+    IDENTICAL = "identical"
+    TO_DO = "differs"
+    RESTORED = "restored"
+    KEPT = "left as it is"
+    LOST = "cannot come back"
+    WAITS = "not yet back"
+
+
+class Deed(StrEnum):
+    """What brings a variable back."""
+
+    NOTHING = "nothing"
+    WRITE = "write"
+    REPLACE = "delete and write"
+    DELETE = "delete"
+    FLAG = "set the immutable flag"
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One variable: verdict, the deed behind it and, where it needs one, the reason."""
+
+    name: VariableName
+    verdict: Verdict
+    reason: str = ""
+    deed: Deed = Deed.NOTHING
+    former: Stored | None = None
+
+    def __str__(self) -> str:
+        # A name may hold any byte; its data is nobody's business.
+        name = str(self.name).encode("utf-8", "backslashreplace").decode()
+        return f"{self.verdict:<16}  {name}" + (f": {self.reason}" if self.reason else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What became of every variable."""
+
+    lines: tuple[Line, ...]
+
+    @property
+    def finished(self) -> bool:
+        """Whether trying again can bring nothing more back."""
+        return not any(line.verdict in {Verdict.WAITS, Verdict.TO_DO} for line in self.lines)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all is back that could have been changed."""
+        return self.finished and not any(line.verdict is Verdict.LOST for line in self.lines)
+
+    @property
+    def notable(self) -> list[Line]:
+        """The lines about variables that are not simply as before."""
+        return [line for line in self.lines if line.verdict is not Verdict.IDENTICAL]
+
+    def count(self, verdict: Verdict) -> int:
+        """How many variables came out so."""
+        return sum(1 for line in self.lines if line.verdict is verdict)
+
+    def summary(self) -> str:
+        """One line: how many of which."""
+        counts = {verdict: self.count(verdict) for verdict in Verdict}
+        return ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
+
+
+# --- judging ------------------------------------------------------------------------------------
+
+
+def judge(board: Board, snapshot: Snapshot, *, only: Iterable[str] | None = None) -> Report:
+    """Compare the board with the snapshot and say what is to be done; writes nothing. ``only``
+    limits it to the foreign variables of these names. Raises the link's errors, OSError,
+    :class:`WrongBoard` for another board's snapshot."""
+    if snapshot.cid != board.file.emmc_cid:
+        raise WrongBoard(
+            f"the snapshot is of the board with the CID {snapshot.cid}",
+            remedy="restore it on that board",
+            board=board.name,
+        )
+    now = read_all(board.probe)
+    names = sorted({*snapshot.variables, *now})
+    if only is not None:
+        wanted = tuple(only)
+        names = [name for name in names if not is_ours(name) and is_named(name, wanted)]
+    judgement = _Judgement(board, snapshot)
+    return Report(
+        tuple(judgement.of(name, snapshot.variables.get(name), now.get(name)) for name in names)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Judgement:
+    board: Board
+    snapshot: Snapshot
+
+    def of(self, name: VariableName, former: Stored | None, present: Stored | None) -> Line:
+        if former is not None and former.problem:
+            return Line(name, Verdict.KEPT, f"could not be read before the run: {former.problem}")
+        if present is not None and present.problem:
+            return Line(name, Verdict.WAITS, f"cannot be read now: {present.problem}")
+        if former is None or not former.is_variable:
+            # A file that was never written is no variable, and no remount shows it again.
+            return self._appeared(name, present)
+        if present is not None and present.content == former.content:
+            return self._flag(name, former, present)
+        hindrance = nature(former)
+        if hindrance is not None:
+            # The firmware looks after its own; what needed a signature is gone with it.
+            lost = hindrance is Nature.AUTHENTICATED
+            return Line(name, Verdict.LOST if lost else Verdict.KEPT, str(hindrance))
+        same = present is None or not present.is_variable
+        same = same or (present is not None and present.attributes == former.attributes)
+        # SetVariable refuses other attributes than the stored ones (contract 4.6, row 15).
+        deed = Deed.WRITE if same else Deed.REPLACE
+        what = "was deleted" if present is None else "was changed"
+        return self._allowed(name, Line(name, Verdict.TO_DO, what, deed, former))
+
+    def _appeared(self, name: VariableName, present: Stored | None) -> Line:
+        if present is None or (not present.is_variable and not is_ours(name)):
+            return Line(name, Verdict.IDENTICAL)
+        hindrance = nature(present) if present.is_variable else None
+        if not is_ours(name):
+            if hindrance is not None and hindrance is not Nature.AUTHENTICATED:
+                return Line(name, Verdict.KEPT, f"appeared; {hindrance}")
+            if not is_named(name, self.snapshot.declared):
+                return Line(name, Verdict.KEPT, "appeared; no test of that run writes it")
+        return self._allowed(name, Line(name, Verdict.TO_DO, "appeared", Deed.DELETE))
+
+    def _flag(self, name: VariableName, former: Stored, present: Stored) -> Line:
+        if former.immutable is None or former.immutable == present.immutable:
+            return Line(name, Verdict.IDENTICAL)
+        # Not kept by the firmware: the next mount sets it by the name alone.
+        return Line(name, Verdict.TO_DO, "its immutable flag was changed", Deed.FLAG, former)
+
+    def _allowed(self, name: VariableName, line: Line) -> Line:
+        file = self.board.file
+        if not is_ours(name) and not file.consents_to(Consent.FOREIGN_VARIABLES):
+            if not self.snapshot.foreign_consent:
+                return Line(name, Verdict.KEPT, f"{line.reason}, and not by the run: it had no "
+                            f"consent {Consent.FOREIGN_VARIABLES}")  # fmt: skip
+            return Line(name, Verdict.WAITS, f"{line.reason}; the board file no longer consents "
+                        f"to {Consent.FOREIGN_VARIABLES}")  # fmt: skip
+        if not file.consents_to(Consent.WRITE_RPMB):
+            return Line(name, Verdict.WAITS, f"{line.reason}; the board file does not consent to "
+                        f"{Consent.WRITE_RPMB}")  # fmt: skip
+        return line
+
+
+# --- doing --------------------------------------------------------------------------------------
+
+
+def restore(board: Board, snapshot: Snapshot, *, only: Iterable[str] | None = None) -> Report:
+    """Bring every variable back that can be, and prove it by reading all again.
+
+    Identical values are not rewritten. What the firmware refuses is tried once more after a
+    reboot where the owner consents to ``power_cycle``: the firmware then makes room in a full
+    store, and OP-TEE forgets an RPMB that it had given up. Raises :class:`LinkError` and its like
+    when the board is lost on the way (the snapshot still waits then), :class:`WrongBoard`.
+    """
+    wanted = None if only is None else tuple(only)
+    board.restore_standing()
+    report = _once(board, snapshot, wanted)
+    refused = any(line.deed is not Deed.NOTHING for line in report.lines if _is_open(line))
+    if refused and wanted is None and board.file.consents_to(Consent.POWER_CYCLE):
+        done = {line.name for line in report.lines if line.verdict is Verdict.RESTORED}
+        board.reboot()
+        report = _merged(_once(board, snapshot, wanted, fresh=True), done)
+    return report
+
+
+def restore_whatever_it_takes(board: Board, snapshot: Snapshot) -> tuple[Report, tuple[str, ...]]:
+    """:func:`restore` on a board that may be wedged: climbs the ladder of harness.recovery where
+    the board does not answer. Returns the report and what had to be done first. Raises
+    :class:`harness.errors.BoardWedged` when nothing helps."""
+    try:
+        return restore(board, snapshot), ()
+    except WrongBoard:
+        raise
+    except (LinkError, TargetError, OSError) as error:
+        from harness.recovery import recover
+
+        why = error.what if isinstance(error, HilError) else str(error)
+        recovery = recover(board)
+        return restore(board, snapshot), (f"{why} -> {recovery.helped}",)
+
+
+def _once(
+    board: Board, snapshot: Snapshot, only: tuple[str, ...] | None, *, fresh: bool = False
+) -> Report:
+    plan = judge(board, snapshot, only=only)
+    todo = [line for line in plan.lines if line.verdict is Verdict.TO_DO]
+    if not todo:
+        return plan
+    did: dict[VariableName, Line] = {}
+    # Deletions first: they need no room.
+    for line in sorted(todo, key=lambda line: line.deed is not Deed.DELETE):
+        did[line.name] = _do(board, line, fresh=fresh)
+    return _proved(plan, did, judge(board, snapshot, only=only))
+
+
+def _do(board: Board, line: Line, *, fresh: bool) -> Line:
+    try:
+        with board.foreign_writes.allowing(line.name.name):
+            _deeds(board)[line.deed](line)
+    except ConsentMissing as error:
+        return replace(line, verdict=Verdict.WAITS, reason=f"{line.reason}; {error.what}")
+    except OSError as error:
+        return _refused(board, line, error, fresh=fresh)
+    return replace(line, verdict=Verdict.RESTORED)
+
+
+def _deeds(board: Board) -> Mapping[Deed, Callable[[Line], None]]:
+    efivars = board.efivars
+
+    def write(line: Line) -> None:
+        assert line.former is not None
+        name, former = line.name, line.former
+        efivars.overwrite(
+            name.name, former.data, former.attributes, name.guid, timeout=_WRITE_SECONDS
+        )
+        flag(line)
+
+    def delete(line: Line) -> None:
+        efivars.delete(line.name.name, line.name.guid)
+
+    def replaced(line: Line) -> None:
+        delete(line)
+        write(line)
+
+    def flag(line: Line) -> None:
+        if line.former is not None and line.former.immutable is not None:
+            efivars.set_immutable(line.name.name, line.former.immutable, line.name.guid)
+
+    return {Deed.WRITE: write, Deed.REPLACE: replaced, Deed.DELETE: delete, Deed.FLAG: flag}
+
+
+def _refused(board: Board, line: Line, error: OSError, *, fresh: bool) -> Line:
+    code = error.errno or errno.EIO
+    named = errno.errorcode.get(code, str(code))
+    if code == errno.ENOSPC:
+        reason = (
+            f"no room left in the store ({_room(board)}); a reboot lets the firmware reclaim it"
+        )
+        return replace(line, verdict=Verdict.WAITS, reason=f"{line.reason}; {reason}")
+    final = fresh and code in _WORD_OF_THE_FIRMWARE
+    again = "" if final else "; reboot the board and restore again"
+    reason = f"{line.reason}; the board refuses to {line.deed} it ({named}){again}"
+    return replace(line, verdict=Verdict.LOST if final else Verdict.WAITS, reason=reason)
+
+
+def _room(board: Board) -> str:
+    try:
+        space = board.efivars.space()
+    except (HilError, OSError):
+        return "size unknown"
+    return f"{space.free} bytes free" if space.total else "the board shows no figures"
+
+
+def _proved(plan: Report, did: Mapping[VariableName, Line], after: Report) -> Report:
+    """What was done, as far as reading again shows it."""
+    seen = {line.name: line for line in after.lines}
+    lines: list[Line] = []
+    for line in plan.lines:
+        made = did.get(line.name, line)
+        left = seen.get(line.name)
+        if made.verdict is Verdict.RESTORED and left is not None and _is_open(left):
+            made = replace(left, verdict=Verdict.WAITS, reason="written, and reads otherwise")
+        lines.append(made)
+    return Report(tuple(lines))
+
+
+def _merged(after: Report, done: Iterable[VariableName]) -> Report:
+    """The second pass finds identical what the first restored."""
+    first = set(done)
+    return Report(
+        tuple(
+            replace(line, verdict=Verdict.RESTORED)
+            if line.name in first and line.verdict is Verdict.IDENTICAL
+            else line
+            for line in after.lines
+        )
+    )
+
+
+def _is_open(line: Line) -> bool:
+    return line.verdict in {Verdict.TO_DO, Verdict.WAITS}
+
+
+def table(report: Report, *, everything: bool = False) -> Sequence[str]:
+    """The lines worth a reader's time, then the summary."""
+    shown = report.lines if everything else report.notable
+    return [*map(str, shown), report.summary() or "no variables"]
