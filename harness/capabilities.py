@@ -19,6 +19,8 @@ STMM_DEVICE = "optee-ta-ed32d533-99e6-4209-9cc0-2d72cdd998a7"
 STMM_DRIVER = "/sys/bus/tee/drivers/tee-stmm-efi"
 LINUX_EFI_CRASH_GUID = "cfc8fc79-be2e-4ddc-97f0-9f98bfe298a0"
 """The vendor GUID whose files the kernel never makes immutable (K6 fs/efivarfs/vars.c)."""
+OPTEE_TEST_KEY = bytes.fromhex("d3eb3ec36e334c9f988ce2c0b85954610d2bcf8664844df2ab56e6c61bb701e4")
+"""OP-TEE's public RPMB key, of a build with CFG_RPMB_TESTKEY (optee_os core/tee/tee_rpmb_fs.c)."""
 
 # The first line is enough for a message; more is noise.
 _DETAIL_CHARS = 120
@@ -52,6 +54,7 @@ class Capability(StrEnum):
     KERNEL_ROUTED_RPMB = "kernel_routed_rpmb"
     RPMB_DEVICE = "rpmb_device"
     RPMB_ACCESS = "rpmb_access"
+    RPMB_TEST_KEY = "rpmb_test_key"
     KERNEL_LOG = "kernel_log"
     PYTHON3 = "python3"
     CHATTR = "chattr"
@@ -96,6 +99,10 @@ def _tool(command: str, package: str) -> Measurement:
         f"command -v {command}",
         f"install the package {package} on the board",
     )
+
+
+def _octal(content: bytes) -> str:
+    return "".join(f"\\{byte:03o}" for byte in content)
 
 
 # A file that is not immutable, so that rm needs no chattr; no variable of this name ever exists
@@ -166,6 +173,15 @@ MEASUREMENTS: Mapping[Capability, Measurement] = {
         "the harness can send RPMB frames",
         "ls /dev/mmcblk*rpmb && { command -v mmc || command -v python3; }",
         "install mmc-utils or python3 on the board",
+    ),
+    Capability.RPMB_TEST_KEY: Measurement(
+        "the RPMB has OP-TEE's public test key, so that anybody with root can write it",
+        # mmc checks the MAC of what it read.
+        "command -v mmc >/dev/null && d=$(mktemp -d) && "
+        f"printf '{_octal(OPTEE_TEST_KEY)}' >$d/key && "
+        "mmc rpmb read-block $(ls /dev/mmcblk*rpmb | head -n 1) 0 1 $d/data $d/key 2>&1; r=$?; "
+        "rm -rf $d; exit $r",
+        "a product must not have it; without it the suite cannot forge RPMB writes",
     ),
     Capability.KERNEL_LOG: Measurement(
         "the kernel log can be read",

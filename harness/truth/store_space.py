@@ -11,6 +11,8 @@ from harness.truth.steps import APPEND, AUTHENTICATED, Written
 
 SMALLEST_RECORD = layout.align(layout.VARIABLE_HEADER_SIZE + 2 * len("F\0") + 1)
 """Bytes of free space that the smallest filler takes."""
+BLOCK = layout.BLOCK_SIZE
+"""Bytes of a block of the flash driver, at whose ends it cuts a write."""
 RELOCATION = 192
 """RPMB writes that OP-TEE needs to write the store's file anew (half sectors of 256 bytes)."""
 _HALF_SECTOR = 256
@@ -72,6 +74,18 @@ def _taken_authenticated(write: Written, stored: bytes | None, certdb: int) -> i
     return record_size(name, size) + grown
 
 
+def position(free: int) -> int:
+    """Offset in OP-TEE's file where the next record begins when ``free`` bytes are left."""
+    return layout.VARIABLE_AREA_SIZE - free
+
+
+def rpmb_writes(free: int, record: int, *, replaces: bool = False) -> int:
+    """RPMB writes of a SetVariable whose record begins where ``free`` bytes are left: its pieces,
+    the state byte that makes it count, and two state bytes of the one that it ``replaces``."""
+    moved = RELOCATION * relocations(free, record)
+    return moved + pieces(free, record) + (3 if replaces else 1)
+
+
 def relocations(free: int, record: int) -> int:
     """How often OP-TEE writes its file anew for a record that begins where ``free`` bytes are
     left: once for each piece, cut at blocks of 4096, that crosses a half sector."""
@@ -84,11 +98,11 @@ def pieces(free: int, record: int) -> int:
 
 
 def _pieces(free: int, record: int) -> list[tuple[int, int]]:
-    position = layout.VARIABLE_AREA_SIZE - free
-    end = position + record
+    begin = position(free)
+    end = begin + record
     found = []
-    while position < end:
-        stop = min(end, (position // layout.BLOCK_SIZE + 1) * layout.BLOCK_SIZE)
-        found.append((position, (stop - 1) // _HALF_SECTOR))
-        position = stop
+    while begin < end:
+        stop = min(end, (begin // layout.BLOCK_SIZE + 1) * layout.BLOCK_SIZE)
+        found.append((begin, (stop - 1) // _HALF_SECTOR))
+        begin = stop
     return found

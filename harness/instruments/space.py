@@ -1,0 +1,78 @@
+"""Free space of the variable store, to the byte, and where the next record will lie.
+
+``statfs(2)`` alone does not do: a kernel may answer it from a cache (K7 fs/efivarfs/super.c asks
+the firmware five times in two seconds).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from threading import Event
+
+from harness.errors import TargetError
+from harness.instruments.efivars import Efivars
+from harness.truth import store_space
+
+HALF_SECTOR = 256
+"""Bytes of an RPMB block: a change within one is one RPMB write (contract 2.4)."""
+
+_MARK = b"x"
+_CACHED_SECONDS = 3.0
+_POLL_SECONDS = 0.02
+
+
+class SpaceGauge:
+    """Reads the free space as the firmware has it now, by writing a mark and waiting until the
+    figures move.
+
+    Every reading takes :attr:`MARK_BYTES` of the store (a new variable of our own), which what it
+    returns already lacks. Needs the capability ``query_variable_info``.
+    """
+
+    MARK_BYTES = store_space.record_size("g00", len(_MARK))
+
+    def __init__(self, efivars: Callable[[], Efivars]) -> None:
+        self._efivars = efivars
+        self._marks = 0
+
+    def free(self) -> int:
+        """Free bytes now. Raises :class:`TargetError` when the figures do not follow the mark."""
+        efivars = self._efivars()
+        before = efivars.space().free
+        efivars.write(f"g{self._marks:02}", _MARK)
+        self._marks += 1
+        deadline = time.monotonic() + _CACHED_SECONDS
+        while (free := efivars.space().free) == before:
+            if time.monotonic() >= deadline:
+                raise TargetError(
+                    f"df shows {before} bytes free before and after a new variable",
+                    remedy="does the firmware's QueryVariableInfo count? Try `hil shell` and df",
+                )
+            Event().wait(_POLL_SECONDS)
+        return free
+
+    def taken_by(self, action: Callable[[], object]) -> int:
+        """How many bytes fewer are free after ``action`` (negative: more)."""
+        before = self.free()
+        action()
+        return before - self.free() - self.MARK_BYTES
+
+    def settles_at(self, expected: int) -> int:
+        """``expected`` as soon as statfs(2) says so, what it says after a while otherwise; for a
+        store that has no room for a mark."""
+        deadline = time.monotonic() + _CACHED_SECONDS
+        while (free := self._efivars().space().free) != expected:
+            if time.monotonic() >= deadline:
+                break
+            Event().wait(_POLL_SECONDS)
+        return free
+
+    def free_in_half_sector(self, room: int) -> tuple[int, int]:
+        """Write marks until ``room`` bytes (at most 180) are left of the half sector that the next
+        record begins in; returns the free bytes and what is left of it."""
+        while True:
+            free = self.free()
+            left = HALF_SECTOR - store_space.position(free) % HALF_SECTOR
+            if left >= room:
+                return free, left
