@@ -18,6 +18,7 @@ from harness.errors import (
     MissingCapability,
     WrongBoard,
 )
+from harness.pytest_plugin.keeper import Keeper, foreign_names
 
 if TYPE_CHECKING:
     from harness.board import Board
@@ -40,6 +41,9 @@ class Bench:
         self._file: BoardFile | None = None
         self._mark: Mark | None = None
         self._notes: list[str] = []
+        self._keeper: Keeper | None = None
+        # Foreign variables that tests of this run declare.
+        self._declared: list[str] = []
         # The RPMB write counter at the start and now; None where it cannot be read.
         self._counter_at_start: int | None = None
         self._counter: int | None = None
@@ -69,6 +73,8 @@ class Bench:
                 board.close()
                 raise
             self._board = board
+            self._keeper = Keeper(board)
+            self._keeper.begin(self._declared)
             self._counter_at_start = self._counter = self._read_counter()
         return self._board
 
@@ -78,6 +84,7 @@ class Bench:
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Reach the board before the first test: what is wrong with it is a usage error."""
         if not self._config.getoption("collectonly") and any(map(_uses_board, session.items)):
+            self._declared = [name for item in session.items for name in foreign_names(item)]
             with _usage_errors():
                 self.board()
 
@@ -106,16 +113,29 @@ class Bench:
             terminalreporter.section("board")
             for line in lines:
                 terminalreporter.write_line(line)
+        if self._keeper is not None and self._keeper.lines:
+            terminalreporter.section("variables of the board, given back")
+            for line in self._keeper.lines:
+                terminalreporter.write_line(line)
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Give the board back; a run that lost its board did not test what it was asked to."""
         if self._board is not None:
+            self._give_back(session)
             if self._lost is None:
                 self._counter = self._read_counter() or self._counter
             self._board.close()
             self._board = None
         if self._lost is not None:
             session.exitstatus = pytest.ExitCode.INTERRUPTED
+
+    def _give_back(self, session: pytest.Session) -> None:
+        if self._keeper is None:
+            return
+        interrupted = session.exitstatus == pytest.ExitCode.INTERRUPTED
+        self._keeper.end(interrupted=interrupted or self._suspect is not None, lost=self._lost)
+        if not self._keeper.restored and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     # --- one test -----------------------------------------------------------------------------
 
@@ -217,6 +237,8 @@ class Bench:
                 remedy="run it on a board whose file says disposable = true",
                 board=board.name,
             )
+        assert self._keeper is not None
+        self._keeper.admit(item)
         for marker in item.iter_markers("consents"):
             for consent in marker.args:
                 board.require_consent(_named(Consent, consent, item))
@@ -290,6 +312,8 @@ class Bench:
                 pytest.fail(f"variables of this test resist deletion: {names}", pytrace=False)
         if mended or standing.own_variables:
             self._fail_on_bad_log(item)
+        assert self._keeper is not None
+        self._keeper.after(item, board.standing() if mended else standing)
 
 
 BENCH: pytest.StashKey[Bench] = pytest.StashKey()

@@ -138,12 +138,19 @@ def read_all(probe: Probe) -> Mapping[VariableName, Stored]:
     }
 
 
+def read_one(probe: Probe, name: VariableName) -> Stored:
+    """One variable as :func:`read_all` reads it; one that is not there has the problem ENOENT.
+    Raises the link's errors."""
+    opened, *rest = probe.steps(_reading(f"{EFIVARS_PATH}/{name}"))
+    return _stored(name, opened, *rest)
+
+
 def _reading(path: str) -> list[Step]:
     return [do.Open("v", path), do.GetFlags("v"), do.Read("v", _READ_BYTES), do.Close("v")]
 
 
 def _stored(
-    name: VariableName, opened: Outcome, flags: Outcome, read: Outcome, _: Outcome
+    name: VariableName, opened: Outcome, flags: Outcome, read: Outcome, *_: Outcome
 ) -> Stored:
     immutable = bool((flags.value or 0) & IMMUTABLE) if flags.ok else None
     if not read.ok:

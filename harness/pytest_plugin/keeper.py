@@ -1,0 +1,176 @@
+"""What a run does for the board's safety: a snapshot before the first test, other people's
+variables watched at every test, everything given back at the end."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import pytest
+
+from harness.capabilities import Consent
+from harness.errors import ConsentMissing, HilError, TargetError
+from harness.safekeeping import place, snapshot
+from harness.safekeeping.restore import Report, Verdict, restore, restore_whatever_it_takes, table
+from harness.safekeeping.variables import VariableName, is_named, name_of_file, nature
+
+if TYPE_CHECKING:
+    from harness.board import Board, Standing
+    from harness.safekeeping.snapshot import Snapshot
+
+_RECONNECT_SECONDS = 10.0
+
+
+def foreign_names(item: pytest.Item) -> tuple[str, ...]:
+    """What the item's ``foreign`` markers name."""
+    return tuple(name for marker in item.iter_markers("foreign") for name in marker.args)
+
+
+class Keeper:
+    """Safekeeping of one board during one run. ``lines`` is what the reader is told at the end;
+    ``restored`` is False when the board was not given back as it was found."""
+
+    def __init__(self, board: Board) -> None:
+        self._board = board
+        self._snapshot: Snapshot | None = None
+        self._allowed = contextlib.ExitStack()
+        self._listing: dict[str, int] = {}
+        self._checksum = ""
+        self._why_none = ""
+        self.lines: list[str] = []
+        self.restored = True
+
+    def begin(self, declared: Sequence[str]) -> None:
+        """Before the first test: what an earlier run left is restored, then the snapshot is
+        taken. ``declared`` names the foreign variables that tests of this run may write. Raises
+        the link's errors and :class:`harness.errors.HostError` for a directory that cannot be
+        used."""
+        directory = place.directory(self._board)
+        earlier = snapshot.pending(directory)
+        if earlier is not None:
+            report, did = restore_whatever_it_takes(self._board, earlier)
+            self.lines.append(f"an earlier run, begun {earlier.taken}, had not restored the board:")
+            self.lines += [*did, *table(report)]
+            if report.finished:
+                snapshot.finish(directory)
+                earlier = None
+        if earlier is not None:
+            self._snapshot = snapshot.declare(earlier, directory, declared)
+            self.lines.append("its snapshot serves this run, too")
+        else:
+            self._take(declared)
+        self._look()
+
+    def _take(self, declared: Sequence[str]) -> None:
+        try:
+            self._snapshot = snapshot.take(self._board, declared)
+        except (TargetError, OSError) as error:
+            self._why_none = error.what if isinstance(error, HilError) else str(error)
+            self.lines.append(f"no snapshot was taken: {self._why_none}")
+            return
+        snapshot.keep(self._snapshot, place.directory(self._board))
+
+    # --- one test -----------------------------------------------------------------------------
+
+    def admit(self, item: pytest.Item) -> None:
+        """Let a test write what its ``foreign`` markers name. Raises :class:`ConsentMissing`
+        without the owner's consent or without a snapshot to restore from."""
+        self._allowed.close()
+        names = foreign_names(item)
+        if not names:
+            return
+        self._board.require_consent(Consent.FOREIGN_VARIABLES)
+        if self._snapshot is None:
+            raise ConsentMissing(
+                f"variables that are not ours are not written without a snapshot: {self._why_none}",
+                remedy="bring the board into its standard state before the run",
+                board=self._board.name,
+            )
+        self._allowed.enter_context(self._board.foreign_writes.allowing(*names))
+
+    def after(self, item: pytest.Item, standing: Standing) -> None:
+        """Put back what the test was allowed to write; fail it for what it was not. One round trip
+        more only where something differs; ``standing`` is the board's now."""
+        self._allowed.close()
+        if self._snapshot is None:
+            return
+        names = foreign_names(item)
+        if names:
+            self._note(item, restore(self._board, self._snapshot, only=names))
+            standing = self._board.standing()
+        if standing.foreign != self._checksum:
+            self._compare(item, names)
+
+    def _compare(self, item: pytest.Item, names: Sequence[str]) -> None:
+        before = self._listing
+        self._look()
+        changed = [
+            name
+            for file in sorted(before.keys() | self._listing.keys())
+            if before.get(file) != self._listing.get(file)
+            and (name := name_of_file(file)) is not None
+            and not is_named(name, names)
+            and self._is_somebodys(name)
+        ]
+        if not changed:
+            return
+        assert self._snapshot is not None
+        if self._board.file.consents_to(Consent.FOREIGN_VARIABLES):
+            restore(self._board, self._snapshot, only=[name.name for name in changed])
+            self._look()
+        pytest.fail(
+            f"the test changed {', '.join(map(str, changed))}, which its markers do not declare: "
+            "mark it with foreign(...), or use our vendor GUID",
+            pytrace=False,
+        )
+
+    def _is_somebodys(self, name: VariableName) -> bool:
+        """Whether a variable is written by people, and not by the firmware at its leisure."""
+        assert self._snapshot is not None
+        stored = self._snapshot.variables.get(name)
+        if stored is None:
+            from harness.safekeeping.variables import read_one
+
+            stored = read_one(self._board.probe, name)
+        return stored.is_variable and nature(stored) is None
+
+    def _note(self, item: pytest.Item, report: Report) -> None:
+        self.lines += [
+            f"{item.nodeid}: {line}"
+            for line in report.lines
+            if line.verdict in {Verdict.WAITS, Verdict.LOST}
+        ]
+
+    def _look(self) -> None:
+        self._checksum = self._board.standing().foreign
+        self._listing = self._board.foreign_variables()
+
+    # --- the end ------------------------------------------------------------------------------
+
+    def end(self, *, interrupted: bool, lost: HilError | None) -> None:
+        """Give everything back. ``interrupted`` says that a command may have been broken off,
+        ``lost`` that the board cannot be reached or is another one. Never raises an error of the
+        board: what could not be restored waits for ``hil restore``."""
+        self._allowed.close()
+        if self._snapshot is None:
+            return
+        try:
+            if lost is not None:
+                raise lost
+            if interrupted:
+                self._board.relink()
+                self._board.shell.reconnect(deadline=_RECONNECT_SECONDS)
+            self._restore(self._snapshot)
+        except (HilError, OSError) as error:
+            self.restored = False
+            self.lines.append(f"the board was NOT restored: {error}")
+        if not self.restored:
+            self.lines.append(f"what is not yet back waits for: hil restore {self._board.name}")
+
+    def _restore(self, kept: Snapshot) -> None:
+        report, did = restore_whatever_it_takes(self._board, kept)
+        self.lines += [*did, *table(report)]
+        self.restored = report.finished
+        if report.finished:
+            snapshot.finish(place.directory(self._board))
