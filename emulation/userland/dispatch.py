@@ -70,6 +70,9 @@ CAP_DAC_OVERRIDE, CAP_LINUX_IMMUTABLE, CAP_SYS_MODULE = 1, 9, 16
 CAP_SYS_ADMIN, CAP_SYS_BOOT = 21, 22
 
 _AT_FDCWD: Final = 0xFFFFFF9C
+_IOVEC: Final = struct.Struct("<QQ")
+_IOV_MAX: Final = 1024
+"""struct iovec: address, length; and how many writev(2) takes (include/uapi/linux/uio.h)."""
 _NOT_A_NEW_MOUNT: Final = (
     MS_REMOUNT | MS_BIND | MS_MOVE | MS_SHARED | MS_SLAVE | MS_PRIVATE | MS_UNBINDABLE
 )
@@ -243,6 +246,7 @@ class Dispatcher:
             "fstatfs": self._statfs,
             "lseek": self._lseek,
             "write": self._write,
+            "writev": self._writev,
             "fstat": self._fstat,
             "newfstatat": self._fstat,
             "statx": self._fstat,
@@ -643,6 +647,45 @@ class Dispatcher:
     def _write(self, notification: Notification, caller: Caller) -> None:
         """A write(2) of nothing, or of more than one FUSE request carries."""
         fd, address, length = notification.args[:3]
+        task, ino = self._written_variable(fd, caller)
+        data = caller.memory.read(address, min(length, REFUSED_WRITE))
+
+        def work() -> None:
+            self._listener.reply(notification.id, self._handlers.write_efivarfs(task, ino, data))
+
+        self._sleep(notification, task, work)
+
+    def _writev(self, notification: Notification, caller: Caller) -> None:
+        """writev(2) of several parts: each is a write by itself, because efivarfs has no write_iter
+        (K6 fs/read_write.c, do_loop_readv_writev)."""
+        fd, address, count = notification.args[:3]
+        task, ino = self._written_variable(fd, caller)
+        if count > _IOV_MAX:
+            raise Proceed  # EINVAL
+        vector = list(_IOVEC.iter_unpack(caller.memory.read(address, count * _IOVEC.size)))
+        if not sum(length for _, length in vector):
+            raise Proceed  # 0
+        parts = [
+            caller.memory.read(base, min(length, REFUSED_WRITE))
+            for number, (base, length) in enumerate(vector)
+            if length or number == 0
+        ]
+
+        def work() -> None:
+            written = 0
+            for part in parts:
+                try:
+                    written += self._handlers.write_efivarfs(task, ino, part)
+                except OSError:
+                    if not written:
+                        raise
+                    break
+            self._listener.reply(notification.id, written)
+
+        self._sleep(notification, task, work)
+
+    def _written_variable(self, fd: int, caller: Caller) -> tuple[Task, int]:
+        """Who writes, and to which inode; Proceed where ``fd`` is no variable open for writing."""
         if not self._on_efivarfs(caller.descriptor(fd)):
             raise Proceed
         info = caller.descriptor_info(fd)
@@ -654,12 +697,7 @@ class Dispatcher:
             raise Proceed
         task = caller.task()
         ino = int(info["ino"]) if "ino" in info else self._inode(caller, fd, entry, mount, task)
-        data = caller.memory.read(address, min(length, REFUSED_WRITE))
-
-        def work() -> None:
-            self._listener.reply(notification.id, self._handlers.write_efivarfs(task, ino, data))
-
-        self._sleep(notification, task, work)
+        return task, ino
 
     def _on_efivarfs(self, path: str) -> bool:
         """Whether ``path`` is a variable; the directory itself is an ordinary one."""

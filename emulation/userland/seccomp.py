@@ -52,7 +52,7 @@ NOTIFIED: Final = (
 )  # fmt: skip
 """Always notified."""
 
-SOMETIMES: Final = ("ioctl", "write", "newfstatat", "statx")
+SOMETIMES: Final = ("ioctl", "write", "writev", "newfstatat", "statx")
 """Notified for some arguments."""
 
 LONGEST_WRITE: Final = (1 << 20) - 4096
@@ -117,6 +117,9 @@ def build_filter(architecture: Architecture, cookie: int) -> bytes:
     huge = [load(argument(2) + 4), (_JEQ_K, len(notify), 0, 0), *notify]
     length = [*huge, load(argument(2)), *when(0, notify), *too_long, *allow]
     code += when(numbers["write"], length)
+    # FUSE makes one write of all the parts.
+    several = [load(argument(2)), (_JGT_K, 0, len(notify), 1), *notify, *allow]
+    code += when(numbers["writev"], several)
     for name, index in _FLAGS_ARGUMENT.items():
         flags = [load(argument(index)), (_AND_K, 0, 0, _AT_EMPTY_PATH)]
         code += when(numbers[name], [*flags, *when(_AT_EMPTY_PATH, notify), *allow])

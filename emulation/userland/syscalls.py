@@ -22,6 +22,7 @@ _NUMBERS: Final[dict[str, tuple[int | None, int | None]]] = {
     "fstat": (5, 80),
     "lseek": (8, 62),
     "ioctl": (16, 29),
+    "writev": (20, 66),
     "uname": (63, 160),
     "creat": (85, None),
     "syslog": (103, 116),

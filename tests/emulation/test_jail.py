@@ -152,6 +152,21 @@ def test_dd_blocks_are_single_writes(board: Board) -> None:
     assert [len(data) for _, data in board.efivarfs.nodes[ino].writes] == [payload]
 
 
+def test_writev_is_a_write_for_each_part(board: Board) -> None:
+    code = f"""
+import os
+fd = os.open("{EFIVARS}/{NEW}", os.O_WRONLY | os.O_CREAT)
+print(os.writev(fd, [b"four", b"", b"fives"]), os.writev(fd, [b"four", b"two"]))
+with open("/tmp/plain", "wb", 0) as plain:
+    print(os.writev(plain.fileno(), [b"four", b"", b"fives"]))
+"""
+    # The last part is refused for its length: what went before it counts.
+    assert board.text(f"python3 -c '{code}'") == "9 4\n9"
+    ino = board.efivarfs.nodes[board.efivarfs.root].children[NEW.encode()]
+    assert board.handlers.events[-3:] == [f"write {size} to {ino}" for size in (4, 5, 4)]
+    assert board.text("cat /tmp/plain") == "fourfives"
+
+
 def test_positions_do_not_exist(shared: Board) -> None:
     code = f"""
 import os

@@ -81,6 +81,8 @@ def test_filter(architecture: Architecture) -> None:
     assert action("write", 1, 0x1000, seccomp.LONGEST_WRITE) == ALLOW
     assert action("write", 1, 0x1000, seccomp.LONGEST_WRITE + 1) == NOTIFY
     assert action("write", 1, 0x1000, 1 << 32) == NOTIFY
+    assert action("writev", 1, 0x1000, 1) == ALLOW
+    assert action("writev", 1, 0x1000, 2) == NOTIFY
     assert action("fstat", 3, 0x1000) == NOTIFY
     assert action("newfstatat", 3, 0x1000, 0x2000, 0x1100) == NOTIFY
     assert action("newfstatat", 3, 0x1000, 0x2000, 0x100) == ALLOW
