@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from emulation.faults import FaultSpecError
+from emulation.mutants import installed
 from emulation.options import BoardOptions, OptionError
 from emulation.userland.jail import Zygote
 from emulation.userland.plan import JailError
@@ -67,7 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = _parser().parse_args(arguments)
     try:
         options = BoardOptions.parse(chosen.option)
-        with _owned(chosen.state or _default_state()) as state:
+        state_directory = chosen.state or _default_state()
+        with _owned(state_directory) as state, installed(options.mutant):
             Zygote.shared()  # gets ready on another processor while this one imports the rest
             return asyncio.run(_run(options, state, chosen))
     except (CannotStart, OptionError, UserlandMissing) as error:

@@ -74,6 +74,8 @@ class BoardOptions:
     """Rate of the serial line, 10 bits a byte; 0 is unpaced."""
     root_password: str = ""
     """What login on the console asks root for; nothing by default."""
+    mutant: str = ""
+    """The one thing that is broken, of docs/mutants.md; nothing by default."""
 
     def __post_init__(self) -> None:
         if self.baud < 0:
@@ -86,6 +88,7 @@ class BoardOptions:
             raise OptionError("variant=mm-kernel-rpmb: needs OP-TEE 4.4 or later, not optee=4.1")
         if not _is_cid(self.cid):
             raise OptionError(f"cid={self.cid}: must be 32 hexadecimal digits")
+        _check_mutant(self.mutant)
         for spec in self.fault:
             try:
                 Fault.parse(spec)
@@ -137,6 +140,17 @@ def _convert(key: str, text: str, kind: object) -> object:
         except ValueError:
             raise OptionError(f"{key}={text}: must be a whole number") from None
     return text
+
+
+def _check_mutant(name: str) -> None:
+    if not name:
+        return
+    # Late: to know the mutants is to import the whole model.
+    from emulation.mutants import mutants
+
+    known = mutants()
+    if name not in known:
+        raise OptionError(f"mutant={name}: no such mutant{_nearest(name, list(known))}")
 
 
 def _nearest(word: str, choices: list[str]) -> str:

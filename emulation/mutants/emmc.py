@@ -1,0 +1,120 @@
+"""The eMMC's RPMB, broken."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+from weakref import WeakKeyDictionary
+
+from emulation.emmc.card import EmmcCard
+from emulation.emmc.image import RpmbImage
+from emulation.emmc.rpmb import RpmbPartition
+from emulation.mutants.registry import Original, Patches, Registry
+from harness.formats.rpmb import DATA_SIZE, RpmbFrame, RpmbRequest, RpmbResult
+
+mutants: Final = Registry("eMMC")
+
+_Undo = list[tuple[int, bytes]]
+"""What was at a half sector before each write, oldest first."""
+
+
+def _forget_at_power_cycle(patches: Patches, keep: int | None) -> None:
+    """Take the newest ``keep`` writes of a power-on (None: all) back when the power goes."""
+    written: WeakKeyDictionary[RpmbImage, _Undo] = WeakKeyDictionary()
+
+    def commit(
+        original: Original, self: RpmbImage, counter: int, address: int = 0, data: bytes = b""
+    ) -> None:
+        undo = written.setdefault(self, [])
+        undo.append((address, self.read(address, len(data) // DATA_SIZE)))
+        original(self, counter, address, data)
+
+    def power_cycle(original: Original, self: EmmcCard) -> None:
+        image: RpmbImage = self.rpmb._image
+        undo = written.pop(image, [])
+        for address, before in reversed(undo if keep is None else undo[-keep:]):
+            image._apply(address, before)
+        original(self)
+
+    patches.wrap(RpmbImage, "commit", commit)
+    patches.wrap(EmmcCard, "power_cycle", power_cycle)
+
+
+@mutants("the card keeps RPMB writes in a cache that dies with the power", "persist")
+def flash_forgets_everything(patches: Patches) -> None:
+    _forget_at_power_cycle(patches, None)
+
+
+@mutants("the last RPMB write before the power goes never reaches the flash", "persist")
+def flash_forgets_last_write(patches: Patches) -> None:
+    _forget_at_power_cycle(patches, 1)
+
+
+@mutants("reading the write counter answers its value at power-on", "rpmb")
+def counter_stands_still(patches: Patches) -> None:
+    at_power_on: WeakKeyDictionary[RpmbPartition, int] = WeakKeyDictionary()
+
+    def power_cycle(original: Original, self: RpmbPartition) -> None:
+        original(self)
+        at_power_on[self] = self.write_counter
+
+    def execute(
+        original: Original, self: RpmbPartition, request: RpmbFrame, *args: Any
+    ) -> RpmbFrame:
+        answer: RpmbFrame = original(self, request, *args)
+        if request.kind == RpmbRequest.READ_COUNTER and answer.result == RpmbResult.OK:
+            answer = answer._replace(write_counter=at_power_on[self])
+        return answer
+
+    patches.wrap(RpmbPartition, "power_cycle", power_cycle)
+    patches.wrap(RpmbPartition, "_execute", execute)
+
+
+def _ignore(patches: Patches, ignored: RpmbResult) -> None:
+    def refusal(
+        original: Original, self: RpmbPartition, request: RpmbFrame, *args: Any
+    ) -> RpmbResult | None:
+        result: RpmbResult | None = original(self, request, *args)
+        return None if result == ignored else result
+
+    patches.wrap(RpmbPartition, "_refusal", refusal)
+
+
+@mutants("the card takes RPMB writes whose MAC was made with another key", "rpmb")
+def wrong_key_accepted(patches: Patches) -> None:
+    _ignore(patches, RpmbResult.AUTHENTICATION_FAILURE)
+
+
+@mutants("the card takes an authenticated write whose counter was used before", "rpmb")
+def rpmb_replay_accepted(patches: Patches) -> None:
+    _ignore(patches, RpmbResult.COUNTER_FAILURE)
+
+
+@mutants("a write with a wrong MAC is reported as a general failure", "rpmb")
+def wrong_key_is_general_failure(patches: Patches) -> None:
+    def refusal(original: Original, self: RpmbPartition, *args: Any) -> RpmbResult | None:
+        result: RpmbResult | None = original(self, *args)
+        return RpmbResult.GENERAL_FAILURE if result == RpmbResult.AUTHENTICATION_FAILURE else result
+
+    patches.wrap(RpmbPartition, "_refusal", refusal)
+
+
+@mutants("a write with a wrong MAC moves the write counter", "rpmb")
+def refused_write_counts(patches: Patches) -> None:
+    def refusal(original: Original, self: RpmbPartition, *args: Any) -> RpmbResult | None:
+        result: RpmbResult | None = original(self, *args)
+        if result == RpmbResult.AUTHENTICATION_FAILURE:
+            self._image.commit(self.write_counter + 1)
+        return result
+
+    patches.wrap(RpmbPartition, "_refusal", refusal)
+
+
+@mutants("the card takes a second authentication key and forgets the first", "rpmb")
+def second_key_accepted(patches: Patches) -> None:
+    def program(
+        original: Original, self: RpmbPartition, request: RpmbFrame, frames: bytes, reliable: bool
+    ) -> RpmbResult:
+        self._image.program_key(request.mac)
+        return RpmbResult.OK
+
+    patches.wrap(RpmbPartition, "_program_key", program)

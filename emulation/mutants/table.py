@@ -1,0 +1,35 @@
+"""The table of mutants as documentation."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import Final
+
+from emulation.mutants import mutants
+
+_INTRODUCTION: Final = """\
+# Mutant boards
+
+A mutant is the emulated board with one thing broken, as firmware, kernel or flash really break.
+`python -m emulation -o mutant=NAME` runs one; in a board file it is `mutant = "NAME"` under
+`[power.options]`. The conformance tests must fail on each:
+
+    python -m tests.mutants [NAME ...] [--jobs N] [--sample]
+
+runs them on every mutant, with the capabilities that the healthy board was measured to have, and
+prints which tests caught it. Caught means that an assertion about the board's behaviour failed; a
+failed set-up, a timeout or a crash does not count. A mutant that survives is a missing test.
+
+The healthy emulator contains no trace of them: each replaces a method or a value of the model in
+the supervisor process before the board is made (`emulation/mutants/`), and says so loudly when the
+model no longer has what it replaces. This file is what `python -m emulation.mutants` prints.
+"""
+
+
+def document() -> str:
+    """docs/mutants.md."""
+    parts = [_INTRODUCTION]
+    for layer, members in groupby(mutants().values(), key=lambda mutant: mutant.layer):
+        rows = [f"| `{mutant.name}` | {mutant.broken} |" for mutant in members]
+        parts += [f"\n## {layer}\n", "| mutant | what is broken |", "|---|---|", *rows]
+    return "\n".join(parts) + "\n"
