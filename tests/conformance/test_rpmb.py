@@ -20,8 +20,8 @@ from harness.formats import rpmb as wire
 from harness.formats.rpmb import RpmbResult
 from harness.instruments import refused
 from harness.instruments.efivars import Efivars
+from harness.instruments.gauge import HALF_SECTOR, SpaceGauge
 from harness.instruments.rpmb import Rpmb, RpmbRefused
-from harness.instruments.space import HALF_SECTOR, SpaceGauge
 from harness.shell import Shell
 from harness.truth import store_space
 
@@ -35,7 +35,7 @@ SMALLEST = store_space.record_size(NAME, 1)
 
 @pytest.fixture
 def gauge(board: Board) -> SpaceGauge:
-    return SpaceGauge(lambda: board.efivars)
+    return SpaceGauge(board)
 
 
 def _spent(rpmb: Rpmb, action: Callable[[], object]) -> int:

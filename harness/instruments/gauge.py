@@ -1,18 +1,18 @@
-"""Free space of the variable store, to the byte, and where the next record will lie.
-
-``statfs(2)`` alone does not do: a kernel may answer it from a cache (K7 fs/efivarfs/super.c asks
-the firmware five times in two seconds).
-"""
+"""Free space of the variable store, to the byte, and where the next record will lie."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 from threading import Event
+from typing import TYPE_CHECKING
 
+from harness.capabilities import Capability
 from harness.errors import TargetError
-from harness.instruments.efivars import Efivars
 from harness.truth import store_space
+
+if TYPE_CHECKING:
+    from harness.board import Board
 
 HALF_SECTOR = 256
 """Bytes of an RPMB block: a change within one is one RPMB write (contract 2.4)."""
@@ -23,27 +23,28 @@ _POLL_SECONDS = 0.02
 
 
 class SpaceGauge:
-    """Reads the free space as the firmware has it now, by writing a mark and waiting until the
-    figures move.
+    """Reads the free space as the firmware has it now; needs ``query_variable_info``.
 
-    Every reading takes :attr:`MARK_BYTES` of the store (a new variable of our own), which what it
-    returns already lacks. Needs the capability ``query_variable_info``.
+    Linux 7 answers statfs(2) from a cache (K7 fs/efivarfs/super.c asks the firmware five times in
+    two seconds); that it drops unwritten files is how it is told from 6. There every reading
+    writes a mark, a new variable of our own of :attr:`MARK_BYTES`, and waits until the figures
+    move; what it returns already lacks the mark.
     """
 
     MARK_BYTES = store_space.record_size("g00", len(_MARK))
 
-    def __init__(self, efivars: Callable[[], Efivars]) -> None:
-        self._efivars = efivars
+    def __init__(self, board: Board) -> None:
+        self._board = board
         self._marks = 0
 
     def free(self) -> int:
         """Free bytes now. Raises :class:`TargetError` when the figures do not follow the mark."""
-        efivars = self._efivars()
-        before = efivars.space().free
-        efivars.write(f"g{self._marks:02}", _MARK)
-        self._marks += 1
+        if not self._cached:
+            return self._board.efivars.space().free
+        before = self._board.efivars.space().free
+        self._mark()
         deadline = time.monotonic() + _CACHED_SECONDS
-        while (free := efivars.space().free) == before:
+        while (free := self._board.efivars.space().free) == before:
             if time.monotonic() >= deadline:
                 raise TargetError(
                     f"df shows {before} bytes free before and after a new variable",
@@ -56,13 +57,13 @@ class SpaceGauge:
         """How many bytes fewer are free after ``action`` (negative: more)."""
         before = self.free()
         action()
-        return before - self.free() - self.MARK_BYTES
+        return before - self.free() - (self.MARK_BYTES if self._cached else 0)
 
     def settles_at(self, expected: int) -> int:
         """``expected`` as soon as statfs(2) says so, what it says after a while otherwise; for a
         store that has no room for a mark."""
-        deadline = time.monotonic() + _CACHED_SECONDS
-        while (free := self._efivars().space().free) != expected:
+        deadline = time.monotonic() + (_CACHED_SECONDS if self._cached else 0)
+        while (free := self._board.efivars.space().free) != expected:
             if time.monotonic() >= deadline:
                 break
             Event().wait(_POLL_SECONDS)
@@ -76,3 +77,12 @@ class SpaceGauge:
             left = HALF_SECTOR - store_space.position(free) % HALF_SECTOR
             if left >= room:
                 return free, left
+            self._mark()
+
+    @property
+    def _cached(self) -> bool:
+        return not self._board.capabilities.has(Capability.UNCOMMITTED_FILES_STAY)
+
+    def _mark(self) -> None:
+        self._board.efivars.write(f"g{self._marks:02}", _MARK)
+        self._marks += 1
