@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from harness.errors import ConfigurationError, HilError
+from harness.lab.cli import add_discover, add_lease
 
 if TYPE_CHECKING:
     from harness.board import Board
@@ -29,6 +30,9 @@ _EPILOG = """examples:
   hil run --link serial desk3 'efivar -l | wc -l'
   hil shell desk3                    log in
   hil power cycle desk3
+  hil discover --probe               what is plugged in, and who answers
+  hil lease show                     who holds which board
+  hil restore desk3                  give it its variables back after a killed run
   hil truth emulated                 replay what a real stack was recorded doing
   pytest tests/conformance --board desk3
 """
@@ -74,10 +78,13 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for add in (
         _add_boards,
+        add_discover,
         _add_emulate,
         _add_run,
         _add_shell,
         _add_power,
+        add_lease,
+        _add_restore,
         _add_truth,
         _add_version,
     ):
@@ -215,6 +222,15 @@ def _power(options: argparse.Namespace) -> int:
     finally:
         driver.close()
     return EXIT_OK
+
+
+# --- restore ------------------------------------------------------------------------------------
+
+
+def _add_restore(commands: _Commands) -> None:
+    from harness.safekeeping import cli
+
+    cli.add(commands)
 
 
 # --- truth --------------------------------------------------------------------------------------

@@ -46,6 +46,7 @@ class Line:
         self.weather = Weather()
         self.sent = 0  # characters, host to board
         self.received = 0
+        self.garbled = False  # as at the wrong rate
         self._host, host_slave = pty.openpty()
         self._board, board_slave = pty.openpty()
         tty.setraw(host_slave)
@@ -106,6 +107,8 @@ class Line:
                 os.write(self._host, data)
 
     def _through(self, data: bytes, loss: float) -> bytes:
+        if self.garbled:
+            return bytes(0x80 | byte >> 1 for byte in data)
         if not loss:
             return data
         return bytes(byte for byte in data if self.weather.random.random() >= loss)

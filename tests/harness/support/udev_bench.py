@@ -58,7 +58,7 @@ class FakeBench:
 
     def serial_adapter(
         self,
-        tty: str,
+        name: str,
         *,
         port: str = "1-1",
         interface: int = 0,
@@ -66,14 +66,17 @@ class FakeBench:
         vendor: str = "0403",
         model: str = "6001",
         maker: str = "FTDI",
-        points_to: str | None = None,
+        terminal: str | None = None,
     ) -> str:
-        """Plug in a USB serial adapter; ``points_to`` is a real terminal behind it. Returns its
-        place in /sys."""
+        """Plug in a USB serial adapter and return its place in /sys. ``terminal`` is a real one to
+        be its device node."""
+        if terminal:
+            # Its handler of ioctls denies those of a terminal.
+            (self.root / "ioctl" / "_default").unlink(missing_ok=True)
         usb = f"/devices/pci0000:00/0000:00:14.0/usb1/{port}"
-        place = f"{usb}/{port}:1.{interface}/{tty}/tty/{tty}"
+        place = f"{usb}/{port}:1.{interface}/{name}/tty/{name}"
         properties = {
-            "DEVNAME": f"/dev/{tty}",
+            "DEVNAME": terminal or f"/dev/{name}",
             "SUBSYSTEM": "tty",
             "ID_BUS": "usb",
             "ID_VENDOR_ID": vendor,
@@ -87,14 +90,11 @@ class FakeBench:
         if serial:
             properties["ID_SERIAL_SHORT"] = serial
         self.add(
-            f"P: {place}\nN: {tty}\n"
+            f"P: {place}\n"
+            + ("" if terminal else f"N: {name}\n")
             + "".join(f"E: {key}={value}\n" for key, value in properties.items())
             + "A: dev=188:0\n"
         )
-        if points_to is not None:
-            node = self.root / "dev" / tty
-            node.unlink(missing_ok=True)
-            node.symlink_to(points_to)
         return f"/sys{place}"
 
     def event(self, place: str, action: str) -> None:

@@ -1,0 +1,48 @@
+"""The physical things that make up a board: what a lease locks."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from harness.lab.discovery import Bench, BenchDevice, Kind
+
+if TYPE_CHECKING:
+    from harness.boardfile import BoardFile, SerialSection, UdevMatch
+
+
+def things_of(file: BoardFile) -> list[str]:
+    """One word for each physical thing of a board: SSH end point, serial adapter, outlet, flash
+    image. Board files of one board share them, whatever their names are. A board that is made
+    afresh for each run has none."""
+    things = []
+    if file.ssh is not None:
+        things.append(f"ssh {file.ssh.host}:{file.ssh.port}")
+    if file.serial is not None:
+        things.append(f"serial {_adapter(file.serial)}")
+    match file.power.driver:
+        case "command":
+            things.append(f"outlet {file.power.options.on}")
+        case "emulated" if file.power.state is not None:
+            things.append(f"image {os.path.realpath(file.power.state)}")
+    return sorted(things)
+
+
+def _adapter(section: SerialSection) -> str:
+    """The port that an adapter sits in, however the board file names it; its name where udev does
+    not know it (yet)."""
+    if section.port is not None and "://" in section.port:
+        return section.port
+    node = None if section.port is None else os.path.realpath(section.port)
+    for device in Bench().devices():
+        named = device.node == node if section.udev is None else _matches(device, section.udev)
+        if named and device.path:
+            return f"{device.path} {device.interface}".strip()
+    return node or str(section.udev)
+
+
+def _matches(device: BenchDevice, wanted: UdevMatch) -> bool:
+    properties = wanted.model_dump(exclude_none=True)
+    return device.kind is Kind.SERIAL and all(
+        getattr(device, key) == value for key, value in properties.items()
+    )
