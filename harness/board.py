@@ -25,7 +25,7 @@ from harness.errors import (
     MissingCapability,
     WrongBoard,
 )
-from harness.instruments.efivars import VENDOR_GUID, Efivars, mount_state
+from harness.instruments.efivars import VENDOR_GUID, Efivars, VariableName, mount_state
 from harness.instruments.kernel_log import KernelLog
 from harness.instruments.rpmb import Rpmb
 from harness.instruments.tee import Tee, routing_model
@@ -132,6 +132,9 @@ class Board:
         self._boot_id: str | None = None
         self._standard: Standing | None = None
         self._right_board = False
+        self.kept_variables: set[VariableName] = set()
+        """Own variables that outlive the test that made them: a fixture of wider scope holds and
+        deletes them."""
         self.foreign_writes = ForeignWrites(self.require_consent, board=file.name)
 
     def __enter__(self) -> Self:
@@ -232,7 +235,9 @@ class Board:
 
     @cached_property
     def efivars(self) -> Efivars:
-        return Efivars(self.shell, self.probe, consent=self.require_consent)
+        return Efivars(
+            self.shell, self.probe, consent=self.require_consent, kept=self.kept_variables
+        )
 
     @cached_property
     def rpmb(self) -> Rpmb:
@@ -388,12 +393,13 @@ class Board:
         script = f"{_STANDING}echo foreign $({_FOREIGN} | cksum)"
         lines = self.shell.run(script).text.splitlines()
         mounts = [mount_state(line) for line in lines if f" {EFIVARS_PATH} " in line]
+        own = {line[4:] for line in lines if line.startswith("own ")}
         return Standing(
             bound="bound" in lines,
             mounted=bool(mounts),
             writable=bool(mounts) and mounts[-1].writable,
             supplicant="supplicant" in lines,
-            own_variables=tuple(line[4:] for line in lines if line.startswith("own ")),
+            own_variables=tuple(sorted(own - {str(name) for name in self.kept_variables})),
             foreign=next((line for line in lines if line.startswith("foreign ")), ""),
         )
 

@@ -6,7 +6,6 @@ Sources: UEFI 2.10, sections 8.2.2 and 32.4.1; RFC 2315; contract 4.6 and 4.7.
 from __future__ import annotations
 
 import datetime
-import functools
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -174,12 +173,6 @@ class Signer:
 def unsigned(payload: bytes, time: EfiTime) -> bytes:
     """SetVariable's data with a whole descriptor that nobody signed."""
     return Authentication2(time, b"").pack() + payload
-
-
-@functools.cache
-def signer(common_name: str) -> Signer:
-    """The pair of this name, made once a process."""
-    return Signer.create(common_name)
 
 
 def elliptic_certificate(common_name: str) -> bytes:

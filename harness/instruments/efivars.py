@@ -7,7 +7,7 @@ import contextlib
 import errno
 import shlex
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from threading import Event
 from uuid import UUID
@@ -102,10 +102,12 @@ class Efivars:
         *,
         consent: Callable[[Consent], None],
         path: str = EFIVARS_PATH,
+        kept: Collection[VariableName] = (),
     ) -> None:
         self._shell = shell
         self._probe = probe
         self._consent = consent
+        self._kept = kept
         self.path = path
 
     def file(self, name: str, guid: UUID = VENDOR_GUID) -> str:
@@ -299,15 +301,19 @@ class Efivars:
         return [name for name in self.names() if name.guid == VENDOR_GUID]
 
     def delete_own(self) -> list[VariableName]:
-        """Delete every variable with :data:`VENDOR_GUID`; returns those that resisted."""
-        for name in self.own():
+        """Delete every variable with :data:`VENDOR_GUID` but those that are ``kept``; returns
+        those that resisted."""
+        for name in self._forsaken():
             try:
                 self.delete(name.name)
             except OSError:
                 continue
-        return self.own()
+        return self._forsaken()
 
     # --- helpers ------------------------------------------------------------------------------
+
+    def _forsaken(self) -> list[VariableName]:
+        return [name for name in self.own() if name not in self._kept]
 
     def _flags(self, name: str, guid: UUID) -> int:
         _, flags, _ = self._take(

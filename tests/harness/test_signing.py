@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 import ssl
 import subprocess
@@ -29,12 +30,16 @@ from harness.signing import (
     digest_list,
     elliptic_certificate,
     moment,
-    signer,
     unsigned,
 )
 
 SIGNED_DATA = bytes.fromhex("06092a864886f70d010702")
 GUID = UUID("6f0e6f5c-2f43-4c0e-9b1f-5a4c8d7be2a1")
+
+
+@functools.cache
+def signer(common_name: str) -> Signer:
+    return Signer.create(common_name)
 
 
 def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
@@ -168,11 +173,6 @@ def test_a_pair_without_its_certificate_is_made_anew(tmp_path: Path) -> None:
     made = Signer.kept(tmp_path, "PK")
     (tmp_path / "PK.der").unlink()
     assert Signer.kept(tmp_path, "PK").certificate != made.certificate
-
-
-def test_pairs_of_one_name_are_made_once_and_differ_by_name() -> None:
-    assert signer("one") is signer("one")
-    assert signer("one").certificate != signer("two").certificate
 
 
 def test_moments_ascend() -> None:
