@@ -96,8 +96,8 @@ class MorLock:
             return EfiStatus.ACCESS_DENIED
         if data == self._key:
             return self._store(_UNLOCKED, locked=False, key=None)
-        # One wrong guess and the key is forgotten until the next start.
-        self._key = None
+        # One wrong guess and the key is forgotten until the next start, which the value tells.
+        self._store(_LOCKED, locked=True, key=None)
         return EfiStatus.ACCESS_DENIED
 
     def _store(self, value: bytes, *, locked: bool, key: bytes | None) -> EfiStatus | Handled:

@@ -44,6 +44,7 @@ def recorded_attributes(group: str) -> list[tuple[int, str]]:
 
 
 @pytest.mark.parametrize(("group", "at_runtime"), [("attr", True), ("attr-nofwebs", False)])
+@pytest.mark.cases(191, 192, 193, 195, 196, 197)
 def test_attributes_as_recorded(group: str, at_runtime: bool) -> None:
     board = Partition()
     if at_runtime:
@@ -60,6 +61,7 @@ def test_attributes_as_recorded(group: str, at_runtime: bool) -> None:
         assert answer == outcome, hex(attributes)
 
 
+@pytest.mark.cases(201, 206, 207, 314, 315)
 def test_costs_in_storage_writes() -> None:
     board = Partition()
     assert board.writes_of("Cost", b"one") == 2
@@ -83,6 +85,7 @@ def test_record_across_a_flash_block_is_written_in_two_pieces() -> None:
     assert rpmb_writes(written) == 387
 
 
+@pytest.mark.cases(208, 212, 213)
 def test_largest_sizes() -> None:
     """Recorded in group max: 8128, 8126 and 8112 bytes for names of 1, 2 and 9 characters."""
     for length, largest in ((1, 8128), (2, 8126), (9, 8112)):
@@ -93,6 +96,7 @@ def test_largest_sizes() -> None:
         assert board.set(name, b"x", 0x47) == EfiStatus.INVALID_PARAMETER
 
 
+@pytest.mark.cases(218)
 def test_fill_at_runtime_as_recorded() -> None:
     """Group fill2: what fits, and that a full store refuses even to shrink a variable."""
     board = Partition()
@@ -116,6 +120,7 @@ def test_fill_at_runtime_as_recorded() -> None:
     assert board.free() == 4
 
 
+@pytest.mark.cases(218, 219)
 def test_reboot_does_not_reclaim_but_the_next_write_does() -> None:
     board = Partition()
     board.exit_boot_services()
@@ -136,6 +141,7 @@ def test_reboot_does_not_reclaim_but_the_next_write_does() -> None:
     assert board.value("After") == bytes(2000)
 
 
+@pytest.mark.cases(151)
 def test_ready_to_boot_reclaims_once_when_little_is_left() -> None:
     board = Partition()
     for _ in range(8):
@@ -149,6 +155,7 @@ def test_ready_to_boot_reclaims_once_when_little_is_left() -> None:
     assert len(board.storage.writes) == before
 
 
+@pytest.mark.cases(216)
 def test_over_quota_update_keeps_the_old_value_over_a_reboot() -> None:
     board = Partition()
     for name in ("One", "Two"):
@@ -160,6 +167,7 @@ def test_over_quota_update_keeps_the_old_value_over_a_reboot() -> None:
     assert board.value("One") == b"One" * 2000
 
 
+@pytest.mark.cases(217)
 def test_many_reclaims_fill_the_write_queue() -> None:
     """The FTW queue holds 204 writes; then its working space is reclaimed too."""
     board = Partition()
@@ -170,6 +178,7 @@ def test_many_reclaims_fill_the_write_queue() -> None:
     assert board.value("Churn") == bytes([2199 & 0xFF]) * 1400
 
 
+@pytest.mark.cases(214, 224)
 def test_volatile_store_is_reclaimed() -> None:
     board = Partition()
     for number in range(40):
@@ -181,6 +190,7 @@ def test_volatile_store_is_reclaimed() -> None:
     assert board.value("Volatile") is None
 
 
+@pytest.mark.cases(165, 173, 211, 221, 222, 226)
 def test_rules_at_runtime() -> None:
     board = Partition()
     assert board.set("BootOnly", b"x", 3) == EfiStatus.SUCCESS
@@ -196,6 +206,7 @@ def test_rules_at_runtime() -> None:
     assert [name for name, _ in board.names()][-2:] == ["Volatile", "certdb"]
 
 
+@pytest.mark.cases(203, 210)
 def test_attributes_must_match_the_stored_ones() -> None:
     board = Partition()
     assert board.set("Fixed", b"x", 7) == EfiStatus.SUCCESS
@@ -220,10 +231,12 @@ def test_attributes_must_match_the_stored_ones() -> None:
         (0x27, EfiStatus.SUCCESS),
     ],
 )
+@pytest.mark.cases(178, 179, 180, 181, 182, 183)
 def test_query_checks(attributes: int, status: EfiStatus) -> None:
     assert Partition().query(attributes)[0] == status
 
 
+@pytest.mark.cases(175, 176, 177, 184, 189)
 def test_query_values() -> None:
     board = Partition()
     assert board.query(7)[1].maximum_variable == 8132
@@ -236,6 +249,7 @@ def test_query_values() -> None:
     assert board.query(3)[0] == EfiStatus.INVALID_PARAMETER
 
 
+@pytest.mark.cases(225)
 def test_language_variables_follow_each_other() -> None:
     board = Partition()
 
@@ -266,6 +280,7 @@ class TestMemoryOverwrite:
     ) -> EfiStatus:
         return board.set(which[0], data, attributes, which[1])
 
+    @pytest.mark.cases(227, 228, 229)
     def test_control(self) -> None:
         board = Partition()
         assert self.put(board, self.CONTROL, b"12") == EfiStatus.INVALID_PARAMETER
@@ -277,6 +292,7 @@ class TestMemoryOverwrite:
         assert self.put(board, self.LOCK, b"\0") == EfiStatus.ACCESS_DENIED
         assert self.put(board, self.CONTROL, b"") == EfiStatus.SUCCESS
 
+    @pytest.mark.cases(230)
     def test_key(self) -> None:
         board = Partition()
         assert self.put(board, self.LOCK, b"12345678") == EfiStatus.SUCCESS
@@ -285,10 +301,12 @@ class TestMemoryOverwrite:
         assert board.value(*self.LOCK) == b"\0"
         assert self.put(board, self.LOCK, b"12345678") == EfiStatus.SUCCESS
         assert self.put(board, self.LOCK, b"wrong!!!") == EfiStatus.ACCESS_DENIED
+        assert board.value(*self.LOCK) == b"\1"
         assert self.put(board, self.LOCK, b"12345678") == EfiStatus.ACCESS_DENIED
         board.boot()
         assert self.put(board, self.LOCK, b"\0") == EfiStatus.SUCCESS
 
+    @pytest.mark.cases(419)
     def test_end_of_dxe_deletes_both(self) -> None:
         board = Partition()
         assert self.put(board, self.CONTROL, b"\1") == EfiStatus.SUCCESS
