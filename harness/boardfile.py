@@ -13,29 +13,26 @@ import re
 import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from harness.capabilities import Capability, Consent
 from harness.errors import ConfigurationError
+from harness.power.options import PowerSection
+from harness.tables import Port, Seconds, Table
 
 BOARDS_ENVIRONMENT = "HIL_BOARDS"
-_Seconds = Annotated[float, Field(gt=0, le=3600)]
-_Port = Annotated[int, Field(ge=1, le=65535)]
+_Measurement = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*_[A-Za-z0-9]+$")]
 
 
-class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class SshSection(_Table):
+class SshSection(Table):
     """``[ssh]``: how to log in over the network. The host key is always checked: give its
     fingerprint or a known_hosts file."""
 
     host: str = Field(min_length=1, description="name or address")
-    port: _Port = 22
+    port: Port = 22
     user: str = "root"
     key: Path | None = Field(
         default=None, description="private key file; without it ssh-agent is asked"
@@ -56,7 +53,7 @@ class SshSection(_Table):
         return self
 
 
-class UdevMatch(_Table):
+class UdevMatch(Table):
     """``[serial.udev]``: a serial adapter by what it is, not by its changing name. Every given
     property must match."""
 
@@ -75,14 +72,14 @@ class UdevMatch(_Table):
         return self
 
 
-class LoginSection(_Table):
+class LoginSection(Table):
     """``[serial.login]``: what to answer at the login prompt."""
 
     user: str = "root"
     password: str = ""
 
 
-class PromptsSection(_Table):
+class PromptsSection(Table):
     """``[serial.prompts]``: regular expressions for what the console shows where it differs
     from the usual."""
 
@@ -92,7 +89,7 @@ class PromptsSection(_Table):
     firmware: str | None = None
 
 
-class SerialSection(_Table):
+class SerialSection(Table):
     """``[serial]``: the console. Give a port (path or URL) or a udev match."""
 
     port: str | None = Field(
@@ -110,71 +107,21 @@ class SerialSection(_Table):
         return self
 
 
-class EmulatedPowerSection(_Table):
-    """The board that exists only in software; ``[power.options]`` goes to the emulator as
-    ``key=value``."""
-
-    driver: Literal["emulated"]
-    state: Path | None = Field(
-        default=None,
-        description="directory that keeps the eMMC between runs; without it a fresh one",
-    )
-    options: dict[str, str | int | bool] = Field(
-        default={}, description="options of the emulated board; `hil emulate --help` lists them"
-    )
-
-
-class CommandPowerOptions(_Table):
-    """Shell commands that switch the power."""
-
-    on: str = Field(min_length=1)
-    off: str = Field(min_length=1)
-    cycle: str | None = Field(default=None, description="default: off, a pause, on")
-    status: str | None = Field(
-        default=None, description="prints `on` or `off`; without it the state is unknown"
-    )
-    off_seconds: _Seconds = Field(
-        default=1.0, description="how long the power stays off in a cycle"
-    )
-    timeout: _Seconds = Field(default=30.0, description="for each command")
-
-
-class CommandPowerSection(_Table):
-    """Any command: a PDU's client, uhubctl, a relay."""
-
-    driver: Literal["command"]
-    options: CommandPowerOptions
-
-
-class ManualPowerOptions(_Table):
-    """The manual driver needs none."""
-
-
-class ManualPowerSection(_Table):
-    """A person switches when asked."""
-
-    driver: Literal["manual"]
-    options: ManualPowerOptions = ManualPowerOptions()
-
-
-PowerSection = EmulatedPowerSection | CommandPowerSection | ManualPowerSection
-
-
-class TimeoutsSection(_Table):
+class TimeoutsSection(Table):
     """``[timeouts]``: how long this board takes, in seconds."""
 
-    boot: _Seconds = Field(default=120.0, description="from power-on to the first answered command")
-    power: _Seconds = Field(default=60.0, description="for the power driver to switch")
-    ready: _Seconds = Field(
+    boot: Seconds = Field(default=120.0, description="from power-on to the first answered command")
+    power: Seconds = Field(default=60.0, description="for the power driver to switch")
+    ready: Seconds = Field(
         default=15.0,
         description="from the first answered command to the driver bound and efivarfs rw",
     )
-    shutdown: _Seconds = Field(
+    shutdown: Seconds = Field(
         default=60.0, description="from `reboot` to the new boot's first sign"
     )
 
 
-class BoardFile(_Table):
+class BoardFile(Table):
     """A board: what it is, how to reach it, what it can do and what its owner allows."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="default: file name")
@@ -199,6 +146,11 @@ class BoardFile(_Table):
     )
     capabilities: dict[Capability, bool] = Field(
         default={}, description="assertions: a value that the measurement contradicts fails"
+    )
+    limits: dict[_Measurement, float] = Field(
+        default={},
+        description="what a measurement of the tests may be at most; the key is its name, `_` and "
+        "its unit, e.g. set_variable_ms",
     )
     consents: dict[Consent, bool] = Field(
         default={}, description="what the owner allows; default: no"

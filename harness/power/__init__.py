@@ -1,6 +1,6 @@
 """Power: switch a board off and on.
 
-A driver is one small file with an options model and a class; ``boardfile.PowerSection`` names
+A driver is one small file with an options model and a class; ``options.PowerSection`` names
 its options, :func:`open_driver` makes it. Drivers report the state they *verified*, or
 ``UNKNOWN`` where the hardware cannot tell.
 """
@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, assert_never
 
 if TYPE_CHECKING:
-    from harness.boardfile import PowerSection
     from harness.links.address import SerialAddress, SshAddress
+    from harness.power.options import OutletSection, PowerSection
 
 
 class PowerState(StrEnum):
@@ -86,4 +86,35 @@ def open_driver(section: PowerSection, *, board: str, assume_yes: bool = False) 
 
             return ManualPower(board=board, assume_yes=assume_yes)
         case _:
+            return _outlet_power(section, board=board)
+
+
+def _outlet_power(section: OutletSection, *, board: str) -> PowerDriver:
+    from harness.power.outlet import Outlet, OutletPower
+
+    outlet: Outlet
+    match section.driver:
+        case "http":
+            from harness.power.http import HttpOutlet
+
+            outlet = HttpOutlet(section.options)
+        case "snmp":
+            from harness.power.snmp import SnmpOutlet
+
+            outlet = SnmpOutlet(section.options)
+        case "usb-hub":
+            from harness.power.usb_hub import UsbHubOutlet
+
+            outlet = UsbHubOutlet(section.options)
+        case "relay":
+            from harness.power.relay import RelayOutlet
+
+            outlet = RelayOutlet(section.options)
+        case _:
             assert_never(section.driver)
+    return OutletPower(
+        outlet,
+        board=board,
+        request_timeout=section.options.timeout,
+        off_seconds=section.options.off_seconds,
+    )

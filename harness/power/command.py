@@ -12,7 +12,7 @@ from harness.errors import PowerError
 from harness.power import Endpoints, PowerState
 
 if TYPE_CHECKING:
-    from harness.boardfile import CommandPowerOptions
+    from harness.power.options import CommandPowerOptions
 
 
 class CommandPower:

@@ -24,7 +24,7 @@ from harness.errors import HostError, PowerError
 from harness.power import Endpoints, PowerState
 
 if TYPE_CHECKING:
-    from harness.boardfile import EmulatedPowerSection
+    from harness.power.options import EmulatedPowerSection
 
 _KEPT = "safekeeping"
 _CLOSE_SECONDS = 2.0

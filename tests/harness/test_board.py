@@ -11,7 +11,7 @@ import pytest
 
 from harness import capabilities
 from harness.board import Board, Standing
-from harness.boardfile import BoardFile, ManualPowerSection, SshSection
+from harness.boardfile import BoardFile, SshSection
 from harness.capabilities import Capability, Consent
 from harness.errors import (
     ConsentMissing,
@@ -23,6 +23,7 @@ from harness.errors import (
 )
 from harness.instruments.kernel_log import bad_lines
 from harness.links.ssh import SshShell
+from harness.power.options import ManualPowerSection
 from tests.harness.support.servers import Server, openssh
 
 CID = "00112233445566778899aabbccddeeff"

@@ -8,10 +8,11 @@ import pytest
 
 from harness import recovery
 from harness.board import Board
-from harness.boardfile import BoardFile, ManualPowerSection, SshSection
+from harness.boardfile import BoardFile, SshSection
 from harness.capabilities import Consent
 from harness.errors import BoardWedged, LabError, PowerError, WrongBoard
 from harness.power import PowerState
+from harness.power.options import ManualPowerSection
 from harness.recovery import Step, recover
 from tests.harness.support.servers import Server, openssh
 

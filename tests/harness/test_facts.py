@@ -6,8 +6,8 @@ import pytest
 
 from harness import boardfile
 from harness.board import Board
-from harness.boardfile import EmulatedPowerSection
 from harness.capabilities import Capability, Consent
+from harness.power.options import EmulatedPowerSection
 
 HEALTHY = {
     "sftp": True,

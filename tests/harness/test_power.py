@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from harness.boardfile import CommandPowerOptions
 from harness.errors import MissingCapability, PowerError
 from harness.power import PowerState
 from harness.power.command import CommandPower
 from harness.power.manual import ManualPower
+from harness.power.options import CommandPowerOptions
 
 
 def outlet(tmp_path: Path, **changes: object) -> CommandPower:

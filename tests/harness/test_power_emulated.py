@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from harness.boardfile import EmulatedPowerSection
 from harness.errors import HostError
 from harness.power import PowerState
 from harness.power.emulated import EmulatedPower
+from harness.power.options import EmulatedPowerSection
 
 
 def driver(state: Path | None = None, **options: str) -> EmulatedPower:

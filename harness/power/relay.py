@@ -1,0 +1,76 @@
+"""Power by an LCUS relay board on a serial port (9600 baud).
+
+A command is ``A0``, the channel, ``00`` or ``01``, and the sum of the three; boards with several
+channels answer ``FF`` with a line ``CHn: ON`` or ``CHn: OFF`` for each.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import TYPE_CHECKING
+
+from harness.errors import PowerError
+from harness.power import PowerState
+
+if TYPE_CHECKING:
+    from serial import Serial
+
+    from harness.power.options import RelayPowerOptions
+
+_BAUD = 9600
+_START = 0xA0
+_ASK = b"\xff"
+_ANSWER_SECONDS = 0.5
+
+
+class RelayOutlet:
+    """See :class:`harness.power.outlet.Outlet`; the state is UNKNOWN with boards that do not
+    answer."""
+
+    def __init__(self, options: RelayPowerOptions) -> None:
+        self._options = options
+
+    def switch(self, on: bool, timeout: float) -> None:
+        energised = on is not self._options.normally_closed
+        body = bytes([_START, self._options.channel, energised])
+        with self._open(timeout) as port:
+            port.write(body + bytes([sum(body) & 0xFF]))
+            port.flush()
+
+    def read(self, timeout: float) -> PowerState:
+        wanted = re.compile(rb"CH\s*%d\s*:\s*(ON|OFF)" % self._options.channel)
+        with self._open(timeout) as port:
+            port.reset_input_buffer()
+            port.write(_ASK)
+            answer = b""
+            deadline = time.monotonic() + min(timeout, _ANSWER_SECONDS)
+            while (left := deadline - time.monotonic()) > 0:
+                port.timeout = left
+                answer += port.read(1)
+                found = wanted.search(answer)
+                if found:
+                    energised = found[1] == b"ON"
+                    on = energised is not self._options.normally_closed
+                    return PowerState.ON if on else PowerState.OFF
+        return PowerState.UNKNOWN
+
+    def __str__(self) -> str:
+        return f"relay {self._options.channel} on {self._options.port}"
+
+    def _open(self, timeout: float) -> Serial:
+        import serial
+
+        try:
+            return serial.Serial(
+                self._options.port,
+                _BAUD,
+                timeout=timeout,
+                write_timeout=timeout,
+                exclusive=True,
+            )
+        except (serial.SerialException, OSError) as error:
+            raise PowerError(
+                f"{self} cannot be opened ({error})",
+                remedy="is it plugged in, may this user open it, does another program hold it?",
+            ) from error

@@ -1,0 +1,64 @@
+"""Power by an outlet of a PDU with SNMP (version 1 or 2c), by pysnmp."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from harness.errors import HostError, PowerError
+from harness.power import PowerState
+
+if TYPE_CHECKING:
+    from harness.power.options import SnmpPowerOptions
+
+
+class SnmpOutlet:
+    """See :class:`harness.power.outlet.Outlet`; the state is the control object's value."""
+
+    def __init__(self, options: SnmpPowerOptions) -> None:
+        self._options = options
+
+    def switch(self, on: bool, timeout: float) -> None:
+        value = self._options.on if on else self._options.off
+        asyncio.run(self._request(value, timeout))
+
+    def read(self, timeout: float) -> PowerState:
+        value = asyncio.run(self._request(None, timeout))
+        return {self._options.on: PowerState.ON, self._options.off: PowerState.OFF}.get(
+            value, PowerState.UNKNOWN
+        )
+
+    def __str__(self) -> str:
+        return f"object {self._options.oid} of {self._options.host}"
+
+    async def _request(self, value: int | None, timeout: float) -> int:
+        """SET to ``value``, or GET for None; the value that the agent answers."""
+        try:
+            from pysnmp.hlapi.v1arch import asyncio as snmp
+        except ImportError as error:
+            raise HostError(
+                "pysnmp is not installed", remedy="pip install 'stmm-hil[lab]'"
+            ) from error
+        version = 0 if self._options.version == "1" else 1
+        tries = 3
+        with snmp.SnmpDispatcher() as dispatcher:
+            target = await snmp.UdpTransportTarget.create(
+                (self._options.host, self._options.port), timeout=timeout / tries, retries=tries - 1
+            )
+            community = snmp.CommunityData(self._options.community, mpModel=version)
+            identity = snmp.ObjectIdentity(self._options.oid)
+            if value is None:
+                answer = await snmp.get_cmd(
+                    dispatcher, community, target, snmp.ObjectType(identity)
+                )
+            else:
+                binding = snmp.ObjectType(identity, snmp.Integer32(value))
+                answer = await snmp.set_cmd(dispatcher, community, target, binding)
+        failure, status, _, bindings = answer
+        if failure or status:
+            raise PowerError(
+                f"{self}: {failure or status.prettyPrint()}",
+                remedy="check address, community (it must be allowed to write) and oid with "
+                "snmpget and snmpset",
+            )
+        return int(bindings[0][1])
