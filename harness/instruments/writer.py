@@ -1,0 +1,106 @@
+"""Writers that live on the board by themselves: one that may hang, and one that writes on and on
+until the power is cut."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from harness.capabilities import Consent
+from harness.shell import Shell
+
+_SCRATCH = "/tmp/hil-writer"
+# The system call may be in a child; a fatal signal must reach that one.
+_KILL = (
+    "for p in $(sed -n 's/ .*//p' /proc/{pid}/task/*/children 2>/dev/null) {pid}; "
+    "do kill -9 $p; done 2>/dev/null; true"
+)
+
+
+@dataclass(frozen=True)
+class Writer:
+    """A process on the board that writes one variable with one write(2) and leaves its status in
+    a file."""
+
+    shell: Shell
+    pid: int
+
+    @classmethod
+    def start(cls, shell: Shell, path: str, content: bytes) -> Writer:
+        """Start it in the background; ``content`` begins with the four attribute bytes."""
+        shell.write_file(f"{_SCRATCH}.data", content)
+        pid = shell.run_isolated(
+            f"rm -f {_SCRATCH}.status; "
+            f"(dd if={_SCRATCH}.data of={shlex.quote(path)} bs={len(content)} conv=notrunc "
+            f"2>/dev/null; echo $? > {_SCRATCH}.status) </dev/null >/dev/null 2>&1 & echo $!"
+        ).check()
+        return cls(shell, int(pid.text))
+
+    def ended(self, within: float) -> bool:
+        """Whether it ended within so many seconds."""
+        return _exists(self.shell, f"{_SCRATCH}.status", within)
+
+    def status(self) -> int:
+        """Its exit status; 0 when the variable was written."""
+        return int(self.shell.run(f"cat {_SCRATCH}.status").check().text)
+
+    def kill(self) -> None:
+        """SIGKILL to it and to its child."""
+        self.shell.run(_KILL.format(pid=self.pid)).check()
+
+
+@dataclass(frozen=True)
+class WriterLoop:
+    """A process on the board that writes ``contents`` one after the other through one descriptor,
+    each with one write(2), and counts in a file what is done."""
+
+    shell: Shell
+    pid: int
+
+    @classmethod
+    def start(
+        cls,
+        shell: Shell,
+        path: str,
+        contents: Sequence[bytes],
+        *,
+        consent: Callable[[Consent], None],
+    ) -> WriterLoop:
+        """Start it in the background; each content begins with the four attribute bytes."""
+        consent(Consent.WRITE_RPMB)
+        for number, content in enumerate(contents, 1):
+            shell.write_file(f"{_SCRATCH}.{number}", content)
+        writes = "; ".join(
+            f"dd if={_SCRATCH}.{number} bs={len(content)} count=1 >&3 2>/dev/null || exit; "
+            f"echo {number} >{_SCRATCH}.done"
+            for number, content in enumerate(contents, 1)
+        )
+        pid = shell.run_isolated(
+            f"echo 0 >{_SCRATCH}.done; (exec 3<>{shlex.quote(path)}; {writes}) "
+            "</dev/null >/dev/null 2>&1 & echo $!"
+        ).check()
+        return cls(shell, int(pid.text))
+
+    def done(self) -> int:
+        """How many contents were written and answered for."""
+        return int(self.shell.run(f"cat {_SCRATCH}.done").check().text)
+
+    def wait_until(self, done: int, *, timeout: float = 15.0) -> int:
+        """Wait on the board until ``done`` contents are written or the writer has ended; returns
+        how many are."""
+        waiting = (
+            f"i=0; while read -r n <{_SCRATCH}.done; test $n -lt {done} && "
+            f"test -d /proc/{self.pid} && test $i -lt {int(timeout * 100)}; "
+            "do i=$((i + 1)); sleep 0.01; done"
+        )
+        self.shell.run(waiting, timeout=timeout + 10)
+        return self.done()
+
+
+def _exists(shell: Shell, path: str, within: float) -> bool:
+    waiting = (
+        f"i=0; while test $i -lt {int(within * 20)} && ! test -s {path}; "
+        f"do i=$((i + 1)); sleep 0.05; done; test -s {path}"
+    )
+    return shell.run_isolated(waiting, timeout=within + 10).ok
