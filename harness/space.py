@@ -22,7 +22,7 @@ from harness.formats import variable_store as layout
 from harness.formats.efi import GLOBAL_VARIABLE_GUID
 from harness.instruments.efivars import VENDOR_GUID, VariableName
 from harness.probe import steps as do
-from harness.truth.store_space import SMALLEST_RECORD, data_for, record_size
+from harness.truth.store_space import SMALLEST_RECORD, record_size
 
 if TYPE_CHECKING:
     from harness.board import Board
@@ -38,6 +38,9 @@ WRITES_PER_BYTE: Final = 0.8
 OP-TEE write its file of 192 half sectors anew (contract 2.4)."""
 AUTO_CREATED: Final = UUID("8108ac4e-9f11-4d59-850e-e21a522c59b2")
 """Optional data that ends a boot option which U-Boot makes by itself (contract 8)."""
+
+FOREIGN: Final = ("Boot[0-9A-F][0-9A-F][0-9A-F][0-9A-F]", "BootOrder")
+"""Variables outside our vendor GUID that a reclaim writes, as a ``foreign`` marker names them."""
 
 _CONSENTS: Final = (Consent.POWER_CYCLE, Consent.WRITE_RPMB, Consent.FOREIGN_VARIABLES)
 _FILLER: Final = "Filler"
@@ -113,6 +116,11 @@ class StoreSpace:
         """Somebody wrote so many bytes."""
         self._spent += store_bytes
 
+    def reclaims_by_itself(self) -> bool:
+        """Whether StandaloneMM was never told ExitBootServices: it reclaims whenever a variable
+        does not fit (contract 4.13)."""
+        return not self._board.capabilities.has(Capability.EXIT_BOOT_SERVICES_TOLD)
+
     # --- reclaim ------------------------------------------------------------------------------
 
     def why_not(self) -> str | None:
@@ -137,12 +145,13 @@ class StoreSpace:
         option = self._automatic_option()
         before = self._boot_entries()
         free, counter = self.free(), self._counter()
-        try:
-            self._prove_remaking(option, before)
-            self._fill(record_size(option.name, len(before[option]) - 4))
-            self._remake(option)
-        finally:
-            self._put_back(before)
+        with self._board.foreign_writes.allowing(*FOREIGN):
+            try:
+                self._prove_remaking(option, before)
+                self._fill(record_size(option.name, len(before[option]) - 4))
+                self._remake(option)
+            finally:
+                self._put_back(before)
         self._check_reclaimed(free)
         self._spent = 0
         self._visible = None
@@ -270,8 +279,8 @@ class StoreSpace:
     def _nothing_won(self, what: str) -> FirmwareError:
         return FirmwareError(
             f"the store was full, the firmware set a variable while booting, and {what}",
-            remedy="StandaloneMM must reclaim before ExitBootServices (EDK2 Variable.c); power-cycle"
-            " and look at the console",
+            remedy="StandaloneMM must reclaim before ExitBootServices (EDK2 Variable.c); "
+            "power-cycle and look at the console",
             board=self._board.name,
         )
 

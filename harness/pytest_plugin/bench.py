@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-from collections.abc import Generator, Iterator
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Generator, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 
@@ -18,6 +19,7 @@ from harness.errors import (
     MissingCapability,
     WrongBoard,
 )
+from harness.pytest_plugin.blame import BLAME, Whose
 from harness.pytest_plugin.keeper import Keeper, foreign_names
 
 if TYPE_CHECKING:
@@ -38,21 +40,67 @@ class Bench:
             raise pytest.UsageError("--board may be given once: one board a run")
         self._name = names[0] if names else DEFAULT_BOARD
         self._board: Board | None = None
+        self._path: Path | None = None
         self._file: BoardFile | None = None
         self._mark: Mark | None = None
-        self._notes: list[str] = []
+        self.notes: list[str] = []
+        """What had to be done to the board between tests."""
+        self.at_begin: list[Callable[[Board, Sequence[pytest.Item]], None]] = []
+        """Called with the board and its tests, once it answers and before the first test."""
+        self.before_tidying: list[Callable[[pytest.Item], None]] = []
+        """Called after a test's fixtures are gone and before the board is tidied."""
+        self.before_restoring: list[Callable[[Board], None]] = []
+        """Called after the last test, before the board gets its variables back."""
+        self.at_close: list[Callable[[Board], None]] = []
+        """Called last, while the board still answers."""
         self._keeper: Keeper | None = None
         # Foreign variables that tests of this run declare.
         self._declared: list[str] = []
-        # The RPMB write counter at the start and now; None where it cannot be read.
-        self._counter_at_start: int | None = None
-        self._counter: int | None = None
         # Why the board must be recovered before the next test, and why no test can run any more.
         self._suspect: str | None = None
         self._lost: HilError | None = None
         if names:
             with _usage_errors():
-                self._load()
+                self.file  # noqa: B018 - what is wrong with it is said now
+
+    @property
+    def file(self) -> BoardFile:
+        """The board file. Raises ConfigurationError."""
+        if self._file is None:
+            from harness import boardfile
+
+            self._file = boardfile.load(self.path)
+        return self._file
+
+    @property
+    def path(self) -> Path:
+        """Where the board file is. Raises ConfigurationError."""
+        if self._path is None:
+            from harness import boardfile
+
+            self._path = boardfile.find(self._name)
+        return self._path
+
+    @property
+    def reached(self) -> bool:
+        """Whether the board runs and can be asked."""
+        return self._board is not None and self._lost is None
+
+    @property
+    def suspect(self) -> bool:
+        """Whether the board must be recovered before it can be asked anything."""
+        return self._suspect is not None or self._lost is not None
+
+    @property
+    def given_back(self) -> list[str]:
+        """What became of the board's variables, for the reader."""
+        return self._keeper.lines if self._keeper is not None else []
+
+    def will_write(self, *names: str) -> None:
+        """Foreign variables that the harness itself is about to write: after a crash they are
+        restored as those that tests declare."""
+        if self._keeper is not None:
+            self._keeper.declare(names)
 
     def board(self) -> Board:
         """The running board; starts it at the first call. Raises the board's errors."""
@@ -60,7 +108,7 @@ class Bench:
             from harness.board import Board
 
             board = Board(
-                self._load(),
+                self.file,
                 link=self._config.getoption("link"),
                 assume_yes=self._config.getoption("yes"),
                 console_log=self._config.getoption("console_log"),
@@ -75,7 +123,6 @@ class Bench:
             self._board = board
             self._keeper = Keeper(board)
             self._keeper.begin(self._declared)
-            self._counter_at_start = self._counter = self._read_counter()
         return self._board
 
     # --- the session --------------------------------------------------------------------------
@@ -83,10 +130,13 @@ class Bench:
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Reach the board before the first test: what is wrong with it is a usage error."""
-        if not self._config.getoption("collectonly") and any(map(_uses_board, session.items)):
-            self._declared = [name for item in session.items for name in foreign_names(item)]
+        if not self._config.getoption("collectonly") and any(map(uses_board, session.items)):
+            items = [item for item in session.items if uses_board(item)]
+            self._declared = [name for item in items for name in foreign_names(item)]
             with _usage_errors():
-                self.board()
+                board = self.board()
+                for step in self.at_begin:
+                    step(board, items)
 
     def pytest_report_collectionfinish(self) -> list[str]:
         """Which board, link, firmware and kernel."""
@@ -102,28 +152,13 @@ class Bench:
         ]
         return lines + [f"board file contradicted: {line}" for line in contradictions]
 
-    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
-        """What the run cost, and what had to be done to the board between tests."""
-        lines = list(self._notes)
-        if self._counter is not None:
-            budget = self._load().rpmb_write_budget
-            of = "" if budget is None else f" of a budget of {budget}"
-            lines.append(f"RPMB writes: {self._spent()}{of}")
-        if lines:
-            terminalreporter.section("board")
-            for line in lines:
-                terminalreporter.write_line(line)
-        if self._keeper is not None and self._keeper.lines:
-            terminalreporter.section("variables of the board, given back")
-            for line in self._keeper.lines:
-                terminalreporter.write_line(line)
-
+    @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Give the board back; a run that lost its board did not test what it was asked to."""
         if self._board is not None:
+            self._call(self.before_restoring)
             self._give_back(session)
-            if self._lost is None:
-                self._counter = self._read_counter() or self._counter
+            self._call(self.at_close)
             self._board.close()
             self._board = None
         if self._lost is not None:
@@ -142,19 +177,18 @@ class Bench:
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> Generator[None, object, object]:
         """Alive, in standard state, and with what the markers ask for; else skip or error."""
-        if not _uses_board(item):
+        if not uses_board(item):
             return (yield)
         with self._judging(item):
             self._revive(item)
             self._check_markers(item)
-            self._check_budget()
             self._mark_log()
             return (yield)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, object, object]:
         """The test, and then the kernel log."""
-        if not _uses_board(item):
+        if not uses_board(item):
             return (yield)
         with self._judging(item):
             try:
@@ -168,11 +202,13 @@ class Bench:
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_teardown(self, item: pytest.Item) -> Generator[None, object, object]:
         """After the test's own fixtures: own variables away, standard state back."""
-        if not _uses_board(item):
+        if not uses_board(item):
             return (yield)
         with self._judging(item):
             try:
                 result = yield
+                for step in self.before_tidying:
+                    step(item)
                 self._tidy(item)
             except (Exception, pytest.fail.Exception):
                 # Whatever could not be undone must not be the next test's failure.
@@ -182,12 +218,14 @@ class Bench:
 
     # --- helpers ------------------------------------------------------------------------------
 
-    def _load(self) -> BoardFile:
-        if self._file is None:
-            from harness import boardfile
-
-            self._file = boardfile.load(boardfile.find(self._name))
-        return self._file
+    def _call(self, steps: Sequence[Callable[[Board], None]]) -> None:
+        for step in steps:
+            if self._board is None or self._lost is not None:
+                return
+            try:
+                step(self._board)
+            except (HilError, OSError) as error:
+                self.notes.append(f"at the end of the run: {error}")
 
     @contextlib.contextmanager
     def _judging(self, item: pytest.Item) -> Iterator[None]:
@@ -199,12 +237,13 @@ class Bench:
             raise pytest.skip.Exception(str(error)) from None
         except (BoardWedged, WrongBoard) as error:
             self._lost = error
+            item.stash[BLAME] = Whose.LAB
             ending = f"lab error, the run ends here: {error}"
             raise pytest.fail.Exception(ending, pytrace=False) from None
         except Exception as error:
             broken = _link_error(error)
             if broken is not None:
-                broken.located(board=self._load().name)
+                broken.located(board=self.file.name)
                 self._suspect = f"{item.nodeid}: {broken.what}"
             if isinstance(error, HilError):
                 _shorten(error)
@@ -212,6 +251,7 @@ class Bench:
 
     def _revive(self, item: pytest.Item) -> None:
         if self._lost is not None:
+            item.stash[BLAME] = Whose.LAB
             pytest.fail(f"lab error, not run: {self._lost}", pytrace=False)
         if self._suspect is None and self._answers():
             return
@@ -221,7 +261,7 @@ class Bench:
         recovery = recover(self.board())
         self._mark = None
         vain = f" (in vain: {'; '.join(recovery.in_vain)})" if recovery.in_vain else ""
-        self._notes.append(f"{reason} -> {recovery.helped}{vain}")
+        self.notes.append(f"{reason} -> {recovery.helped}{vain}")
 
     def _answers(self) -> bool:
         try:
@@ -246,23 +286,6 @@ class Bench:
             for capability in marker.args:
                 board.capabilities.require(_named(Capability, capability, item))
 
-    def _check_budget(self) -> None:
-        budget = self._load().rpmb_write_budget
-        if budget is None:
-            return
-        self._counter = self._read_counter() or self._counter
-        if self._spent() >= budget:
-            pytest.skip(f"the budget of {budget} RPMB writes is spent ({self._spent()})")
-
-    def _spent(self) -> int:
-        return (self._counter or 0) - (self._counter_at_start or 0)
-
-    def _read_counter(self) -> int | None:
-        try:
-            return self.board().rpmb.counter()
-        except HilError:
-            return None
-
     def _mark_log(self) -> None:
         board = self.board()
         if self._mark is None and board.capabilities.has(Capability.KERNEL_LOG):
@@ -283,11 +306,12 @@ class Bench:
         from harness.instruments.kernel_log import bad_lines
 
         lines = self._new_lines()
-        allowed = list(self._load().kernel_log_allowed)
+        allowed = list(self.file.kernel_log_allowed)
         for marker in item.iter_markers("allow_kernel_log"):
             allowed += marker.args
         bad = bad_lines(lines, allowed=allowed)
         if bad:
+            item.stash[BLAME] = Whose.KERNEL
             item.add_report_section("call", "kernel log", "\n".join(lines))
             pytest.fail(f"the kernel log has {bad[0]!r} ({len(bad)} such lines)", pytrace=False)
 
@@ -304,7 +328,7 @@ class Bench:
         standing = board.standing()
         mended = board.restore_standing(standing)
         if mended and not item.get_closest_marker("disturbs"):
-            self._notes.append(f"{item.nodeid} left the board without: {', '.join(mended)}")
+            self.notes.append(f"{item.nodeid} left the board without: {', '.join(mended)}")
         if standing.own_variables:
             resisted = board.efivars.delete_own()
             if resisted:
@@ -320,7 +344,8 @@ BENCH: pytest.StashKey[Bench] = pytest.StashKey()
 """Where a configuration keeps its bench."""
 
 
-def _uses_board(item: pytest.Item) -> bool:
+def uses_board(item: pytest.Item) -> bool:
+    """Whether a test runs on the board."""
     return "hil_board" in getattr(item, "fixturenames", ())
 
 

@@ -11,9 +11,10 @@ import pytest
 
 from harness.capabilities import Consent
 from harness.errors import ConsentMissing, HilError, TargetError
+from harness.instruments.efivars import VariableName
 from harness.safekeeping import place, snapshot
 from harness.safekeeping.restore import Report, Verdict, restore, restore_whatever_it_takes, table
-from harness.safekeeping.variables import VariableName, is_named, name_of_file, nature
+from harness.safekeeping.variables import is_named, name_of_file, nature
 
 if TYPE_CHECKING:
     from harness.board import Board, Standing
@@ -70,6 +71,12 @@ class Keeper:
             self.lines.append(f"no snapshot was taken: {self._why_none}")
             return
         snapshot.keep(self._snapshot, place.directory(self._board))
+
+    def declare(self, names: Sequence[str]) -> None:
+        """More foreign variables that this run may write."""
+        if self._snapshot is not None:
+            directory = place.directory(self._board)
+            self._snapshot = snapshot.declare(self._snapshot, directory, names)
 
     # --- one test -----------------------------------------------------------------------------
 

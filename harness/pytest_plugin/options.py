@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from harness.pytest_plugin.bench import BENCH, DEFAULT_BOARD, Bench
+from harness.pytest_plugin.budget import BUDGET, ENFORCE, Budget
+from harness.pytest_plugin.report import REPORT, Report
 
 MARKERS = (
     "cases(*numbers): the cases of docs/cases.md that the test covers",
@@ -20,14 +22,16 @@ MARKERS = (
     "disturbs: leaves the driver, the supplicant or the mount otherwise; the standard state is "
     "brought back afterwards",
     "power: switches the board's power or reboots it",
-    "cost(rpmb_writes=0, store_bytes=0): RPMB writes and bytes of the variable store it takes",
+    "cost(store_bytes=0, rpmb_writes=None): how many bytes of the variable store the test's "
+    "writes take at most (deleting gives none back), and its RPMB writes where they are known",
     "wear: costs many RPMB writes",
+    "blame(whose): whom a failed assertion points to, firmware (without it) or kernel",
     "allow_kernel_log(*patterns): lines of the kernel log that do not fail this test",
 )
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """``--board``, ``--link``, ``--yes``, ``--console-log``."""
+    """The options of the group `the board`, and the ini option for enforced costs."""
     group = parser.getgroup("hil", "the board")
     group.addoption(
         "--board",
@@ -49,6 +53,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="FILE",
         help="capture the serial console in FILE, with time stamps",
     )
+    group.addoption(
+        "--capabilities",
+        choices=("measured", "pinned"),
+        default="measured",
+        help="pinned: believe the board file's [capabilities] instead of measuring those "
+        "(default: %(default)s)",
+    )
+    group.addoption("--ktap", type=Path, metavar="FILE", help="write the results as KTAP to FILE")
+    parser.addini(
+        ENFORCE,
+        "a test fails that takes more of the variable store than its cost marker declares",
+        type="bool",
+        default=False,
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -58,3 +76,7 @@ def pytest_configure(config: pytest.Config) -> None:
     bench = Bench(config)
     config.stash[BENCH] = bench
     config.pluginmanager.register(bench, "hil-bench")
+    budget = config.stash[BUDGET] = Budget(config, bench)
+    config.pluginmanager.register(budget, "hil-budget")
+    report = config.stash[REPORT] = Report(config, bench, budget)
+    config.pluginmanager.register(report, "hil-report")

@@ -1,0 +1,54 @@
+"""Whose a failure looks like: firmware, kernel, lab or test. It is a first guess, by these rules:
+
+1. an error of the harness says itself who can mend it (``harness.errors.Fault``); cable, host and
+   configuration are the lab's;
+2. a bad line in the kernel log is the kernel's, a board that was lost is the lab's;
+3. a measurement above its limit is the firmware's;
+4. an assertion of the test, or a system call that the board refused, is the firmware's, or whose
+   the test's marker ``blame`` says: what the VFS and efivarfs decide without asking the firmware
+   is marked ``blame("kernel")``;
+5. anything else is the test's.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import pytest
+
+from harness.errors import Fault, HilError
+
+
+class Whose(StrEnum):
+    """Who should look at a failure first."""
+
+    FIRMWARE = "firmware"
+    KERNEL = "kernel"
+    LAB = "lab"
+    TEST = "test"
+
+
+BLAME: pytest.StashKey[Whose] = pytest.StashKey()
+"""Where an item keeps what is known better than by its exception."""
+
+_OF_FAULT = {
+    Fault.FIRMWARE: Whose.FIRMWARE,
+    Fault.KERNEL: Whose.KERNEL,
+    Fault.CABLE: Whose.LAB,
+    Fault.LAB: Whose.LAB,
+    Fault.HOST: Whose.LAB,
+    Fault.CONFIGURATION: Whose.LAB,
+    Fault.TEST: Whose.TEST,
+}
+
+
+def whose(item: pytest.Item, error: BaseException) -> Whose:
+    """Whose a failure of a test looks like."""
+    if isinstance(error, HilError):
+        return _OF_FAULT[error.fault]
+    if BLAME in item.stash:
+        return item.stash[BLAME]
+    if isinstance(error, AssertionError | OSError):
+        marker = item.get_closest_marker("blame")
+        return Whose(marker.args[0]) if marker else Whose.FIRMWARE
+    return Whose.TEST

@@ -1,0 +1,81 @@
+"""What a test says it costs, and the order in which tests run: what is cheap first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final
+
+import pytest
+
+from harness.capabilities import Consent
+
+UNDECLARED_BYTES: Final = 512
+"""What a test that may write and declares nothing is taken to cost."""
+_FILLS: Final = 4096
+_BOOT_WRITES: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Store bytes (an upper bound) and RPMB writes; ``rpmb_writes`` is None where the test leaves
+    that to an estimate, ``declared`` False where there is no ``cost`` marker."""
+
+    store_bytes: int
+    rpmb_writes: int | None
+    declared: bool
+
+    def writes(self, per_byte: float) -> int:
+        """RPMB writes as declared, or as the store bytes let expect."""
+        if self.rpmb_writes is not None:
+            return self.rpmb_writes
+        return round(self.store_bytes * per_byte)
+
+
+class Rank(IntEnum):
+    """The cheaper, the earlier."""
+
+    PLAIN = 0
+    DISTURBS = 1
+    POWER = 2
+    WEAR = 3
+    DESTRUCTIVE = 4
+
+
+def cost_of(item: pytest.Item) -> Cost:
+    """The nearest ``cost`` marker. Raises :class:`pytest.UsageError` for a misspelt one."""
+    marker = item.get_closest_marker("cost")
+    if marker is None:
+        writes = any(Consent.WRITE_RPMB in one.args for one in item.iter_markers("consents"))
+        return Cost(UNDECLARED_BYTES if writes else 0, None, declared=False)
+    unknown = marker.kwargs.keys() - {"store_bytes", "rpmb_writes"}
+    if marker.args or unknown:
+        raise pytest.UsageError(
+            f"{item.nodeid}: cost takes store_bytes=N and rpmb_writes=N, "
+            f"not {', '.join([*map(repr, marker.args), *sorted(unknown)])}"
+        )
+    return Cost(
+        marker.kwargs.get("store_bytes", 0), marker.kwargs.get("rpmb_writes"), declared=True
+    )
+
+
+def rpmb_writes(item: pytest.Item, per_byte: float) -> int:
+    """RPMB writes to expect of a test, those of the boots that it makes included."""
+    boots = _BOOT_WRITES if item.get_closest_marker("power") else 0
+    return cost_of(item).writes(per_byte) + boots
+
+
+def rank(item: pytest.Item) -> Rank:
+    """How late a test runs."""
+    if item.get_closest_marker("destructive"):
+        return Rank.DESTRUCTIVE
+    if item.get_closest_marker("wear") or cost_of(item).store_bytes >= _FILLS:
+        return Rank.WEAR
+    if item.get_closest_marker("power"):
+        return Rank.POWER
+    return Rank.DISTURBS if item.get_closest_marker("disturbs") else Rank.PLAIN
+
+
+def group(item: pytest.Item) -> str:
+    """The group of a test: its file."""
+    return item.nodeid.partition("::")[0]

@@ -1,0 +1,58 @@
+"""KTAP version 1, as kernel CI reads it (Linux Documentation/dev-tools/ktap.rst): a nested test
+for each group, diagnostic lines before the result that they belong to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from harness.pytest_plugin.report import Result
+
+_VERSION = "KTAP version 1"
+_INDENT = "  "
+
+
+def document(results: Iterable[Result], facts: Sequence[str] = ()) -> str:
+    """The whole run; ``facts`` (board, firmware, kernel) come first, as diagnostics."""
+    groups: dict[str, list[Result]] = {}
+    for result in results:
+        groups.setdefault(result.group, []).append(result)
+    lines = [_VERSION, *(f"# {fact}" for fact in facts), f"1..{len(groups)}"]
+    for number, (group, members) in enumerate(groups.items(), 1):
+        lines += [f"{_INDENT}{line}" for line in _nested(group, members)]
+        failed = any(result.outcome == "failed" for result in members)
+        skipped = all(result.outcome == "skipped" for result in members)
+        directive = " # SKIP no test of the group was run" if skipped else ""
+        lines.append(f"{_word(failed)} {number} {_name(group)}{directive}")
+    return "\n".join(lines) + "\n"
+
+
+def _nested(group: str, members: Sequence[Result]) -> Iterable[str]:
+    yield _VERSION
+    yield f"# Subtest: {_name(group)}"
+    yield f"1..{len(members)}"
+    for number, result in enumerate(members, 1):
+        for name, value in result.properties:
+            yield f"# {name}: {value}"
+        if result.outcome == "failed":
+            yield f"# {result.whose}: {result.why}"
+        word = _word(result.outcome == "failed")
+        yield f"{word} {number} {_name(result.name)}{_directive(result)}"
+
+
+def _directive(result: Result) -> str:
+    if result.outcome == "skipped":
+        return f" # SKIP {result.why}".rstrip()
+    if result.outcome == "failed" and result.in_set_up:
+        return " # ERROR in set-up"
+    return ""
+
+
+def _word(failed: bool) -> str:
+    return "not ok" if failed else "ok"
+
+
+def _name(text: str) -> str:
+    """A number sign would begin a directive."""
+    return text.replace("#", "_")

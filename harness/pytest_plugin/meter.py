@@ -1,0 +1,83 @@
+"""What a test cost: RPMB write counter and free space of the store, read cheaply."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from harness.capabilities import EFIVARS_PATH, Capability
+from harness.errors import HilError
+
+if TYPE_CHECKING:
+    from harness.board import Board
+
+_COUNTER: Final = re.compile(r"Counter value: 0x([0-9a-fA-F]+)")
+# One round trip; the store is asked only when the counter has moved.
+_READ: Final = f"""c=$(mmc rpmb read-counter {{device}} 2>&1); echo "$c"
+case $c in *"{{known}}"*) ;; *) stat -f -c 'free %S %b %f' {EFIVARS_PATH};; esac"""
+_UNKNOWN: Final = "no counter yet"
+_FREE: Final = re.compile(r"free (\d+) (\d+) (\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """RPMB write counter and free bytes of the store; None where the board does not tell."""
+
+    counter: int | None
+    free: int | None
+
+
+class Meter:
+    """Reads the board of ``board()``. Errors make a reading unknown: it must not fail a test."""
+
+    def __init__(self, board: Board) -> None:
+        self._board = board
+        self._last = Reading(None, None)
+
+    def read(self) -> Reading:
+        """Counter and free bytes now. Where the counter has not moved, nothing was written and
+        the free bytes are those of the last reading."""
+        try:
+            self._last = self._quickly() if self._has_mmc() else self._slowly()
+        except HilError:
+            self._last = Reading(None, None)
+        return self._last
+
+    def figures(self) -> bool:
+        """Whether the board shows free space, and as it is now: Linux 7 answers from a cache (K7
+        fs/efivarfs/super.c), and that it drops unwritten files is how it is told from 6."""
+        has = self._board.capabilities.has
+        return has(Capability.QUERY_VARIABLE_INFO) and has(Capability.UNCOMMITTED_FILES_STAY)
+
+    def _has_mmc(self) -> bool:
+        has = self._board.capabilities.has
+        return has(Capability.MMC_UTILS) and has(Capability.RPMB_ACCESS)
+
+    def _quickly(self) -> Reading:
+        last = self._last.counter
+        known = _UNKNOWN if last is None else f"{last:#010x}"
+        text = self._board.shell.run(_READ.format(device=self._board.rpmb.device, known=known)).text
+        counter = _COUNTER.search(text)
+        if counter is None:
+            return Reading(None, None)
+        space = _FREE.search(text)
+        free = self._last.free if space is None else int(space[1]) * int(space[3])
+        if space is not None and not int(space[2]):
+            free = None
+        return Reading(int(counter[1], 16), free)
+
+    def _slowly(self) -> Reading:
+        """A board without mmc-utils starts a python for each counter: only after a write."""
+        has = self._board.capabilities.has
+        free = None
+        if has(Capability.QUERY_VARIABLE_INFO):
+            try:
+                space = self._board.efivars.space()
+            except OSError:
+                return Reading(self._last.counter, None)
+            free = space.free if space.total else None
+            if free == self._last.free and self._last.counter is not None:
+                return self._last
+        counter = self._board.rpmb.counter() if has(Capability.RPMB_ACCESS) else None
+        return Reading(counter, free)

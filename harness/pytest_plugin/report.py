@@ -1,0 +1,215 @@
+"""Results that people use: properties in JUnit XML, KTAP, and a summary by group."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+from harness.errors import ConfigurationError
+from harness.pytest_plugin import costs, ktap
+from harness.pytest_plugin.blame import Whose, whose
+
+if TYPE_CHECKING:
+    from harness.board import Board, Identity
+    from harness.pytest_plugin.bench import Bench
+    from harness.pytest_plugin.budget import Budget
+
+REPORT: pytest.StashKey[Report] = pytest.StashKey()
+"""Where a configuration keeps its report."""
+MEASUREMENT: Final = "measurement."
+"""What the names of measurements begin with among an item's properties."""
+
+_NAME: Final = re.compile(r"[a-z][a-z0-9_]*")
+_UNIT: Final = re.compile(r"[A-Za-z0-9]+")
+# As Bench words a skip (harness.capabilities, harness.board).
+_LACKING: Final = re.compile(r"\bno (\w+) on this board|does not (consent to \w+)")
+_WHY_CHARS: Final = 160
+
+
+@dataclass
+class Result:
+    """One test: its outcome over set-up, call and teardown."""
+
+    group: str
+    name: str
+    outcome: str = "passed"
+    why: str = ""
+    whose: Whose | None = None
+    in_set_up: bool = False
+    properties: list[tuple[str, object]] = field(default_factory=list)
+
+
+class Report:
+    """Collects what a run found and writes it in each form."""
+
+    def __init__(self, config: pytest.Config, bench: Bench, budget: Budget) -> None:
+        self._config = config
+        self._bench = bench
+        self._budget = budget
+        self._identity: Identity | None = None
+        self._for_all: Callable[[str, object], None] | None = None
+        self.results: dict[str, Result] = {}
+        bench.at_begin.append(self._identify)
+        bench.at_close.append(lambda board: self._record_wear())
+
+    # --- collecting ---------------------------------------------------------------------------
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Each test says which cases it covers."""
+        for item in session.items:
+            for name in ("cases", "pain"):
+                numbers = [str(one) for mark in item.iter_markers(name) for one in mark.args]
+                if numbers:
+                    item.user_properties.append((name, " ".join(numbers)))
+
+    def _identify(self, board: Board, items: Sequence[pytest.Item]) -> None:
+        self._identity = board.identity()
+
+    def begin(self, for_all: Callable[[str, object], None]) -> None:
+        """The board's identity and capabilities as properties of the whole run; ``for_all`` is
+        the fixture ``record_testsuite_property``."""
+        board = self._bench.board()
+        identity = self._identity or board.identity()
+        present = [
+            str(name) for name, found in board.capabilities.findings.items() if found.present
+        ]
+        for name, value in {
+            "board": identity.board,
+            "emmc_cid": " ".join(identity.emmc_cids),
+            "firmware": identity.firmware,
+            "kernel": identity.kernel,
+            "link": identity.link,
+            "capabilities": " ".join(sorted(present)),
+        }.items():
+            for_all(name, value)
+        self._for_all = for_all
+
+    def _record_wear(self) -> None:
+        if self._for_all is not None and self._budget.writes:
+            self._for_all("rpmb_writes", self._budget.spent)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(
+        self, item: pytest.Item, call: pytest.CallInfo[None]
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        """Whose a failure looks like, while there is still an exception to ask."""
+        report = yield
+        group = costs.group(item)
+        result = self.results.setdefault(
+            item.nodeid, Result(group, item.nodeid.removeprefix(f"{group}::"))
+        )
+        result.properties = list(item.user_properties)
+        if report.failed and result.outcome != "failed" and call.excinfo is not None:
+            result.outcome = "failed"
+            result.whose = whose(item, call.excinfo.value)
+            result.why = _one_line(call.excinfo.exconly(tryshort=True))
+            result.in_set_up = report.when == "setup"
+        elif report.skipped and not hasattr(report, "wasxfail"):
+            result.outcome = "skipped"
+            result.why = _one_line(report.longrepr[2] if isinstance(report.longrepr, tuple) else "")
+        return report
+
+    # --- writing ------------------------------------------------------------------------------
+
+    def pytest_sessionfinish(self) -> None:
+        """Write the KTAP file."""
+        path: Path | None = self._config.getoption("ktap")
+        if path is not None and not self._config.getoption("collectonly"):
+            path.write_text(ktap.document(self.results.values(), self._facts()), "utf-8")
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        """Groups, what was lacking, measurements, whose the failures look like, and the board."""
+        if self._identity is None:
+            return
+        sections = {
+            "groups": self._groups(),
+            "measurements": self._measurements(),
+            "skipped because the board lacks": self._lacking(),
+            "whose it looks like": self._failures(),
+            "board": [*self._facts(), *self._bench.notes, *self._budget.summary()],
+            "variables of the board, given back": self._bench.given_back,
+        }
+        for title, lines in sections.items():
+            if lines:
+                terminalreporter.section(title)
+                for line in lines:
+                    terminalreporter.write_line(line)
+
+    def _facts(self) -> list[str]:
+        if self._identity is None:
+            return []
+        one = self._identity
+        return [
+            f"board {one.board}, eMMC CID {', '.join(one.emmc_cids)}, over {one.link}",
+            f"firmware {one.firmware}; kernel {one.kernel}",
+        ]
+
+    def _groups(self) -> list[str]:
+        writes = self._budget.writes
+        counts = Counter((result.group, result.outcome) for result in self.results.values())
+        groups = list(dict.fromkeys(result.group for result in self.results.values()))
+        others = [group for group in writes if group not in groups and writes[group]]
+        width = max(map(len, [*groups, *others]), default=0)
+        lines = [f"{'':{width}}  passed  failed  skipped  RPMB writes"]
+        for group in groups:
+            passed, failed, skipped = (
+                counts[group, outcome] for outcome in ("passed", "failed", "skipped")
+            )
+            spent = writes.get(group, "")
+            lines.append(f"{group:{width}}  {passed:6}  {failed:6}  {skipped:7}  {spent:11}")
+        return lines + [f"{group:{width}}  {'':23}  {writes[group]:11}" for group in others]
+
+    def _lacking(self) -> list[str]:
+        lacking: Counter[str] = Counter()
+        for result in self.results.values():
+            found = _LACKING.search(result.why) if result.outcome == "skipped" else None
+            if found:
+                lacking[found[1] or found[2]] += 1
+        return [f"{name}: {count}" for name, count in lacking.most_common()]
+
+    def _failures(self) -> list[str]:
+        return [
+            f"{result.whose}: {result.group}::{result.name}: {result.why}"
+            for result in self.results.values()
+            if result.outcome == "failed"
+        ]
+
+    def _measurements(self) -> list[str]:
+        values: dict[str, list[float]] = {}
+        for result in self.results.values():
+            for name, value in result.properties:
+                if name.startswith(MEASUREMENT) and isinstance(value, float):
+                    values.setdefault(name.removeprefix(MEASUREMENT), []).append(value)
+        limits = self._bench.file.limits
+        return [
+            f"{key}: {_range(found)}" + (f", limit {limits[key]:g}" if key in limits else "")
+            for key, found in sorted(values.items())
+        ]
+
+
+def key_of(name: str, unit: str) -> str:
+    """The key of a measurement's limit. Raises :class:`ConfigurationError` for a name or unit
+    that could be none."""
+    if not (_NAME.fullmatch(name) and _UNIT.fullmatch(unit)):
+        raise ConfigurationError(
+            f"a measurement cannot be called {name!r} in {unit!r}",
+            remedy="use lower-case letters, digits and _ in its name, letters in its unit",
+        )
+    return f"{name}_{unit}"
+
+
+def _range(values: list[float]) -> str:
+    if len(values) == 1:
+        return f"{values[0]:g}"
+    return f"{min(values):g} to {max(values):g} in {len(values)} values"
+
+
+def _one_line(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= _WHY_CHARS else f"{line[: _WHY_CHARS - 1]}…"
