@@ -47,6 +47,8 @@ def size_shown(rig: Rig, entry: str) -> int:
 # OP-TEE 4.1 and the StandaloneMM of its time
 
 
+@pytest.mark.cases(310)
+@pytest.mark.pain(6)
 def test_a_relocating_write_of_optee_41_makes_the_next_start_reclaim(make_rig: MakeRig) -> None:
     # 15bbaa331: what lies behind the rewritten chunk becomes zero, so StandaloneMM finds bytes that
     # are not erased behind its last record, and working space and spare block are gone.
@@ -66,6 +68,7 @@ def test_a_relocating_write_of_optee_41_makes_the_next_start_reclaim(make_rig: M
 
 
 @pytest.mark.parametrize(("release", "writes"), [("4.10", 2), ("4.1", 4)])
+@pytest.mark.cases(314)
 def test_writes_of_a_record_inside_one_block(make_rig: MakeRig, release: str, writes: int) -> None:
     # edk2 88580a79d4: header, state 0x7F, name with data and state 0x3F became record and state.
     rig = make_rig(optee=release)
@@ -82,6 +85,7 @@ def test_writes_of_a_record_inside_one_block(make_rig: MakeRig, release: str, wr
     ("release", "status"),
     [("4.10", EfiStatus.INVALID_PARAMETER), ("4.1", EfiStatus.ACCESS_DENIED)],
 )
+@pytest.mark.cases(330)
 def test_a_storage_code_seen_as_64_bits_is_access_denied(
     make_rig: MakeRig, release: str, status: EfiStatus
 ) -> None:
@@ -103,6 +107,7 @@ def test_optee_41_cannot_leave_rpmb_to_the_kernel() -> None:
 
 
 @pytest.mark.parametrize(("series", "stays"), [("K6", True), ("K7", False)])
+@pytest.mark.cases(349)
 def test_a_file_never_written(make_rig: MakeRig, series: str, stays: bool) -> None:
     rig = make_rig(efivarfs=series)
     rig.boot()
@@ -113,6 +118,7 @@ def test_a_file_never_written(make_rig: MakeRig, series: str, stays: bool) -> No
 
 
 @pytest.mark.parametrize(("series", "shown"), [("K6", 1000), ("K7", 7)])
+@pytest.mark.cases(404)
 def test_truncate(make_rig: MakeRig, series: str, shown: int) -> None:
     rig = make_rig(efivarfs=series)
     rig.boot()
@@ -126,6 +132,8 @@ def test_truncate(make_rig: MakeRig, series: str, shown: int) -> None:
 
 
 @pytest.mark.parametrize(("series", "code"), [("K6", errno.ENOSPC), ("K7", errno.EIO)])
+@pytest.mark.cases(332)
+@pytest.mark.pain(15)
 def test_no_memory_for_a_message(make_rig: MakeRig, series: str, code: int) -> None:
     rig = make_rig(efivarfs=series)
     rig.boot()
@@ -135,6 +143,7 @@ def test_no_memory_for_a_message(make_rig: MakeRig, series: str, code: int) -> N
     rig.write(name("M"), b"m")
 
 
+@pytest.mark.cases(413)
 def test_thaw_brings_what_others_wrote(make_rig: MakeRig) -> None:
     rig = make_rig(efivarfs="K7")
     rig.boot()

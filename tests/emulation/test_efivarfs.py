@@ -87,6 +87,7 @@ def test_listed_files_and_root(b: Board) -> None:
     assert (stat.filemode(root.mode), root.size, root.nlink) == ("drwxr-xr-x", 0, 2)
 
 
+@pytest.mark.cases(342)
 def test_mounts_share_one_superblock_until_the_last_umount() -> None:
     b = board()
     b.fs.mount("uid=5", task=ROOT)
@@ -108,6 +109,8 @@ def test_bad_mount_options() -> None:
     assert not b.fs.mounted
 
 
+@pytest.mark.cases(341)
+@pytest.mark.pain(20)
 def test_mount_without_variables() -> None:
     b = board(mount=False)
     b.operations.forced["next"] = EfiStatus.UNSUPPORTED
@@ -128,6 +131,7 @@ def test_mount_without_variables() -> None:
         ),
     ],
 )
+@pytest.mark.cases(409)
 def test_a_failing_walk_still_mounts(status: int, line: str) -> None:
     b = board(mount=False)
     b.operations.forced["next"] = status
@@ -136,6 +140,7 @@ def test_a_failing_walk_still_mounts(status: int, line: str) -> None:
     assert b.kernel.log.records()[-1].text == line
 
 
+@pytest.mark.cases(410)
 def test_duplicates_end_the_walk(b: Board) -> None:
     b.fs.unmount()
     walk = b.operations.get_next_variable
@@ -147,6 +152,7 @@ def test_duplicates_end_the_walk(b: Board) -> None:
     assert b.kernel.log.records()[-1].text == f"efivars: duplicate variable: Old-{VENDOR}"
 
 
+@pytest.mark.cases(405, 406)
 def test_the_random_seed_is_hidden_and_cannot_be_created(b: Board) -> None:
     b.fs.unmount()
     b.operations.store["RandomSeed", LINUX_RANDOM_SEED_GUID] = (6, b"s")
@@ -179,6 +185,7 @@ def test_the_superblock_follows_the_registered_operations(b: Board) -> None:
     assert flips == [True, False]
 
 
+@pytest.mark.cases(344)
 def test_remount_rw_needs_set_variable() -> None:
     b = board(supports_set=False)
     assert b.fs.read_only
@@ -247,6 +254,7 @@ def test_guid_case_does_not_matter_but_the_name_s_does(b: Board) -> None:
         b.vfs.stat(name("UP"))
 
 
+@pytest.mark.cases(408)
 def test_bytes_become_characters_one_by_one(b: Board) -> None:
     b.vfs.write_file(os.fsencode("ü") + b"\xff" + name("").encode(), b"\7\0\0\0x")
     assert ("\xc3\xbc\xff", VENDOR) in b.operations.store
@@ -255,6 +263,7 @@ def test_bytes_become_characters_one_by_one(b: Board) -> None:
     assert name("\u00c3\u00bc\u00ff") in b.vfs.listing()
 
 
+@pytest.mark.cases(407)
 def test_slash_is_listed_as_exclamation_mark(b: Board) -> None:
     b.operations.store["a/b", VENDOR] = (7, b"slash")
     b.operations.store["smile\U0001f600", VENDOR] = (7, b"pair")
@@ -298,6 +307,7 @@ def test_immutable_stops_open_unlink_truncate_chmod(b: Board) -> None:
     assert not b.vfs.exists(name("Old"))
 
 
+@pytest.mark.cases(386)
 def test_flags_that_do_not_exist(b: Board) -> None:
     with fails(errno.EOPNOTSUPP):
         b.vfs.setflags(name("Old"), 0x10 | 0x20)
@@ -305,6 +315,7 @@ def test_flags_that_do_not_exist(b: Board) -> None:
         b.fs.getflags(ROOT, b.fs.root)
 
 
+@pytest.mark.cases(387)
 def test_flags_need_owner_and_capability(b: Board) -> None:
     stranger = Vfs(b.fs, Task(5, uid=1000, gid=1000, capable=False))
     with fails(errno.EPERM):
@@ -365,6 +376,7 @@ def test_a_failed_first_write(b: Board, status: int, expected: int) -> None:
         (EfiStatus.SECURITY_VIOLATION, False),
     ],
 )
+@pytest.mark.cases(400, 401, 402)
 def test_unlink_knows_one_errno_only(b: Board, status: int, deleted: bool) -> None:
     b.vfs.setflags(name("Old"), 0)
     b.operations.forced["set"] = status
@@ -376,6 +388,7 @@ def test_unlink_knows_one_errno_only(b: Board, status: int, deleted: bool) -> No
     assert b.vfs.exists(name("Old")) is not deleted
 
 
+@pytest.mark.cases(411)
 def test_size_after_a_write_comes_from_the_firmware(b: Board) -> None:
     fd = b.vfs.open(name("X"), os.O_RDWR | os.O_CREAT)
     b.vfs.write(fd, b"\7\0\0\0four")
@@ -401,6 +414,7 @@ def test_delete_by_write_on_k6() -> None:
     assert ("X", VENDOR) in b.operations.store
 
 
+@pytest.mark.cases(370)
 def test_delete_by_write_on_k7() -> None:
     b = board(K7)
     fd = b.vfs.open(name("X"), os.O_RDWR | os.O_CREAT)
@@ -414,6 +428,8 @@ def test_delete_by_write_on_k7() -> None:
     assert not b.vfs.exists(name("X"))
 
 
+@pytest.mark.cases(349, 368, 369)
+@pytest.mark.pain(13)
 def test_a_file_that_was_never_written() -> None:
     for series, stays in ((K6, True), (K7, False)):
         b = board(series)
@@ -421,6 +437,7 @@ def test_a_file_that_was_never_written() -> None:
         assert b.vfs.exists(name("X")) is stays
 
 
+@pytest.mark.cases(367, 404)
 def test_truncate_changes_only_what_is_shown() -> None:
     for series, shown in ((K6, 100), (K7, 7)):
         b = board(series)
@@ -481,6 +498,8 @@ END = b"\x7f\xff\x04\0"
         ("Lang", b"no NUL", True),
     ],
 )
+@pytest.mark.cases(392, 393, 394, 395, 396, 397, 398, 399)
+@pytest.mark.pain(24)
 def test_load_options_are_checked_and_exact_names_are_not(
     b: Board, variable: str, data: bytes, accepted: bool
 ) -> None:
@@ -511,6 +530,7 @@ def test_reading_in_pieces(b: Board) -> None:
     assert b.vfs.pread(fd, 3, 4) == b"old"
 
 
+@pytest.mark.cases(382)
 def test_ordinary_users_read_a_hundred_times_a_second(b: Board) -> None:
     user = Vfs(b.fs, Task(9, uid=1000, gid=1000, capable=False))
     fd = user.open(name("Old"), os.O_RDONLY)
@@ -527,6 +547,8 @@ def test_ordinary_users_read_a_hundred_times_a_second(b: Board) -> None:
     assert time.monotonic() - start < 0.5
 
 
+@pytest.mark.cases(346, 347)
+@pytest.mark.pain(14)
 def test_statfs_asks_only_where_the_firmware_promises_an_answer() -> None:
     silent = board(services=RuntimeService.GET_VARIABLE)
     assert silent.fs.statfs(ROOT).blocks == 0
@@ -556,6 +578,7 @@ def test_k7_repeats_itself_when_asked_too_often() -> None:
         assert b.operations.calls.count("query") == calls
 
 
+@pytest.mark.cases(413)
 def test_thaw_resyncs_on_k7_only() -> None:
     with fails(errno.EOPNOTSUPP):
         board(K6).fs.thaw(task=ROOT)

@@ -57,6 +57,7 @@ def test_registration_tells_the_chain_and_the_log(kernel: Kernel, efivars: Efiva
     ]
 
 
+@pytest.mark.cases(323)
 def test_only_one_registration(efivars: Efivars) -> None:
     efivars.register(MemoryVariables(), task=ROOT)
     with pytest.raises(OSError, match="registered") as busy:
@@ -83,6 +84,7 @@ def test_only_one_registration(efivars: Efivars) -> None:
         (EfiStatus(77), errno.EINVAL),
     ],
 )
+@pytest.mark.cases(340)
 def test_status_table(status: EfiStatus, expected: int) -> None:
     assert status_to_errno(status) == expected
 
@@ -131,6 +133,7 @@ def test_a_stuck_writer_keeps_everyone_waiting_in_order(kernel: Kernel, efivars:
     assert order == [0, 1, 2]
 
 
+@pytest.mark.cases(412)
 def test_a_fatal_signal_releases_a_waiter(kernel: Kernel, efivars: Efivars) -> None:
     efivars.register(MemoryVariables(), task=ROOT)
     stuck = StuckFirmware(kernel, efivars)
@@ -152,6 +155,8 @@ def test_a_power_cut_ends_the_wait(kernel: Kernel, efivars: Efivars) -> None:
     stuck.finish()
 
 
+@pytest.mark.cases(321)
+@pytest.mark.pain(22)
 def test_without_operations_the_kernel_oopses(kernel: Kernel, efivars: Efivars) -> None:
     with pytest.raises(Killed), efivars.locked(ROOT):
         pytest.fail("no operations to give")
@@ -199,10 +204,14 @@ def test_uboot_memory_figures_match_the_record() -> None:
 
 
 @pytest.mark.parametrize("variant", ["mm", "mm-query", "mm-kernel-rpmb"])
+@pytest.mark.cases(236, 431)
+@pytest.mark.pain(17)
 def test_with_stmm_the_firmware_answers_no_query_at_runtime(variant: str) -> None:
     assert GenericOperations(tables(variant)).query_variable_info(7).status == EfiStatus.UNSUPPORTED
 
 
+@pytest.mark.cases(431)
+@pytest.mark.pain(14)
 def test_who_advertises_query_variable_info() -> None:
     query = RuntimeService.QUERY_VARIABLE_INFO
     assert query in advertised_services("mm-query")
@@ -244,6 +253,7 @@ def test_pstore_stays_out_where_variables_cannot_be_written(
     assert pstore.dump("Panic", b"text", task=ROOT) == 0
 
 
+@pytest.mark.cases(331)
 def test_pstore_dump_is_refused_by_operations_that_sleep(kernel: Kernel, efivars: Efivars) -> None:
     operations = MemoryVariables()
     efivars.register(operations, task=ROOT)

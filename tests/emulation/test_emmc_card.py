@@ -36,6 +36,7 @@ def test_registers_follow_the_options() -> None:
     assert (registers[168], registers[222], registers[166] & 0x10) == (4, 8, 0x10)
 
 
+@pytest.mark.cases(54)
 def test_ext_csd_and_status_are_read_by_command() -> None:
     one = card()
     assert one.execute(8, 0, 512, 1, 0, b"", rpmb_selected=False) == (one.ext_csd, (0x900, 0, 0, 0))
@@ -59,6 +60,7 @@ def test_switch_writes_the_modes_segment_only() -> None:
     assert one.ext_csd[179] == 0
 
 
+@pytest.mark.cases(44)
 def test_the_reliable_bit_reaches_the_rpmb() -> None:
     one = EmmcCard(RpmbImage.in_memory(), profile=SILICON)
     request = rpmb.key_request(KEY)

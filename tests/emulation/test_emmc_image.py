@@ -34,6 +34,7 @@ def test_a_new_image_is_blank(tmp_path: Path) -> None:
     assert image.read(8191) == bytes(256)
 
 
+@pytest.mark.cases(34)
 def test_everything_is_there_after_reopening(tmp_path: Path) -> None:
     path = tmp_path / "rpmb"
     image = RpmbImage.open(path, size_mult=2)
@@ -84,6 +85,7 @@ def test_other_files_and_sizes_are_refused(tmp_path: Path) -> None:
         RpmbImage.open(tmp_path / "other", size_mult=129)
 
 
+@pytest.mark.cases(35)
 def test_a_write_is_whole_or_not_at_all_at_every_line() -> None:
     """Stop between any two lines of the commit; the image is the old or the new one."""
     medium = mmap.mmap(-1, image_module.IMAGE_BYTES)
@@ -150,6 +152,7 @@ while True:
 """
 
 
+@pytest.mark.cases(35)
 def test_kill_9_leaves_a_consistent_image(tmp_path: Path) -> None:
     path = tmp_path / "rpmb"
     chance = random.Random(1)

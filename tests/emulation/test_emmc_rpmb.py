@@ -72,6 +72,7 @@ class Host:
 
 
 @pytest.mark.parametrize("profile", ["qemu", "silicon"])
+@pytest.mark.cases(1, 2, 3, 4)
 def test_nothing_but_key_programming_without_a_key(profile: str) -> None:
     host = Host(profile, keyed=False)
     assert (host.counter().result, host.counter().kind) == (7, 0x0200)
@@ -93,12 +94,15 @@ def test_an_unkeyed_supplicant_emulation_lets_itself_be_read() -> None:
 @pytest.mark.parametrize(
     ("profile", "result"), [("qemu", 5), ("silicon", 1), ("supplicant-emu", 1)]
 )
+@pytest.mark.cases(6, 7)
 def test_the_key_is_written_once(profile: str, result: int) -> None:
     host = Host(profile)
     assert host.program(b"other key".ljust(32)).result == result
+    assert host.program(KEY).result == result
     assert host.write(0, block("still the first key")).result == 0
 
 
+@pytest.mark.cases(5)
 def test_only_silicon_insists_on_reliable_write() -> None:
     host = Host("silicon", keyed=False)
     assert host.program(KEY, reliable=False).result == 1
@@ -108,6 +112,7 @@ def test_only_silicon_insists_on_reliable_write() -> None:
     assert Host("qemu").do(request, reliable=False).result == 0
 
 
+@pytest.mark.cases(8)
 def test_counter_read() -> None:
     host = Host()
     host.write(1, block("x"))
@@ -116,6 +121,7 @@ def test_counter_read() -> None:
     assert frame.mac == rpmb.mac(KEY, frame.pack())
 
 
+@pytest.mark.cases(11, 16)
 def test_a_write_answers_with_the_new_counter() -> None:
     host = Host()
     answer = host.write(LAST, block("last"))
@@ -126,6 +132,7 @@ def test_a_write_answers_with_the_new_counter() -> None:
 
 
 @pytest.mark.parametrize("profile", ["qemu", "silicon"])
+@pytest.mark.cases(10, 12, 13, 14, 15)
 def test_wrong_mac_wrong_counter_and_replay_change_nothing(profile: str) -> None:
     host = Host(profile)
     accepted = rpmb.write_request(KEY, 0, 3, block("first"))
@@ -150,6 +157,7 @@ def test_the_recorded_board_has_no_address_check() -> None:
     assert beyond[1].data == block("beyond")
 
 
+@pytest.mark.cases(17, 18, 19, 26)
 def test_silicon_checks_addresses_before_macs() -> None:
     host = Host("silicon")
     forged = rpmb.write_request(b"wrong key".ljust(32), 0, LAST + 1, block("x"))
@@ -169,6 +177,7 @@ def test_silicon_checks_addresses_before_macs() -> None:
         ("silicon", 1, True, {1, 2, 32}),
     ],
 )
+@pytest.mark.cases(20, 23)
 def test_frames_in_one_write(
     profile: str, rel_wr_sec_c: int, enhanced: bool, allowed: set[int]
 ) -> None:
@@ -182,6 +191,7 @@ def test_frames_in_one_write(
             assert b"".join(frame.data for frame in host.read(100, count)) == data
 
 
+@pytest.mark.cases(20, 21, 22)
 def test_a_write_of_two_frames_has_one_mac_and_one_address() -> None:
     host = Host("silicon")
     good = rpmb.write_request(KEY, 0, 10, block("a") + block("b"))
@@ -198,6 +208,7 @@ def test_a_write_of_two_frames_has_one_mac_and_one_address() -> None:
     assert host.do(good).result == RpmbResult.OK
 
 
+@pytest.mark.cases(20)
 def test_supplicant_emulation_counts_blocks_and_ignores_the_counter() -> None:
     host = Host("supplicant-emu")
     assert host.write(0, block("a") + block("b"), counter=77).write_counter == 2
@@ -205,6 +216,7 @@ def test_supplicant_emulation_counts_blocks_and_ignores_the_counter() -> None:
     assert frames[0].block_count == 0x0200
 
 
+@pytest.mark.cases(24, 25)
 def test_a_long_read_is_signed_as_a_whole() -> None:
     host = Host()
     for index in range(192):
@@ -220,6 +232,7 @@ def test_a_long_read_is_signed_as_a_whole() -> None:
 
 
 @pytest.mark.parametrize("profile", ["qemu", "silicon"])
+@pytest.mark.cases(27, 28, 29)
 def test_the_counter_stops_at_its_end(profile: str) -> None:
     host = Host(profile)
     host.write(9, block("before"))
@@ -230,12 +243,14 @@ def test_the_counter_stops_at_its_end(profile: str) -> None:
     assert (host.read(9)[0].result, host.read(9)[0].data) == (0x80, block("very last"))
 
 
-@pytest.mark.parametrize("kind", [0, 6, 7, 9, 0x00FF])
+@pytest.mark.parametrize("kind", [0, 6, 7, 9, 0x00FF, 0xFFFF])
+@pytest.mark.cases(30)
 def test_unknown_requests_are_a_general_failure(kind: int) -> None:
     answer = Host().do(RpmbFrame(kind=kind).pack())
     assert (answer.result, answer.kind) == (1, kind << 8 & 0xFFFF)
 
 
+@pytest.mark.cases(31, 32, 34)
 def test_the_result_register_stays_and_goes_with_the_power() -> None:
     host = Host()
     first = host.write(0, block("x"))
@@ -247,6 +262,7 @@ def test_the_result_register_stays_and_goes_with_the_power() -> None:
     assert host.read(0)[0].data == block("x")
 
 
+@pytest.mark.cases(33)
 def test_two_hosts_without_a_lock_get_each_others_answers() -> None:
     host = Host()
     host.card.write_frames(rpmb.counter_request(b"A" * 16), reliable=False)
@@ -272,6 +288,7 @@ def test_faults() -> None:
     assert host.counter().write_counter == 1
 
 
+@pytest.mark.cases(35)
 def test_a_power_cut_is_seen_by_the_whole_board() -> None:
     host = Host()
     cut: list[str] = []

@@ -77,6 +77,7 @@ def test_a_single_failed_write_is_tried_again(faulty: Rig, result: int) -> None:
     assert faulty.read(name("V")) == NEW
 
 
+@pytest.mark.cases(71, 80, 81)
 def test_nine_failures_are_survived_and_ten_are_not(faulty: Rig) -> None:
     arm(faulty, *[f"rpmb.write:{n}=result:5" for n in range(1, ATTEMPTS)])
     faulty.write(name("V"), OLD + b"!")
@@ -118,6 +119,7 @@ def test_a_wrong_mac_on_a_write_costs_one_write_more(faulty: Rig) -> None:
     assert_works(faulty)
 
 
+@pytest.mark.cases(77, 82)
 def test_a_wrong_mac_on_a_read_fails_one_call_and_nothing_else(faulty: Rig) -> None:
     arm(faulty, "rpmb.response=mac")
     with faulty.costs(0):
@@ -178,6 +180,7 @@ def test_power_cut_between_any_two_frames(faulty: Rig, point: str, nth: int) -> 
 # OP-TEE's storage and StandaloneMM
 
 
+@pytest.mark.cases(96)
 def test_no_space_in_the_rpmb_file_system_is_einval(faulty: Rig) -> None:
     arm(faulty, "storage.write:1+=result:0xffff3041")
     with faulty.costs(0):
@@ -188,6 +191,8 @@ def test_no_space_in_the_rpmb_file_system_is_einval(faulty: Rig) -> None:
 
 
 @pytest.mark.parametrize("spec", ["storage.read=result:0xffff000f", "rpmb.read:4=result:6"])
+@pytest.mark.cases(300)
+@pytest.mark.pain(23)
 def test_a_read_error_at_the_start_of_standalone_mm_formats_the_store(
     faulty: Rig, spec: str
 ) -> None:
@@ -199,6 +204,7 @@ def test_a_read_error_at_the_start_of_standalone_mm_formats_the_store(
     assert_works(faulty)
 
 
+@pytest.mark.cases(126, 329)
 def test_a_panic_of_standalone_mm_is_eio_from_then_on(faulty: Rig) -> None:
     arm(faulty, "stmm.call=panic")
     assert errno_of(lambda: faulty.write(name("V"), NEW)) == errno.EIO
@@ -223,6 +229,8 @@ def test_a_panic_at_its_start_leaves_linux_without_efi(make_rig: MakeRig) -> Non
 # Linux and the supplicant
 
 
+@pytest.mark.cases(332)
+@pytest.mark.pain(15)
 def test_no_memory_in_the_driver_is_enospc(faulty: Rig) -> None:
     arm(faulty, "driver.allocation:1+=fail")
     with faulty.costs(0):
@@ -233,6 +241,7 @@ def test_no_memory_in_the_driver_is_enospc(faulty: Rig) -> None:
     assert_works(faulty)
 
 
+@pytest.mark.cases(339)
 def test_a_stuck_supplicant_holds_everybody_until_sigkill(faulty: Rig) -> None:
     # Contract 9; truth kill2.
     arm(faulty, "supplicant.request:2=stuck")

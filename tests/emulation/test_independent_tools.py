@@ -176,6 +176,7 @@ def refused(rig: Rig, variable: str, update: bytes, attributes: int = AUTHENTICA
     return errno_of(lambda: rig.write(variable, update, attributes=attributes))
 
 
+@pytest.mark.cases(437)
 def test_efitools_take_a_board_from_setup_to_user_mode(
     rig: Rig, keys: dict[str, Signer], tmp_path: Path
 ) -> None:
@@ -217,6 +218,7 @@ def test_efitools_take_a_board_from_setup_to_user_mode(
     assert rig.read(f"SetupMode-{GLOBAL}") == b"\1"
 
 
+@pytest.mark.cases(288)
 def test_a_list_with_an_elliptic_key_is_no_signature_list(
     rig: Rig, tmp_path: Path, efitools: None
 ) -> None:

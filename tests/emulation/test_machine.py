@@ -23,6 +23,8 @@ RECORDED_FIRST_BOOT = 0xF2D
 """RPMB write counter after the first boot (truth state-002, log-kernel-rpmb-y)."""
 
 
+@pytest.mark.cases(297, 416)
+@pytest.mark.pain(10)
 def test_first_boot_leaves_what_was_recorded(make_rig: MakeRig) -> None:
     rig = make_rig()
     rig.boot()
@@ -72,6 +74,7 @@ def test_the_order_of_variables_tells_what_uboot_did_first(rig: Rig) -> None:
     ]
 
 
+@pytest.mark.cases(83, 420, 428)
 def test_a_second_boot_costs_one_rpmb_write(rig: Rig) -> None:
     with rig.costs(1):
         rig.reboot()
@@ -204,6 +207,7 @@ def test_removing_the_module_unbinds(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("nth", [1, 2, 3, 60, 193, 194])
+@pytest.mark.cases(92, 93)
 def test_power_cut_at_a_write_leaves_old_or_new(rig: Rig, nth: int) -> None:
     rig.write(name("P"), b"o" * 300)
     rig.machine.faults.arm(f"rpmb.write:{nth}=power-cut")
@@ -281,6 +285,8 @@ def test_df_follows_the_advertised_services(make_rig: MakeRig, variant: Variant)
     assert rig.free() == ((16284, 15352) if variant == "mm-query" else (0, 0))
 
 
+@pytest.mark.cases(70)
+@pytest.mark.pain(21)
 def test_supplicant_built_with_an_emulated_rpmb(rig: Rig) -> None:
     # truth log-debian-emu-supplicant: bound, reads work, every write is EINVAL
     rig.write(name("B2"), b"old")
@@ -306,6 +312,7 @@ def test_boot_log(rig: Rig) -> None:
     assert 2000 < len(text) < 6000
 
 
+@pytest.mark.cases(331)
 def test_panic_with_the_driver_bound_records_nothing(rig: Rig) -> None:
     rig.machine.modprobe("efi_pstore")
     with rig.costs(0):

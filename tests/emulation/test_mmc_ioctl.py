@@ -76,6 +76,7 @@ def failing(block: MmcBlock, node: str, request: int, arg: int, memory: Memory, 
     return caught.value.errno
 
 
+@pytest.mark.cases(1, 45)
 def test_read_counter_before_a_key_exists(block: MmcBlock, memory: Memory) -> None:
     request, reply = BASE + 0x1000, BASE + 0x2000
     memory.write(request, counter_request(b"n" * 16))
@@ -91,6 +92,7 @@ def test_read_counter_before_a_key_exists(block: MmcBlock, memory: Memory) -> No
     assert answered.response[0] == 0x900
 
 
+@pytest.mark.cases(54)
 def test_ext_csd_through_the_block_node(block: MmcBlock, memory: Memory) -> None:
     memory.write(BASE, command(mmc.MMC_SEND_EXT_CSD, blocks=1, data=BASE + 0x1000))
     block.ioctl("mmcblk0", mmc.MMC_IOC_CMD, BASE, memory, ROOT)
@@ -101,17 +103,21 @@ def test_ext_csd_through_the_block_node(block: MmcBlock, memory: Memory) -> None
     ("node", "request_number", "task", "expected"),
     [
         ("mmcblk0rpmb", 0x5401, ROOT, errno.EINVAL),
+        ("mmcblk0rpmb", 0x1260, ROOT, errno.EINVAL),  # BLKGETSIZE
         ("mmcblk0", 0x5401, ROOT, errno.EINVAL),
+        ("mmcblk0p1", mmc.MMC_IOC_CMD, ROOT, errno.EPERM),
         ("mmcblk0", mmc.MMC_IOC_CMD, USER, errno.EPERM),
         ("mmcblk0", mmc.MMC_IOC_MULTI_CMD, USER, errno.EPERM),
     ],
 )
+@pytest.mark.cases(38, 46, 47)
 def test_who_may_do_what(
     block: MmcBlock, memory: Memory, node: str, request_number: int, task: Task, expected: int
 ) -> None:
     assert failing(block, node, request_number, BASE, memory, task) == expected
 
 
+@pytest.mark.cases(39, 40, 41, 42)
 def test_numbers_and_sizes_are_checked(block: MmcBlock, memory: Memory) -> None:
     request = mmc.MMC_IOC_MULTI_CMD
     assert failing(block, "mmcblk0rpmb", request, 0, memory, ROOT) == errno.EFAULT
@@ -203,6 +209,7 @@ _DECLARED = {
 }
 
 
+@pytest.mark.cases(43)
 def test_declared_layouts_are_those_of_the_kernel_headers(tmp_path: Path) -> None:
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:

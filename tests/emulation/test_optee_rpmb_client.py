@@ -41,6 +41,7 @@ def ready() -> Bench:
     return bench
 
 
+@pytest.mark.cases(72)
 def test_a_blank_part_gets_the_key_and_is_verified_again() -> None:
     bench = Bench(OpTeeConfig(log_level=3))
     bench.rpmb.initialise()
@@ -51,12 +52,15 @@ def test_a_blank_part_gets_the_key_and_is_verified_again() -> None:
     assert bench.card.rpmb.write_counter == 0
 
 
+@pytest.mark.cases(73)
 def test_a_blank_part_stays_blank_without_write_key() -> None:
     bench = Bench(OpTeeConfig(write_key=False))
     fails(TeeResult.STORAGE_NOT_AVAILABLE, bench.rpmb.initialise)
     fails(TeeResult.STORAGE_NOT_AVAILABLE, lambda: bench.rpmb.read(0, 1))
 
 
+@pytest.mark.cases(74)
+@pytest.mark.pain(9)
 def test_another_key_on_the_part_is_a_security_error_each_time() -> None:
     image = RpmbImage.in_memory()
     image.program_key(b"another key".ljust(32))
@@ -67,6 +71,7 @@ def test_another_key_on_the_part_is_a_security_error_each_time() -> None:
     assert not bench.rpmb.dead
 
 
+@pytest.mark.cases(429, 430)
 def test_the_derived_key_ignores_revision_and_checksum() -> None:
     config = OpTeeConfig(test_key=False, huk=b"hardware unique key")
     stable = QEMU_CID[:9] + b"\0" + QEMU_CID[10:15] + b"\0"
@@ -79,6 +84,7 @@ def test_the_derived_key_ignores_revision_and_checksum() -> None:
     fails(TeeResult.SECURITY, bench.reboot(OpTeeConfig()).rpmb.initialise)
 
 
+@pytest.mark.cases(69)
 def test_no_size_is_a_generic_error() -> None:
     bench = Bench()
     bench.wire.after = lambda reply: DeviceInfo(QEMU_CID, 0, 1).pack()
@@ -133,6 +139,7 @@ def change(**fields: int | bytes) -> Callable[[bytes], bytes]:
         (lambda reply: reply[:512], TeeResult.GENERIC),
     ],
 )
+@pytest.mark.cases(9, 76, 77, 78, 79, 82)
 def test_what_is_wrong_with_a_read(spoil: Callable[[bytes], bytes], result: TeeResult) -> None:
     bench = ready()
     bench.wire.after = spoil
@@ -142,6 +149,7 @@ def test_what_is_wrong_with_a_read(spoil: Callable[[bytes], bytes], result: TeeR
     assert bench.rpmb.read(0, 256) == block("first")
 
 
+@pytest.mark.cases(29)
 def test_a_saturated_counter_does_not_spoil_reads() -> None:
     bench = ready()
     bench.wire.after = change(result=0x80)
@@ -160,6 +168,7 @@ def failing(times: int, bench: Bench) -> None:
     bench.wire.before = refuse
 
 
+@pytest.mark.cases(71, 80, 81)
 def test_nine_failures_are_forgiven_the_tenth_is_not() -> None:
     bench = ready()
     failing(ATTEMPTS - 1, bench)
@@ -216,6 +225,7 @@ def test_an_answer_lost_after_the_write_took_effect_is_fatal() -> None:
     assert bench.reboot().rpmb.read(0, 256) == block("new")
 
 
+@pytest.mark.cases(77)
 def test_an_answer_with_a_wrong_mac_costs_a_second_write() -> None:
     bench = ready()
     before = bench.counter
@@ -224,6 +234,16 @@ def test_an_answer_with_a_wrong_mac_costs_a_second_write() -> None:
     assert bench.counter == before + 2
     bench.rpmb.write(0, block("in step"))
     assert bench.counter == before + 3
+
+
+@pytest.mark.cases(75)
+def test_an_answer_that_shows_the_old_counter_is_not_believed() -> None:
+    bench = ready()
+    old = bench.counter
+    bench.wire.after = change(write_counter=old)
+    fails(TeeResult.COMMUNICATION, lambda: bench.rpmb.write(0, block("new")))
+    assert bench.rpmb.dead
+    assert bench.reboot().rpmb.read(0, 256) == block("new")
 
 
 @pytest.mark.parametrize("code", [1, 2, 4, 5])

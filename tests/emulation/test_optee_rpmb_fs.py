@@ -59,6 +59,7 @@ def files(bench: Bench) -> RpmbFileSystem:
     return RpmbFileSystem(bench.config, bench.rpmb, Trace(bench.log.append, 1))
 
 
+@pytest.mark.cases(85, 98)
 def test_format_of_a_blank_part() -> None:
     bench = Bench()
     assert bench.storage().read(0, 100) == (INVALID, b"")
@@ -68,6 +69,7 @@ def test_format_of_a_blank_part() -> None:
     assert entries(bench) == [FatEntry(flags=FatFlags.LAST_ENTRY)]
 
 
+@pytest.mark.cases(83)
 def test_mount_costs_one_write_and_changes_nothing() -> None:
     bench = filled()
     before = raw(bench, 0, 16)
@@ -78,6 +80,7 @@ def test_mount_costs_one_write_and_changes_nothing() -> None:
     assert raw(again, 0, 16) == before
 
 
+@pytest.mark.cases(84)
 def test_another_version_is_left_alone() -> None:
     bench = filled()
     poke(bench, 0, PartitionHeader(version=1).pack().ljust(256, b"\0"))
@@ -121,6 +124,7 @@ def test_the_first_boot_does_what_the_recorded_one_did() -> None:
     ("size_mult", "first", "second"),
     [(1, 0x13F00, 0x7F00), (2, 0x33F00, 0x27F00), (16, 7999 * 256, 7807 * 256)],
 )
+@pytest.mark.cases(86, 87, 88)
 def test_the_two_places_of_the_store(size_mult: int, first: int, second: int) -> None:
     bench = filled(size_mult=size_mult)
     assert [(entry.name, entry.start_address, entry.data_size) for entry in entries(bench)] == [
@@ -133,6 +137,8 @@ def test_the_two_places_of_the_store(size_mult: int, first: int, second: int) ->
         assert entries(bench)[0].start_address == place
 
 
+@pytest.mark.cases(89, 90, 91)
+@pytest.mark.pain(3)
 def test_what_a_write_costs() -> None:
     bench = filled()
     # Guard, last entry, header; last entry, own entry; data, own entry.
@@ -153,6 +159,7 @@ def test_what_a_write_costs() -> None:
     assert storage.read(0, 10) == (OK, b"!" * 10)
 
 
+@pytest.mark.cases(89)
 def test_in_place_writes_leave_table_and_neighbours() -> None:
     bench = filled()
     table, start = entries(bench), entries(bench)[0].start_address // 256
@@ -165,6 +172,8 @@ def test_in_place_writes_leave_table_and_neighbours() -> None:
 
 
 @pytest.mark.parametrize("release", ["4.10", "4.1"])
+@pytest.mark.cases(94)
+@pytest.mark.pain(6)
 def test_what_lies_behind_a_relocating_write(release: str) -> None:
     """OP-TEE 4.1 to 4.9 lose it, chunk by chunk (contract 2.4)."""
     bench = filled(OpTeeConfig(release="4.1" if release == "4.1" else "4.10"))
@@ -181,6 +190,7 @@ def test_what_lies_behind_a_relocating_write(release: str) -> None:
         assert storage.read(0, STORE) == (OK, b"?" * 0x400 + expected[0x400:])
 
 
+@pytest.mark.cases(95, 97)
 def test_a_write_behind_the_end_leaves_a_hole_of_zeros() -> None:
     storage = Bench().storage()
     assert storage.write(0, b"start") == OK
@@ -207,6 +217,7 @@ def test_chunks_in_front_of_a_long_write_keep_their_bytes(position: int) -> None
     assert storage.read(0, STORE) == (OK, expected)
 
 
+@pytest.mark.cases(96)
 def test_no_room_for_the_second_copy() -> None:
     bench = Bench(size_mult=1)
     storage = bench.storage()
@@ -217,6 +228,7 @@ def test_no_room_for_the_second_copy() -> None:
     assert storage.read(0, 3) == (OK, b"xxx")
 
 
+@pytest.mark.cases(102)
 def test_equal_plain_text_is_not_equal_on_the_card() -> None:
     bench = Bench()
     assert bench.storage().write(0, bytes(512)) == OK
@@ -226,6 +238,23 @@ def test_equal_plain_text_is_not_equal_on_the_card() -> None:
     assert first != second
 
 
+@pytest.mark.cases(103)
+def test_an_old_block_put_back_by_hand_is_not_noticed() -> None:
+    """Encryption hides content and place; only the device's counter protects against replay."""
+    bench = filled()
+    start = entries(bench)[0].start_address // 256
+    old = raw(bench, start + 3)
+    storage = bench.loaded[-1].storage
+    assert storage.write(3 * 256, b"new" + bytes(253)) == OK
+    poke(bench, start + 3, old)
+    assert storage.read(3 * 256, 256) == (OK, CONTENT[3 * 256 : 4 * 256])
+    poke(bench, start + 4, old)
+    code, garbage = storage.read(4 * 256, 256)
+    assert code == OK
+    assert garbage not in (CONTENT[3 * 256 : 4 * 256], CONTENT[4 * 256 : 5 * 256])
+
+
+@pytest.mark.cases(101)
 def test_an_entry_without_a_key_is_refused() -> None:
     bench = filled()
     entry = entries(bench)[0]
@@ -233,6 +262,7 @@ def test_an_entry_without_a_key_is_refused() -> None:
     assert bench.loaded[-1].storage.read(0, 1)[0] == INVALID
 
 
+@pytest.mark.cases(100)
 def test_overlapping_files_run_the_pool_out_of_memory() -> None:
     bench = filled()
     twin = entries(bench)[0]
@@ -243,6 +273,7 @@ def test_overlapping_files_run_the_pool_out_of_memory() -> None:
     assert storage.write(0, b"x") == NO_MEMORY
 
 
+@pytest.mark.cases(99)
 def test_files_share_the_table() -> None:
     bench = filled()
     many = files(bench)
@@ -268,6 +299,7 @@ def entries_of(bench: Bench, count: int) -> list[FatEntry]:
     return [FatEntry.unpack(table, offset) for offset in range(0, len(table), 256)]
 
 
+@pytest.mark.cases(92, 93)
 def test_a_cut_at_any_request_leaves_the_old_or_the_new_file() -> None:
     new = CONTENT[:100] + b"new" * 100 + CONTENT[400:]
     outcomes = []

@@ -23,6 +23,7 @@ def message(buffer: bytearray) -> list[Param]:
     return [Param.memref_inout(buffer), Param.value_output(), Param.none(), Param.none()]
 
 
+@pytest.mark.cases(115)
 def test_the_first_session_starts_the_partition_the_last_leaves_it() -> None:
     bench = Bench()
     assert bench.loaded == []
@@ -33,6 +34,7 @@ def test_the_first_session_starts_the_partition_the_last_leaves_it() -> None:
     assert [partition.started for partition in bench.loaded] == [1]
 
 
+@pytest.mark.cases(128)
 def test_a_message_goes_in_and_out() -> None:
     bench = Bench()
     session = bench.optee.open_session(STMM_UUID)
@@ -45,6 +47,7 @@ def test_a_message_goes_in_and_out() -> None:
     assert params[1].a == 0xFFFFFFFD
 
 
+@pytest.mark.cases(121)
 def test_stale_bytes_stay_in_the_partitions_buffer() -> None:
     bench = Bench()
     session = bench.optee.open_session(STMM_UUID)
@@ -60,6 +63,7 @@ def test_stale_bytes_stay_in_the_partitions_buffer() -> None:
     assert seen == [b"secret", b"...ret"]
 
 
+@pytest.mark.cases(114)
 def test_open_session_checks() -> None:
     bench = Bench()
     fails(TeeResult.ITEM_NOT_FOUND, lambda: bench.optee.open_session(PTA))
@@ -69,6 +73,7 @@ def test_open_session_checks() -> None:
     fails(TeeResult.BAD_PARAMETERS, lambda: bench.optee.invoke(99, 0, []))
 
 
+@pytest.mark.cases(127)
 def test_a_session_while_the_partition_starts() -> None:
     bench = Bench()
     context = bench.optee._stmm_context()
@@ -89,12 +94,14 @@ def test_a_session_while_the_partition_starts() -> None:
         (0, [Param(ParamType.MEMREF_INOUT, None, 24), Param.value_output()]),
     ],
 )
+@pytest.mark.cases(116, 117)
 def test_invoke_checks(command: int, params: Sequence[Param]) -> None:
     bench = Bench()
     session = bench.optee.open_session(STMM_UUID)
     fails(TeeResult.BAD_PARAMETERS, lambda: bench.optee.invoke(session, command, list(params)))
 
 
+@pytest.mark.cases(118, 119)
 def test_the_buffer_has_a_limit() -> None:
     bench = Bench()
     session = bench.optee.open_session(STMM_UUID)
@@ -104,6 +111,7 @@ def test_the_buffer_has_a_limit() -> None:
     assert too_long[0].size == 16384
 
 
+@pytest.mark.cases(126)
 def test_a_panic_is_the_end_until_all_sessions_are_closed() -> None:
     bench = Bench()
     session, other = bench.optee.open_session(STMM_UUID), bench.optee.open_session(STMM_UUID)
@@ -171,6 +179,8 @@ def test_the_storage_tells_a_missing_supplicant_from_a_dead_rpmb() -> None:
     assert bench.reboot().storage().read(0, 3) == (0, b"new")
 
 
+@pytest.mark.cases(423, 426)
+@pytest.mark.pain(12)
 def test_device_list() -> None:
     supplicant = Bench(OpTeeConfig(listed_devices=(PTA,))).optee
     assert supplicant.enumerate_devices(GET_DEVICES) == [PTA]

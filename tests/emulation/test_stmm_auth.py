@@ -63,6 +63,7 @@ def enrolled() -> Partition:
     return board
 
 
+@pytest.mark.cases(244, 245, 247, 248, 249, 251, 252, 254)
 def test_private_variable_as_recorded() -> None:
     """Group authA, in its order."""
     board = Partition()
@@ -95,6 +96,7 @@ def test_private_variable_costs() -> None:
     assert costs == [6, 4, 5]
 
 
+@pytest.mark.cases(256, 257)
 def test_plain_access_to_a_private_variable() -> None:
     board = Partition()
     assert put(board, "APriv", "priv1") == OK
@@ -102,6 +104,7 @@ def test_plain_access_to_a_private_variable() -> None:
     assert board.set("APriv", b"", 0) == EfiStatus.WRITE_PROTECTED
 
 
+@pytest.mark.cases(267, 268)
 def test_keys_as_recorded() -> None:
     """Group authB: in setup mode the signer does not matter, in user mode it does."""
     board = Partition()
@@ -120,6 +123,7 @@ def test_keys_as_recorded() -> None:
     assert mode(board, "SecureBoot") == b"\0"
 
 
+@pytest.mark.cases(266, 267, 269, 276, 284, 294)
 def test_user_mode_before_exit_boot_services_as_recorded() -> None:
     """Log file-setupmode: SecureBoot follows, and the rightful keys may change each other."""
     board = enrolled()
@@ -151,6 +155,8 @@ def test_user_mode_before_exit_boot_services_as_recorded() -> None:
 DELETIONS = ("KEK", "PK", "dbx", "db", "APriv")
 
 
+@pytest.mark.cases(255)
+@pytest.mark.pain(26)
 def test_anybody_deletes_in_user_mode_without_the_policy_engine() -> None:
     """Log auth-delete-by-att."""
     board = enrolled()
@@ -175,6 +181,7 @@ def test_with_the_policy_engine_a_deletion_needs_the_rightful_signature() -> Non
         assert put(board, name, f"{name}-del") == OK, name
 
 
+@pytest.mark.cases(252, 280, 281)
 def test_append_filters_what_is_there_and_ignores_the_time() -> None:
     board = enrolled()
     assert size(board, "db") == 819
@@ -186,6 +193,7 @@ def test_append_filters_what_is_there_and_ignores_the_time() -> None:
     assert size(board, "db") == grown
 
 
+@pytest.mark.cases(273, 277, 248)
 def test_db_signed_by_pk_and_replay() -> None:
     board = enrolled()
     assert put(board, "db", "db") == VIOLATION
@@ -193,12 +201,14 @@ def test_db_signed_by_pk_and_replay() -> None:
     assert put(board, "db", "db-t05") == VIOLATION
 
 
+@pytest.mark.cases(269)
 def test_db_needs_kek_when_pk_did_not_sign() -> None:
     board = Partition()
     assert put(board, "PK", "PK") == OK
     assert put(board, "db", "db") == EfiStatus.NOT_FOUND
 
 
+@pytest.mark.cases(291, 292)
 def test_custom_mode_needs_no_signature_and_marks_the_vendor_keys() -> None:
     board = enrolled()
     assert mode(board, "VendorKeys") == b"\1"
@@ -212,6 +222,7 @@ def test_custom_mode_needs_no_signature_and_marks_the_vendor_keys() -> None:
 
 
 @pytest.mark.parametrize("position", [0, 6, 8, 12, 22, 24, 60, 300, 1100, -1])
+@pytest.mark.cases(238, 239, 240, 246, 259, 260)
 def test_one_changed_byte_is_refused(position: int) -> None:
     """Time (padding, nanoseconds, zone), certificate type and GUID, digest, signature, value."""
     board = Partition()
@@ -246,6 +257,7 @@ def _enrolled_once() -> Partition:
     return enrolled()
 
 
+@pytest.mark.cases(237)
 def test_descriptor_cut_short() -> None:
     board = Partition()
     data = (AUTH / "priv1.auth").read_bytes()
@@ -293,6 +305,8 @@ class TestSelfMade:
         signer: tuple[bytes, object, object],
         *,
         day: int = 1,
+        time: EfiTime | None = None,
+        algorithm: str = "sha256",
         attributed: bool = False,
         attributes: int = 0x27,
     ) -> bytes:
@@ -304,7 +318,12 @@ class TestSelfMade:
         _, certificate, key = signer
         assert isinstance(certificate, x509.Certificate)
         assert isinstance(key, RSAPrivateKey)
-        time = EfiTime(2026, 2, day)
+        time = time or EfiTime(2026, 2, day)
+        digests: dict[str, hashes.SHA256 | hashes.SHA384 | hashes.SHA512] = {
+            "sha256": hashes.SHA256(),
+            "sha384": hashes.SHA384(),
+            "sha512": hashes.SHA512(),
+        }
         content = signed_content(
             encode_name(name)[:-2], guid.bytes_le, attributes, time.pack(), payload
         )
@@ -314,12 +333,13 @@ class TestSelfMade:
         message = (
             pkcs7.PKCS7SignatureBuilder()
             .set_data(content)
-            .add_signer(certificate, key, hashes.SHA256())
+            .add_signer(certificate, key, digests[algorithm])
             .sign(serialization.Encoding.DER, options)
         )
         return Authentication2(time, message).pack() + payload
 
     @pytest.mark.parametrize("attributed", [False, True])
+    @pytest.mark.cases(243)
     def test_content_info_and_signed_attributes(self, attributed: bool) -> None:
         board = Partition()
         signer = self.signer("one")
@@ -330,6 +350,136 @@ class TestSelfMade:
         stranger = self.update("Own", VENDOR, b"third", self.signer("one"), day=3)
         assert board.set("Own", stranger, 0x27) == VIOLATION
 
+    @pytest.mark.cases(242)
+    @pytest.mark.parametrize("algorithm", ["sha256", "sha384", "sha512"])
+    def test_digests_that_are_known(self, algorithm: str) -> None:
+        data = self.update("Own", VENDOR, b"value", self.signer("one"), algorithm=algorithm)
+        board = Partition()
+        assert board.set("Own", data, 0x27) == OK
+        assert board.value("Own") == b"value"
+
+    @pytest.mark.cases(241)
+    @pytest.mark.parametrize(("digest", "status"), [("sha1", VIOLATION), ("sha256", OK)])
+    def test_a_sha1_digest_is_refused(self, digest: str, status: EfiStatus) -> None:
+        from asn1crypto import cms
+        from cryptography.hazmat.primitives import hashes
+        from cryptography.hazmat.primitives.asymmetric import padding
+        from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+
+        signer = self.signer("one")
+        key = signer[2]
+        assert isinstance(key, RSAPrivateKey)
+        update, _ = Authentication2.split(self.update("Own", VENDOR, b"", signer))
+        message = cms.ContentInfo.load(update.pkcs7)
+        signed = message["content"]
+        content = signed_content(
+            encode_name("Own")[:-2], VENDOR.bytes_le, 0x27, update.time.pack(), b"value"
+        )
+        algorithm = hashes.SHA1() if digest == "sha1" else hashes.SHA256()
+        signed["digest_algorithms"] = [{"algorithm": digest}]
+        signed["signer_infos"][0]["digest_algorithm"] = {"algorithm": digest}
+        signed["signer_infos"][0]["signature"] = key.sign(content, padding.PKCS1v15(), algorithm)
+        data = Authentication2(update.time, message.dump(force=True)).pack() + b"value"
+        assert Partition().set("Own", data, 0x27) == status
+
+    @pytest.mark.cases(250)
+    def test_a_later_year_counts_before_the_month(self) -> None:
+        board = Partition()
+        signer = self.signer("one")
+        for month, year, status in ((12, 2025, OK), (1, 2026, OK), (12, 2025, VIOLATION)):
+            time = EfiTime(year, month, 1)
+            data = self.update("Own", VENDOR, bytes([month]), signer, time=time)
+            assert board.set("Own", data, 0x27) == status
+
+    @pytest.mark.cases(253, 261)
+    def test_a_signature_is_for_one_guid_and_one_set_of_attributes(self) -> None:
+        board = Partition()
+        signer = self.signer("one")
+        assert board.set("Own", self.update("Own", VENDOR, b"1", signer), 0x27) == OK
+        plain = self.update("Own", VENDOR, b"2", signer, day=2)
+        assert board.set("Own", plain, 0x67) == VIOLATION
+        assert board.set("Own", plain, 0x27, UUID(int=5)) == VIOLATION
+        assert board.value("Own") == b"1"
+        appended = self.update("Own", VENDOR, b"2", signer, day=2, attributes=0x67)
+        assert board.set("Own", appended, 0x67) == OK
+        assert board.value("Own") == b"12"
+
+    @pytest.mark.cases(258)
+    def test_a_deleted_name_is_free_for_another_key(self) -> None:
+        board = Partition()
+        first, second = self.signer("one"), self.signer("two")
+        assert board.set("Own", self.update("Own", VENDOR, b"1", first), 0x27) == OK
+        assert board.set("Own", self.update("Own", VENDOR, b"2", second, day=2), 0x27) == VIOLATION
+        assert board.set("Own", self.update("Own", VENDOR, b"", first, day=3), 0x27) == OK
+        assert board.set("Own", self.update("Own", VENDOR, b"2", second), 0x27) == OK
+        assert board.value("Own") == b"2"
+
+    @pytest.mark.cases(264)
+    def test_certdb_has_an_end(self) -> None:
+        board = Partition()
+        signer = self.signer("one")
+        names = [f"{number:02}".ljust(300, "n") for number in range(40)]
+        created = 0
+        for name in names:
+            status = board.set(name, self.update(name, VENDOR, b"x", signer), 0x27)
+            if status != OK:
+                # InsertCertsToDb has no room; VerifyTimeBasedPayload has one answer to all.
+                assert status == VIOLATION
+                break
+            created += 1
+        assert 0 < created < len(names)
+        assert [board.value(name) for name in names[:created]] == [b"x"] * created
+        assert board.value(names[created]) is None
+        board.boot()
+        assert [board.value(name) for name in names[:created]] == [b"x"] * created
+
+    @pytest.mark.cases(270, 271, 272, 274, 275, 278, 279, 282)
+    def test_who_may_change_which_key(self) -> None:
+        """In user mode: PK signs PK and KEK, KEK signs db and dbx, and AT is never left out."""
+        board = Partition()
+        pk, kek, db = self.signer("PK"), self.signer("KEK"), self.signer("db")
+
+        def put(
+            name: str,
+            of: tuple[bytes, object, object],
+            by: tuple[bytes, object, object],
+            day: int,
+            attributes: int = 0x27,
+        ) -> EfiStatus:
+            payload = SignatureList(CERT_X509_GUID, (self.OWNER + of[0],)).pack()
+            guid = GUIDS[name]
+            data = self.update(name, guid, payload, by, day=day, attributes=attributes)
+            return board.set(name, data, attributes, guid)
+
+        for name, of in (("db", db), ("KEK", kek), ("PK", pk)):
+            assert put(name, of, pk, 1) == OK
+        assert mode(board) == b"\0"
+        assert put("KEK", kek, pk, 2) == OK
+        assert put("KEK", kek, kek, 3) == VIOLATION
+        assert put("db", db, kek, 4) == OK
+        assert put("dbx", db, kek, 4) == OK
+        assert put("db", db, db, 5) == VIOLATION
+        assert put("db", kek, db, 5, 0x67) == VIOLATION
+        before = {name: size(board, name) for name in GUIDS}
+        plain = SignatureList(CERT_X509_GUID, (self.OWNER + db[0],)).pack()
+        for name, guid in GUIDS.items():
+            for attributes in (0x07, 0x47):
+                status = board.set(name, plain, attributes, guid)
+                assert status == EfiStatus.INVALID_PARAMETER, (name, attributes)
+            assert board.set(name, b"", 0x07, guid) != OK
+            assert board.set(name, b"", 0x27, guid) == VIOLATION
+        assert {name: size(board, name) for name in GUIDS} == before
+
+    @pytest.mark.cases(290)
+    def test_in_setup_mode_times_are_not_compared(self) -> None:
+        board = Partition()
+        kek = self.signer("KEK")
+        payload = SignatureList(CERT_X509_GUID, (self.OWNER + kek[0],)).pack()
+        for day in (9, 2):
+            data = self.update("KEK", GLOBAL_VARIABLE_GUID, payload, kek, day=day)
+            assert board.set("KEK", data, 0x27, GLOBAL_VARIABLE_GUID) == OK
+
+    @pytest.mark.cases(262)
     def test_volatile_private_variable_uses_certdbv(self) -> None:
         board = Partition()
         signer = self.signer("volatile")
@@ -345,6 +495,7 @@ class TestSelfMade:
         assert board.value("V") is None
         assert board.value("certdbv", CERT_DB_GUID) == struct.pack("<I", 4)
 
+    @pytest.mark.cases(263)
     def test_certdb_survives_and_is_cleaned(self) -> None:
         """A signer whose variable a power cut left out is forgotten at the next start."""
         board = Partition()
@@ -365,6 +516,7 @@ class TestSelfMade:
         ("kind", "good"),
         [("sha256", True), ("two", False), ("short", False), ("unknown", False), ("ec", False)],
     )
+    @pytest.mark.cases(286, 287, 288, 289)
     def test_signature_list_format_of_pk(self, kind: str, good: bool) -> None:
         board = Partition()
         digest = self.OWNER + bytes(32)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import struct
 
+import pytest
+
 from emulation.stmm.config import StmmConfig
 from harness.formats.efi import (
     CERT_DB_GUID,
@@ -27,6 +29,7 @@ GOLDEN_WORKING_HEADER = bytes.fromhex(
 )
 
 
+@pytest.mark.cases(298, 301)
 def test_first_boot_image() -> None:
     image = bytes(Partition().storage.content)
     assert len(image) == VOLUME_SIZE
@@ -48,6 +51,7 @@ def test_first_boot_image() -> None:
     assert set(image[0x15F:0x4000]) == {0xFF}
 
 
+@pytest.mark.cases(166, 167, 175, 265)
 def test_first_boot_answers() -> None:
     board = Partition()
     assert board.free() == 16032
@@ -93,6 +97,7 @@ def test_second_boot_writes_nothing() -> None:
     assert len(board.storage.writes) == before
 
 
+@pytest.mark.cases(299)
 def test_damaged_volume_is_formatted() -> None:
     board = Partition()
     assert board.set("Lost", b"x") == EfiStatus.SUCCESS
@@ -150,6 +155,7 @@ def test_storage_codes_by_release() -> None:
     }
 
 
+@pytest.mark.cases(314)
 def test_older_release_writes_a_variable_in_four_steps() -> None:
     board = Partition(config=StmmConfig(release=202311))
     before = len(board.storage.writes)

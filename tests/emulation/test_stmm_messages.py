@@ -42,6 +42,7 @@ def board() -> Partition:
     return Partition()
 
 
+@pytest.mark.cases(130)
 def test_payload_size(board: Partition) -> None:
     answer = board.call(Fn.GET_PAYLOAD_SIZE, bytes(8))
     assert PayloadSize.unpack(answer.payload).size == 10228
@@ -59,11 +60,13 @@ def test_payload_size(board: Partition) -> None:
         (Fn.GET_RUNTIME_CACHE_INFO, 25),
     ],
 )
+@pytest.mark.cases(131, 132, 142)
 def test_short_payload_is_not_answered(board: Partition, function: int, shortest: int) -> None:
     assert raw_call(board, function, bytes(shortest - 1)) == SENTINEL
     assert raw_call(board, function, bytes(shortest)) != SENTINEL
 
 
+@pytest.mark.cases(125, 138, 139)
 def test_long_payload_and_unknown_guid_are_not_answered(board: Partition) -> None:
     assert raw_call(board, Fn.GET_VARIABLE, bytes(10229)) == SENTINEL
     assert raw_call(board, Fn.GET_VARIABLE, bytes(10228)) != SENTINEL
@@ -74,12 +77,27 @@ def test_long_payload_and_unknown_guid_are_not_answered(board: Partition) -> Non
     assert Message.unpack(board.buffer).status == 0
 
 
+@pytest.mark.cases(120)
+def test_a_header_without_payload_is_not_answered(board: Partition) -> None:
+    header = Message(Fn.GET_VARIABLE, b"").pack()[:24]
+    board.buffer[:24] = header[:16] + bytes(8)
+    before = bytes(board.buffer)
+    assert board.mm.communicate(board.buffer, 24) == 0
+    assert bytes(board.buffer) == before
+
+
+@pytest.mark.cases(122, 123, 124)
 def test_length_is_bounded_by_the_buffer_with_a_padded_header(board: Partition) -> None:
-    for length, code in ((16384 - 32, 0), (16384 - 31, -3 & (1 << 64) - 1)):
+    for length, code in (
+        (16384 - 32, 0),
+        (16384 - 31, -3 & (1 << 64) - 1),
+        ((1 << 64) - 1, -3 & (1 << 64) - 1),
+    ):
         struct.pack_into("<Q", board.buffer, 16, length)
         assert board.mm.communicate(board.buffer, 64) == code
 
 
+@pytest.mark.cases(121)
 def test_lying_length_reads_the_previous_call(board: Partition) -> None:
     request = AccessVariable(VENDOR, "Stale", 4, 7, b"data").pack()
     board.call(Fn.GET_VARIABLE, request)
@@ -95,6 +113,7 @@ def test_lying_length_reads_the_previous_call(board: Partition) -> None:
     ("data_size", "name_size"),
     [(1 << 64 - 1, 4), (0, 1 << 63), (5, 4), (4, 5), (0, 0), (0, 1), (0, 2)],
 )
+@pytest.mark.cases(133, 134, 135, 136)
 def test_access_sizes_and_termination(
     board: Partition, function: int, data_size: int, name_size: int
 ) -> None:
@@ -103,6 +122,7 @@ def test_access_sizes_and_termination(
     assert status == EfiStatus.ACCESS_DENIED
 
 
+@pytest.mark.cases(137)
 def test_odd_name_size(board: Partition) -> None:
     """The last whole CHAR16 must be NUL; the data begins after the odd byte."""
     payload = struct.pack("<16sQQI", VENDOR.bytes_le, 3, 5, 7) + b"A\0\0\0?xyz"
@@ -110,6 +130,7 @@ def test_odd_name_size(board: Partition) -> None:
     assert board.value("A") == b"xyz"
 
 
+@pytest.mark.cases(140, 141, 168, 169, 170, 171)
 def test_get_next_errors(board: Partition) -> None:
     def ask(name: str, capacity: int, guid: UUID = VENDOR) -> tuple[EfiStatus, int]:
         payload = GetNextVariableName(guid, name, capacity).pack().ljust(200, b"\0")
@@ -120,10 +141,13 @@ def test_get_next_errors(board: Partition) -> None:
     assert ask("Unknown", 100)[0] == EfiStatus.INVALID_PARAMETER
     assert ask("", 4) == (EfiStatus.BUFFER_TOO_SMALL, 20)
     assert ask("", 20) == (EfiStatus.SUCCESS, 20)
+    assert ask("SetupMode", 100, GLOBAL_VARIABLE_GUID)[0] == EfiStatus.SUCCESS
+    assert ask("SetupMode", 100)[0] == EfiStatus.INVALID_PARAMETER
     unterminated = GetNextVariableName(VENDOR, "ab", 4).pack()[:28]
     assert board.status(Fn.GET_NEXT_VARIABLE_NAME, unterminated) == EfiStatus.ACCESS_DENIED
 
 
+@pytest.mark.cases(160, 161)
 def test_buffer_too_small_answers_size_and_attributes(board: Partition) -> None:
     assert board.set("Big", b"x" * 100, 3) == EfiStatus.SUCCESS
     status, answer = board.get("Big", capacity=10)
@@ -131,21 +155,25 @@ def test_buffer_too_small_answers_size_and_attributes(board: Partition) -> None:
     assert answer.data == bytes(10)
 
 
+@pytest.mark.cases(129, 152, 153, 155, 156, 157, 165)
 def test_phases(board: Partition) -> None:
     lock = LockVariable(VENDOR, "Locked").pack()
     assert board.status(Fn.LOCK_VARIABLE, lock) == EfiStatus.NOT_READY
     board.call(6, guid=EXIT_BOOT_SERVICES_EVENT_GUID)
     assert board.set("BootOnly", b"x", 3) == EfiStatus.SUCCESS
     board.exit_boot_services()
+    board.exit_boot_services()
     assert board.value("BootOnly") is None
     assert board.status(Fn.READY_TO_BOOT) == EfiStatus.UNSUPPORTED
     assert board.status(Fn.GET_STATISTICS) == EfiStatus.UNSUPPORTED
     assert board.status(Fn.INIT_RUNTIME_VARIABLE_CACHE) == EfiStatus.ACCESS_DENIED
-    assert board.status(99) == EfiStatus.UNSUPPORTED
+    for unknown in (0, 15, 99, 0xFFFF):
+        assert board.status(unknown) == EfiStatus.UNSUPPORTED
     info = RuntimeCacheInfo.unpack(board.call(Fn.GET_RUNTIME_CACHE_INFO, bytes(25)).payload)
     assert info == RuntimeCacheInfo(0, 0x3FB8, 0x4000, True)
 
 
+@pytest.mark.cases(146)
 def test_lock_with_the_policy_engine_works_after_end_of_dxe() -> None:
     board = Partition(config=StmmConfig(variable_policy=True))
     lock = LockVariable(VENDOR, "Locked").pack()
@@ -156,6 +184,7 @@ def test_lock_with_the_policy_engine_works_after_end_of_dxe() -> None:
     assert board.status(Fn.LOCK_VARIABLE, lock) == EfiStatus.ACCESS_DENIED
 
 
+@pytest.mark.cases(147, 148, 149, 150, 234)
 def test_properties_answer_before_end_of_dxe(board: Partition) -> None:
     for name, guid, read_only in (
         ("SetupMode", GLOBAL_VARIABLE_GUID, 1),
@@ -174,6 +203,7 @@ def test_properties_answer_before_end_of_dxe(board: Partition) -> None:
     assert board.set("SetupMode", b"\0", 6, GLOBAL_VARIABLE_GUID) == EfiStatus.SUCCESS
 
 
+@pytest.mark.cases(143, 144, 145, 154)
 def test_property_set_and_end_of_dxe(board: Partition) -> None:
     def put(name: str, revision: int = 1) -> EfiStatus:
         prop = VarCheckProperty(VENDOR, name, revision, 1, 7, 1, 4)
@@ -209,6 +239,7 @@ def test_property_set_and_end_of_dxe(board: Partition) -> None:
         ("Key0001", 7, bytes(14 + 3), EfiStatus.INVALID_PARAMETER),
     ],
 )
+@pytest.mark.cases(231, 232, 233)
 def test_checks_after_end_of_dxe(
     board: Partition, name: str, attributes: int, data: bytes, status: EfiStatus
 ) -> None:

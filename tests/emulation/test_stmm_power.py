@@ -68,6 +68,7 @@ def survive(flash: bytes, config: StmmConfig, act: Callable[[Partition], object]
 
 
 @pytest.mark.parametrize("release", [202502, 202311])
+@pytest.mark.cases(303, 304, 305)
 def test_update(release: int) -> None:
     config = StmmConfig(release=release)
     values = survive(prepared(config), config, lambda board: board.set("Var", NEW))
@@ -80,6 +81,7 @@ def test_delete() -> None:
     assert survive(prepared(config), config, lambda board: board.set("Var", b"")) == [OLD, None]
 
 
+@pytest.mark.cases(306, 307, 308)
 def test_reclaim() -> None:
     config = StmmConfig()
     values = survive(nearly_full(), config, lambda board: board.set("Var", NEW))
@@ -115,6 +117,7 @@ def test_two_cuts_in_updates_of_one_variable_bring_back_the_oldest_value() -> No
         assert board.value("Var") == {b"newest": b"oldest"}.get(value, value)
 
 
+@pytest.mark.cases(307, 308)
 def test_cut_again_while_recovering() -> None:
     """Power lost in the reclaim, and again at each write of the start that repairs it."""
     flash = nearly_full()
@@ -172,6 +175,7 @@ def test_failing_writes_leave_a_usable_service() -> None:
         assert board.value("Keep") == b"untouched"
 
 
+@pytest.mark.cases(306)
 def test_failing_reclaim_is_aborted_and_ends_with_the_store_whole() -> None:
     """A flash failure inside FTW is EFI_ABORTED, which Linux shows as EINTR."""
     flash = nearly_full()
@@ -186,6 +190,7 @@ def test_failing_reclaim_is_aborted_and_ends_with_the_store_whole() -> None:
         assert board.value("Var") in (OLD, NEW)
 
 
+@pytest.mark.cases(310)
 def test_garbage_behind_the_last_variable_is_reclaimed_at_start() -> None:
     """What OP-TEE 4.1 to 4.9 leave when they lose the end of a chunk (contract 2.4)."""
     board = Partition()
@@ -198,6 +203,7 @@ def test_garbage_behind_the_last_variable_is_reclaimed_at_start() -> None:
     assert set(board.storage.content[0x3000:0x3100]) == {0xFF}
 
 
+@pytest.mark.cases(309)
 def test_damaged_working_space_is_made_anew_and_the_store_kept() -> None:
     board = Partition()
     assert board.set("Keep", b"untouched") == EfiStatus.SUCCESS

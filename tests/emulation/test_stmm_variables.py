@@ -15,8 +15,11 @@ from harness.formats.efi import (
     MEMORY_OVERWRITE_CONTROL_GUID,
     MEMORY_OVERWRITE_LOCK_GUID,
     EfiStatus,
+    encode_name,
 )
+from harness.formats.mm import GetNextVariableName
 from harness.formats.mm import VariableFunction as Fn
+from harness.formats.variable_store import VariableHeader
 from tests.emulation.stmm_client import VENDOR, Partition, rpmb_writes
 
 TRUTH = Path(__file__).parents[1] / "truth"
@@ -223,7 +226,10 @@ def test_attributes_must_match_the_stored_ones() -> None:
         (0x10, EfiStatus.UNSUPPORTED),
         (0x80, EfiStatus.UNSUPPORTED),
         (1, EfiStatus.INVALID_PARAMETER),
+        (4, EfiStatus.INVALID_PARAMETER),
         (5, EfiStatus.INVALID_PARAMETER),
+        (0x0F, EfiStatus.UNSUPPORTED),
+        (0x13, EfiStatus.UNSUPPORTED),
         (0x0A, EfiStatus.INVALID_PARAMETER),
         (0x0B, EfiStatus.UNSUPPORTED),
         (2, EfiStatus.SUCCESS),
@@ -239,7 +245,10 @@ def test_query_checks(attributes: int, status: EfiStatus) -> None:
 @pytest.mark.cases(175, 176, 177, 184, 189)
 def test_query_values() -> None:
     board = Partition()
-    assert board.query(7)[1].maximum_variable == 8132
+    info = board.query(7)[1]
+    assert (info.maximum_storage, info.remaining_storage) == (16284, 16032)
+    assert info.maximum_variable == 8132
+    assert board.query(6)[1].maximum_variable == 8132
     assert board.query(0x27)[1].maximum_variable == 10180
     assert board.query(6)[1].maximum_storage == 16356
     assert board.set("Big", bytes(8000)) == EfiStatus.SUCCESS
@@ -247,6 +256,170 @@ def test_query_values() -> None:
     assert info.maximum_variable == info.remaining_storage - 60
     board.exit_boot_services()
     assert board.query(3)[0] == EfiStatus.INVALID_PARAMETER
+
+
+@pytest.mark.cases(186, 187, 188)
+@pytest.mark.parametrize("at_runtime", [False, True])
+def test_room_left_follows_the_store(at_runtime: bool) -> None:
+    board = Partition()
+    if at_runtime:
+        board.exit_boot_services()
+    before = board.free()
+    assert board.set("Room", bytes(100)) == EfiStatus.SUCCESS
+    record = 60 + 2 * len("Room") + 2 + 100
+    assert before - board.free() == (record + 3) // 4 * 4
+    assert board.set("Room", b"") == EfiStatus.SUCCESS
+    # Before ExitBootServices room that a reclaim would free counts as free.
+    assert (board.free() == before) is not at_runtime
+
+
+@pytest.mark.cases(158, 159, 160, 161, 162, 199, 200)
+def test_a_variable_is_found_by_name_and_guid() -> None:
+    board = Partition()
+    other = UUID(int=9)
+    for guid, data in ((VENDOR, b"mine"), (other, b"theirs!")):
+        assert board.set("Name", data, 7, guid) == EfiStatus.SUCCESS
+    assert board.set("Name+A", b"longer") == EfiStatus.SUCCESS
+    status, answer = board.get("Name", capacity=4)
+    assert (status, answer.attributes, answer.data) == (EfiStatus.SUCCESS, 7, b"mine")
+    assert board.value("Name", other) == b"theirs!"
+    for capacity in (0, 3):
+        status, answer = board.get("Name", capacity=capacity)
+        assert (status, answer.data_size, answer.attributes) == (EfiStatus.BUFFER_TOO_SMALL, 4, 7)
+    for name, guid in (("Nam", VENDOR), ("Name-A", VENDOR), ("name", VENDOR), ("Name+A", other)):
+        assert board.get(name, guid)[0] == EfiStatus.NOT_FOUND
+    assert board.get("")[0] == EfiStatus.NOT_FOUND
+
+
+@pytest.mark.cases(190, 194)
+def test_no_name_and_unknown_attribute_bits_are_refused() -> None:
+    board = Partition()
+    assert board.set("", b"x") == EfiStatus.INVALID_PARAMETER
+    for attributes in (0x80, 0x87, 0x100007):
+        assert board.set("Bits", b"x", attributes) == EfiStatus.INVALID_PARAMETER
+    assert board.value("Bits") is None
+
+
+@pytest.mark.cases(174)
+def test_a_walk_goes_on_while_its_entries_are_deleted() -> None:
+    board = Partition()
+    names = [f"Walk{number}" for number in range(6)]
+    for name in names:
+        assert board.set(name, b"x") == EfiStatus.SUCCESS
+    seen, current = [], GetNextVariableName(UUID(int=0), "", 1024)
+    while True:
+        answer = board.call(Fn.GET_NEXT_VARIABLE_NAME, current.pack())
+        if answer.status != EfiStatus.SUCCESS:
+            break
+        entry = GetNextVariableName.unpack(answer.payload)
+        seen.append(entry.name)
+        if entry.name in ("Walk1", "Walk3"):
+            # The one just visited stays as the place to go on from; the one before goes.
+            assert board.set(f"Walk{int(entry.name[-1]) - 1}", b"") == EfiStatus.SUCCESS
+        current = GetNextVariableName(entry.guid, entry.name, 1024)
+    assert answer.status == EfiStatus.NOT_FOUND
+    assert [name for name in seen if name in names] == names
+    assert [name for name, _ in board.names() if name in names] == [names[1], *names[3:]]
+
+
+@pytest.mark.cases(214)
+def test_largest_volatile_variable() -> None:
+    board = Partition()
+    largest = 8132 - 2 * len("V") - 2
+    assert board.set("V", bytes(largest + 1), 6) == EfiStatus.INVALID_PARAMETER
+    assert board.set("V", bytes(largest), 6) == EfiStatus.SUCCESS
+
+
+@pytest.mark.cases(215)
+def test_a_name_of_1024_characters_is_a_name() -> None:
+    board = Partition()
+    name = "n" * 1024
+    assert board.set(name, b"long") == EfiStatus.SUCCESS
+    assert board.get(name, capacity=100)[1].data == b"long"
+
+
+@pytest.mark.cases(216)
+def test_before_exit_boot_services_the_store_is_full_of_living_data_only() -> None:
+    board = Partition()
+    for number in range(13):
+        assert board.set(f"Dead{number}", bytes(1000)) == EfiStatus.SUCCESS
+        assert board.set(f"Dead{number}", b"") == EfiStatus.SUCCESS
+    living = 0
+    while (status := board.set(f"Live{living:02}", bytes(1000))) == EfiStatus.SUCCESS:
+        living += 1
+    assert status == EfiStatus.OUT_OF_RESOURCES
+    record = (60 + 2 * len("Live00") + 2 + 1000 + 3) // 4 * 4
+    assert living == 16032 // record
+    assert all(board.value(f"Live{number:02}") == bytes(1000) for number in range(living))
+
+
+@pytest.mark.cases(235)
+def test_forty_names_fit_or_end_cleanly() -> None:
+    """fwts uefirtvariable stores 40 variables of one size and then deletes them."""
+    board = Partition()
+    board.exit_boot_services()
+    results = [board.set(f"Forty{number:02}", bytes(1024)) for number in range(40)]
+    assert set(results) == {EfiStatus.SUCCESS, EfiStatus.OUT_OF_RESOURCES}
+    stored = results.index(EfiStatus.OUT_OF_RESOURCES)
+    assert results[stored:] == [EfiStatus.OUT_OF_RESOURCES] * (40 - stored)
+    for number in range(40):
+        value = board.value(f"Forty{number:02}")
+        assert value == (bytes(1024) if number < stored else None)
+
+
+@pytest.mark.cases(302)
+def test_records_of_an_update_in_the_store() -> None:
+    board = Partition()
+    assert board.set("Var", b"odd") == EfiStatus.SUCCESS
+    assert board.set("Var", b"longer") == EfiStatus.SUCCESS
+    image = bytes(board.storage.content)
+    old, new = 0x160, 0x160 + (60 + 8 + 3 + 3) // 4 * 4
+    states = [VariableHeader.unpack(image, at).state for at in (old, new)]
+    assert states == [0x3C, 0x3F]
+    assert image[old + 60 + 8 : new] == b"odd\xff"
+    assert image[new + 60 + 8 : new + 60 + 8 + 8] == b"longer\xff\xff"
+    assert board.set("Var", b"") == EfiStatus.SUCCESS
+    assert VariableHeader.unpack(bytes(board.storage.content), new).state == 0x3D
+
+
+@pytest.mark.cases(311)
+def test_a_name_size_of_all_ones_ends_the_store() -> None:
+    board = Partition()
+    for name in ("Before", "Hostile", "Behind"):
+        assert board.set(name, b"x") == EfiStatus.SUCCESS
+    place = bytes(board.storage.content).index(encode_name("Hostile")) - 60
+    field = bytes(board.storage.content).index(
+        VariableHeader.unpack(bytes(board.storage.content), place).name_size.to_bytes(4, "little"),
+        place,
+    )
+    board.storage.content[field : field + 4] = b"\xff" * 4
+    board.boot()
+    assert board.value("Before") == b"x"
+    assert board.value("Hostile") is None
+    assert board.set("After", b"y") == EfiStatus.SUCCESS
+    assert board.value("After") == b"y"
+
+
+@pytest.mark.cases(312)
+def test_of_two_records_of_one_name_the_first_is_found() -> None:
+    board = Partition()
+    for name, data in (("TwinA", b"first"), ("TwinB", b"second")):
+        assert board.set(name, data) == EfiStatus.SUCCESS
+    place = bytes(board.storage.content).index(encode_name("TwinB"))
+    board.storage.content[place : place + 12] = encode_name("TwinA")
+    board.boot()
+    assert board.value("TwinA") == b"first"
+
+
+@pytest.mark.cases(313)
+def test_a_store_of_another_size_is_formatted() -> None:
+    board = Partition()
+    assert board.set("Lost", b"x") == EfiStatus.SUCCESS
+    size_field = 72 + 16
+    board.storage.content[size_field] ^= 0x04
+    board.boot()
+    assert board.value("Lost") is None
+    assert board.free() == 16032
 
 
 @pytest.mark.cases(225)
@@ -257,6 +430,8 @@ def test_language_variables_follow_each_other() -> None:
         status = board.set(name, data, attributes, GLOBAL_VARIABLE_GUID)
         assert status == EfiStatus.SUCCESS
 
+    put("PlatformLang", b"xx\0")
+    assert board.value("Lang", GLOBAL_VARIABLE_GUID) is None
     put("PlatformLangCodes", b"en-US;fr-FR\0", 6)
     put("PlatformLang", b"fr-FR\0")
     assert board.value("Lang", GLOBAL_VARIABLE_GUID) is None

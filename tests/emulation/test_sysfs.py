@@ -102,6 +102,7 @@ def test_bind_and_unbind_by_writing(machine: Machine) -> None:
         assert result == expected
 
 
+@pytest.mark.cases(54)
 def test_attributes_of_the_card_that_the_supplicant_reads(machine: Machine) -> None:
     card = "/sys/class/mmc_host/mmc0/mmc0:0001"
     assert read_sysfs(machine.sysfs, f"{card}/cid", ROOT) == "aa015851454d55212101deadbeef2900\n"

@@ -333,6 +333,7 @@ def test_the_wait_behind_another_caller_hears_no_signal(driver: OpteeDriver) -> 
     assert finished.wait(5)
 
 
+@pytest.mark.cases(423)
 def test_devices_appear_with_the_first_supplicant_only(driver: OpteeDriver) -> None:
     added = threading.Event()
     devices: list[TeeDevice] = []
@@ -393,6 +394,7 @@ def test_a_failing_probe_is_logged_and_reported_to_bind(driver: OpteeDriver) -> 
     assert lines.count(f"probe {device.name}: probe with driver probe failed with error -5") == 2
 
 
+@pytest.mark.cases(425, 426)
 def test_kernel_routing_needs_no_supplicant() -> None:
     from emulation.optee.config import OpTeeConfig
     from emulation.rpmb_transport import RpmbTransport

@@ -147,6 +147,7 @@ def test_probe_takes_over_and_remove_gives_back() -> None:
     assert b.world.sessions == 0
 
 
+@pytest.mark.cases(316)
 def test_probe_without_a_session() -> None:
     b = board()
     b.world.failure = TeeError(TeeResult.ITEM_NOT_FOUND)
@@ -160,6 +161,7 @@ def test_probe_without_a_session() -> None:
 
 
 @pytest.mark.parametrize("size", [0, 71])
+@pytest.mark.cases(317)
 def test_probe_with_a_useless_payload_size(size: int) -> None:
     b = board()
     b.world.payload_size = size
@@ -196,12 +198,15 @@ def test_a_power_cut_during_probe_passes_through() -> None:
         (0xFFFFFFFFFFFFFFFF, EfiStatus.ACCESS_DENIED),
     ],
 )
+@pytest.mark.cases(330)
+@pytest.mark.pain(25)
 def test_spm_codes_are_compared_as_64_bits(b: Board, code: int, expected: EfiStatus) -> None:
     b.world.spm_code = code
     with b.efivars.locked(ROOT) as operations:
         assert operations.query_variable_info(7).status == expected
 
 
+@pytest.mark.cases(329)
 def test_a_failed_invocation_is_a_device_error(b: Board) -> None:
     b.world.failure = TeeError(TeeResult.TARGET_DEAD)
     assert set_variable(b) == EfiStatus.DEVICE_ERROR
@@ -224,6 +229,8 @@ def test_an_unhandled_message_is_a_success(b: Board) -> None:
         (KernelSeries.K7, EfiStatus.DEVICE_ERROR),
     ],
 )
+@pytest.mark.cases(332)
+@pytest.mark.pain(15)
 def test_a_failed_allocation(series: KernelSeries, expected: EfiStatus) -> None:
     b = board(series)
     b.probe()
@@ -246,6 +253,7 @@ def answer_get(attributes: int, data: bytes, code: int = 0) -> Answer:
     return fill
 
 
+@pytest.mark.cases(326, 334)
 def test_get_asks_for_the_property_only_after_a_success(b: Board) -> None:
     b.world.answers[GET] = answer_get(7, b"data", EfiStatus.BUFFER_TOO_SMALL)
     reply = get(b, 0, buffer=False)
@@ -268,6 +276,7 @@ def test_get_without_a_buffer_of_an_empty_variable(b: Board) -> None:
     assert get(b, 0, buffer=False).status == EfiStatus.INVALID_PARAMETER  # type: ignore[attr-defined]
 
 
+@pytest.mark.cases(318, 325)
 def test_get_trims_its_buffer_to_the_payload(b: Board) -> None:
     b.world.answers[GET] = status(EfiStatus.NOT_FOUND)
     get(b, 1 << 20)
@@ -303,6 +312,7 @@ def test_next_trims_and_checks_its_capacity(b: Board) -> None:
 # SetVariable
 
 
+@pytest.mark.cases(333)
 def test_set_is_property_then_set_with_four_bytes_of_padding(b: Board) -> None:
     assert set_variable(b, b"data") == EfiStatus.SUCCESS
     assert b.world.functions() == [PROPERTY, SET]
@@ -311,6 +321,7 @@ def test_set_is_property_then_set_with_four_bytes_of_padding(b: Board) -> None:
     assert AccessVariable.unpack(payload).data == b"data"
 
 
+@pytest.mark.cases(328)
 def test_set_of_a_read_only_variable_is_never_sent(b: Board) -> None:
     b.world.answers[PROPERTY] = lambda message: replace(
         message, payload=VarCheckProperty(VENDOR, "Ab", property=1).pack()
@@ -320,6 +331,7 @@ def test_set_of_a_read_only_variable_is_never_sent(b: Board) -> None:
     assert SET not in b.world.functions()
 
 
+@pytest.mark.cases(318, 327)
 def test_set_size_limit(b: Board) -> None:
     largest = MAX_PAYLOAD - 40 - 6
     assert set_variable(b, bytes(largest)) == EfiStatus.SUCCESS
@@ -335,6 +347,7 @@ def test_set_fails_with_its_property(b: Board) -> None:
     assert SET not in b.world.functions()
 
 
+@pytest.mark.cases(331)
 def test_the_nonblocking_set_is_refused_without_a_message(b: Board) -> None:
     with b.efivars.locked(ROOT) as operations:
         refused = operations.set_variable_nonblocking("Ab", VENDOR, 7, b"x")

@@ -50,11 +50,15 @@ READ = read_request(0, NONCE)
     [
         (b"\0" * 5, FRAME_SIZE, BAD_PARAMETERS),
         (INFO + b"\0", 19, BAD_PARAMETERS),
+        (INFO, 18, BAD_PARAMETERS),
         (INFO, 20, BAD_PARAMETERS),
         (b"\x02" + bytes(5), 19, BAD_PARAMETERS),
         (HEADER + WRITE, 2 * FRAME_SIZE, BAD_PARAMETERS),
         (HEADER + TWO_WRITES, FRAME_SIZE, BAD_PARAMETERS),
+        (HEADER + WRITE + READ, FRAME_SIZE, BAD_PARAMETERS),
+        (HEADER + COUNTER + COUNTER, FRAME_SIZE, BAD_PARAMETERS),
         (HEADER + key_request(KEY), 0, BAD_PARAMETERS),
+        (HEADER + key_request(KEY), 2 * FRAME_SIZE, BAD_PARAMETERS),
         (HEADER + COUNTER, 2 * FRAME_SIZE, BAD_PARAMETERS),
         (HEADER + READ, 0, BAD_PARAMETERS),
         (HEADER + READ + READ, FRAME_SIZE, BAD_PARAMETERS),
@@ -63,6 +67,8 @@ READ = read_request(0, NONCE)
         (INFO, 19, GENERIC),
     ],
 )
+@pytest.mark.cases(56, 57, 58, 59, 60, 61, 62, 63, 64, 65)
+@pytest.mark.pain(19)
 def test_result_codes(request_bytes: bytes, reply_size: int, expected: int) -> None:
     with pytest.raises(Refused) as refused:
         rpmb_request(BrokenCard(), request_bytes, reply_size)
@@ -78,6 +84,7 @@ def ask(rpmb: EmulatedRpmb, frames: bytes, replies: int = 1) -> RpmbFrame:
     return RpmbFrame.unpack(reply, len(reply) - FRAME_SIZE)
 
 
+@pytest.mark.cases(2, 6, 17, 26, 55)
 def test_emulated_rpmb_differs_from_silicon_as_upstreams_does() -> None:
     rpmb = EmulatedRpmb()
     info = rpmb_request(rpmb, INFO, 19)

@@ -30,6 +30,7 @@ frames = st.builds(
 )
 
 
+@pytest.mark.cases(36)
 def test_mac_of_the_known_frame() -> None:
     """Contract 1.1: an all-zero write request under OP-TEE's test key."""
     frame = RpmbFrame(kind=3).pack()
@@ -63,6 +64,7 @@ def test_a_frame_survives_packing(frame: RpmbFrame) -> None:
 
 
 @given(st.lists(frames, min_size=1, max_size=4), st.binary(min_size=32, max_size=32))
+@pytest.mark.cases(10, 21)
 def test_the_mac_covers_all_frames_and_no_stuff_bytes(many: list[RpmbFrame], key: bytes) -> None:
     raw = rpmb.join(many)
     covered = b"".join(frame.pack()[228:] for frame in many)
@@ -90,6 +92,7 @@ def test_broken_lengths_are_refused() -> None:
         RpmbFrame.unpack(bytes(511))
 
 
+@pytest.mark.cases(55)
 def test_supplicant_structures() -> None:
     assert RequestHeader(1, 2, 0x0304).pack() == bytes.fromhex("010002000403")
     assert RequestHeader.unpack(bytes.fromhex("010002000403ff")) == RequestHeader(1, 2, 0x0304)
