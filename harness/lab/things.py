@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, assert_never
 
 from harness.lab.discovery import Bench, BenchDevice, Kind
 
 if TYPE_CHECKING:
     from harness.boardfile import BoardFile, SerialSection, UdevMatch
+    from harness.power.options import PowerSection
 
 
 def things_of(file: BoardFile) -> list[str]:
@@ -20,12 +21,29 @@ def things_of(file: BoardFile) -> list[str]:
         things.append(f"ssh {file.ssh.host}:{file.ssh.port}")
     if file.serial is not None:
         things.append(f"serial {_adapter(file.serial)}")
-    match file.power.driver:
-        case "command":
-            things.append(f"outlet {file.power.options.on}")
-        case "emulated" if file.power.state is not None:
-            things.append(f"image {os.path.realpath(file.power.state)}")
+    things += _outlet(file.power)
     return sorted(things)
+
+
+def _outlet(section: PowerSection) -> list[str]:
+    match section.driver:
+        case "emulated":
+            return [] if section.state is None else [f"image {os.path.realpath(section.state)}"]
+        case "manual":
+            return []
+        case "command":
+            return [f"outlet {section.options.on}"]
+        case "http":
+            return [f"outlet http {section.options.host} {section.options.outlet}"]
+        case "snmp":
+            return [f"outlet snmp {section.options.host} {section.options.oid.lstrip('.')}"]
+        case "usb-hub":
+            return [f"outlet usb {section.options.location} {section.options.port}"]
+        case "relay":
+            port = os.path.realpath(section.options.port)
+            return [f"outlet relay {port} {section.options.channel}"]
+        case _:
+            assert_never(section.driver)
 
 
 def _adapter(section: SerialSection) -> str:
