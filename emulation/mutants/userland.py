@@ -48,8 +48,8 @@ def rename_accepted(patches: Patches) -> None:
         filesystem._by_key[lookup_key(new)] = moved
         return ()
 
-    def prepare(original: Original, self: FuseConnection, *args: Any) -> None:
-        original(self, *args)
+    def prepare(original: Original, self: FuseConnection, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
         self._operations[fuse._RENAME] = lambda task, ino, body: rename(self, body[8:])
         self._operations[fuse._RENAME2] = lambda task, ino, body: rename(self, body[16:])
 

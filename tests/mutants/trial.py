@@ -1,0 +1,144 @@
+"""One run of the conformance tests on one mutant board."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from emulation.mutants.registry import Mutant
+from harness import boardfile
+from tests.mutants.verdict import Verdict
+
+REPOSITORY: Final = Path(__file__).parents[2]
+HEALTHY: Final = REPOSITORY / "boards" / "emulated.toml"
+TEST_SECONDS: Final = 60
+"""Longest that one test may hang on a mutant."""
+LIMITS: Final[Mapping[str, float]] = {"set_variable_ms": 700}
+"""Limits of measurements: far above what the healthy board needs on a busy host."""
+
+_KILL_SECONDS: Final = 10
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What became of one mutant; ``catching`` are tests, ``other`` are failures that do not
+    count."""
+
+    mutant: Mutant
+    outcome: str
+    seconds: float
+    catching: Sequence[str]
+    other: Sequence[str]
+
+    @property
+    def caught(self) -> bool:
+        """Whether a test noticed."""
+        return bool(self.catching)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where boards of one measured healthy one are sabotaged; ``timeout`` in seconds a mutant."""
+
+    directory: Path
+    capabilities: Mapping[str, bool]
+    timeout: float
+
+    @classmethod
+    def prepare(cls, directory: Path, *, timeout: float) -> Bench:
+        """Measure what the healthy board can do. HilError when it does not start."""
+        from harness.board import Board
+
+        board = Board(boardfile.load(HEALTHY))
+        try:
+            board.start()
+            board.wait_until_ready()
+            findings = board.capabilities.findings
+        finally:
+            board.close()
+        measured = {str(capability): found.present for capability, found in findings.items()}
+        return cls(directory, measured, timeout)
+
+    def try_mutant(self, mutant: Mutant) -> Trial:
+        """Run the tests on one mutant until it is caught."""
+        verdicts = self.directory / f"{mutant.name}.jsonl"
+        started = time.monotonic()
+        status, output = self._pytest(mutant, verdicts)
+        seconds = time.monotonic() - started
+        found = _read(verdicts)
+        catching = [verdict.test for verdict in found if verdict.caught]
+        other = [
+            f"{verdict.test.rpartition('/')[2]} {verdict.phase}: {verdict.exception}: "
+            f"{verdict.message}"
+            for verdict in found
+            if not verdict.caught
+        ]
+        if catching:
+            outcome = "caught"
+        elif status is None:
+            outcome = f"NOT caught: still running after {self.timeout:.0f} s"
+        elif status in (0, 1):
+            outcome = f"NOT caught ({_last_line(output)})"
+        else:
+            outcome = f"NOT caught: pytest ended with {status}: {_last_line(output)}"
+        return Trial(mutant, outcome, seconds, catching, other)
+
+    def board_file(self, mutant: str) -> Path:
+        """A board file: the healthy board's, its capabilities pinned, one thing broken."""
+        text = HEALTHY.read_text()
+        text = text.replace("[power.options]\n", f'[power.options]\nmutant = "{mutant}"\n')
+        for table, values in (("capabilities", self.capabilities), ("limits", LIMITS)):
+            lines = [f"{name} = {str(value).lower()}" for name, value in values.items()]
+            text += "\n".join(["", f"[{table}]", *lines, ""])
+        path = self.directory / f"{mutant}.toml"
+        path.write_text(text)
+        return path
+
+    def _pytest(self, mutant: Mutant, verdicts: Path) -> tuple[int | None, str]:
+        command = [
+            *(sys.executable, "-m", "pytest", "tests/conformance", "-q", "--no-header", "--tb=no"),
+            *("-p", "tests.mutants.verdict", "-p", "no:cacheprovider"),
+            *("--board", str(self.board_file(mutant.name)), "--capabilities", "pinned"),
+            *("--timeout", str(TEST_SECONDS), "--verdicts", str(verdicts)),
+            *("--first", ",".join(mutant.first)),
+        ]
+        process = subprocess.Popen(
+            command,
+            cwd=REPOSITORY,
+            env={**os.environ, "XDG_STATE_HOME": str(self.directory / "state")},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+        try:
+            output, _ = process.communicate(timeout=self.timeout)
+        except subprocess.TimeoutExpired:
+            # The board ends with its harness, whose end closes the board's standard input.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.communicate(timeout=_KILL_SECONDS)
+            return None, ""
+        return process.returncode, output
+
+
+def _read(path: Path) -> list[Verdict]:
+    if not path.exists():
+        return []
+    return [Verdict(**json.loads(line)) for line in path.read_text().splitlines()]
+
+
+def _last_line(output: str) -> str:
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    return lines[-1] if lines else "no output"
