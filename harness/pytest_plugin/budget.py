@@ -7,7 +7,7 @@ the store is reclaimed, and where it cannot be, the test is skipped with that re
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
 import pytest
@@ -53,6 +53,9 @@ class Budget:
         self._before = Reading(None, None)
         self._passed = False
         self._excess: str | None = None
+        self._cost = costs.Cost(0, None, declared=False)
+        # Stories that a test has paid for.
+        self._told: set[str] = set()
         self._oddity: str | None = None
         self._per_byte = WRITES_PER_BYTE
         self._declared = 0
@@ -90,7 +93,7 @@ class Budget:
         if self._meter is None:
             return []
         reclaims = self._expected_reclaims()
-        tests = sum(costs.rpmb_writes(item, self._per_byte) for item in self._items)
+        tests = sum(self._each_once(lambda i, told: costs.rpmb_writes(i, self._per_byte, told)))
         if self._start is None:
             return ["RPMB writes: unknown, the write counter of this board cannot be read"]
         limit = self._bench.file.rpmb_write_budget
@@ -128,8 +131,8 @@ class Budget:
             return
         self._read()
         self._passed = False
-        cost = costs.cost_of(item)
-        self._check_writes(costs.rpmb_writes(item, self._per_byte))
+        cost = self._cost = costs.cost_after(item, self._told)
+        self._check_writes(costs.rpmb_writes(item, self._per_byte, self._told))
         self._make_room(cost)
         self._declared += cost.store_bytes
         self.space.took(cost.store_bytes)
@@ -137,8 +140,11 @@ class Budget:
         self._before = self._last
 
     @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_call(self) -> Generator[None, object, object]:
+    def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, object, object]:
         """Only what a passing test took is judged."""
+        if story := costs.story_of(item):
+            # Its fixtures are made.
+            self._told.add(story)
         result = yield
         self._passed = True
         return result
@@ -166,7 +172,7 @@ class Budget:
         taken = max(before.free - now.free, 0)
         item.user_properties.append(("store_bytes", taken))
         if self._passed and self._config.getini(ENFORCE) and self._meter.figures():
-            self._excess = _excess(costs.cost_of(item), taken)
+            self._excess = _excess(self._cost, taken)
 
     # --- room and writes ----------------------------------------------------------------------
 
@@ -243,13 +249,20 @@ class Budget:
             return 0
         free = self._last.free if self._last.free is not None else space.at_least_free()
         fresh, reclaims = space.after_reclaim(), 0
-        for item in self._items:
-            wanted = costs.cost_of(item).store_bytes
+        for wanted in self._each_once(lambda i, told: costs.cost_after(i, told).store_bytes):
             needed = wanted + self._reserve
             if wanted and free < needed and (needed <= fresh or free <= self._reserve):
                 free, reclaims = fresh, reclaims + 1
             free = max(free - wanted, 0)
         return reclaims
+
+    def _each_once(self, cost: Callable[[pytest.Item, set[str]], int]) -> Iterator[int]:
+        """``cost`` of each test, with the stories that earlier ones have told."""
+        told: set[str] = set()
+        for item in self._items:
+            yield cost(item, told)
+            if story := costs.story_of(item):
+                told.add(story)
 
     # --- begin and end ------------------------------------------------------------------------
 

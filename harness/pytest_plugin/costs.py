@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
@@ -32,6 +33,9 @@ class Cost:
         return round(self.store_bytes * per_byte)
 
 
+_NOTHING: Final = Cost(0, 0, declared=True)
+
+
 class Rank(IntEnum):
     """The cheaper, the earlier."""
 
@@ -48,7 +52,7 @@ def cost_of(item: pytest.Item) -> Cost:
     if marker is None:
         writes = any(Consent.WRITE_RPMB in one.args for one in item.iter_markers("consents"))
         return Cost(UNDECLARED_BYTES if writes else 0, None, declared=False)
-    unknown = marker.kwargs.keys() - {"store_bytes", "rpmb_writes"}
+    unknown = marker.kwargs.keys() - {"store_bytes", "rpmb_writes", "story", "each"}
     if marker.args or unknown:
         raise pytest.UsageError(
             f"{item.nodeid}: cost takes store_bytes=N and rpmb_writes=N, "
@@ -59,10 +63,28 @@ def cost_of(item: pytest.Item) -> Cost:
     )
 
 
-def rpmb_writes(item: pytest.Item, per_byte: float) -> int:
+def cost_after(item: pytest.Item, told: Collection[str]) -> Cost:
+    """:func:`cost_of`; where the test's story (:func:`story_of`) was ``told`` already only what
+    ``each`` of its tests takes."""
+    if story_of(item) not in told:
+        return cost_of(item)
+    marker = item.get_closest_marker("cost")
+    each = marker.kwargs.get("each", 0) if marker is not None else 0
+    return Cost(each, None, declared=True) if each else _NOTHING
+
+
+def story_of(item: pytest.Item) -> str | None:
+    """The story of a test: a fixture that many tests judge, and the first of them pays for."""
+    marker = item.get_closest_marker("cost")
+    name = marker.kwargs.get("story") if marker is not None else None
+    return None if name is None else f"{group(item)}::{name}"
+
+
+def rpmb_writes(item: pytest.Item, per_byte: float, told: Collection[str] = ()) -> int:
     """RPMB writes to expect of a test, those of the boots that it makes included."""
-    boots = _BOOT_WRITES if item.get_closest_marker("power") else 0
-    return cost_of(item).writes(per_byte) + boots
+    cost = cost_after(item, told)
+    boots = _BOOT_WRITES if item.get_closest_marker("power") and cost is not _NOTHING else 0
+    return cost.writes(per_byte) + boots
 
 
 def rank(item: pytest.Item) -> Rank:

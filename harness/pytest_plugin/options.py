@@ -22,8 +22,9 @@ MARKERS = (
     "disturbs: leaves the driver, the supplicant or the mount otherwise; the standard state is "
     "brought back afterwards",
     "power: switches the board's power or reboots it",
-    "cost(store_bytes=0, rpmb_writes=None): how many bytes of the variable store the test's "
-    "writes take at most (deleting gives none back), and its RPMB writes where they are known",
+    "cost(store_bytes=0, rpmb_writes=None, story=None): how many bytes of the variable store the "
+    "test's writes take at most (deleting gives none back), and its RPMB writes where they are "
+    "known; of the tests of a file with the same story (a fixture they judge) the first pays",
     "wear: costs many RPMB writes",
     "blame(whose): whom a failed assertion points to, firmware (without it) or kernel",
     "allow_kernel_log(*patterns): lines of the kernel log that do not fail this test",
