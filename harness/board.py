@@ -59,11 +59,12 @@ _STANDING = f"""test -e {STMM_DRIVER}/{STMM_DEVICE} && echo bound
 grep -F ' {EFIVARS_PATH} ' /proc/self/mountinfo
 for p in /proc/[0-9]*; do IFS= read -r n <$p/comm && case $n in tee-supplicant*) \
 echo supplicant; break;; esac; done 2>/dev/null
-for v in {EFIVARS_PATH}/*-{VENDOR_GUID}; do test -e "$v" && echo "own ${{v##*/}}"; done; true
+for v in {EFIVARS_PATH}/*-{VENDOR_GUID} {EFIVARS_PATH}/.*-{VENDOR_GUID}; do test -e "$v" && \
+echo "own ${{v##*/}}"; done; true
 """
 # Sizes and names of the others; of "-rw-r--r-- 1 0 0 12 Jan  1 00:00 NAME" (POSIX ls -n), because
-# stat is not on every board.
-_FOREIGN = f"""ls -ln {EFIVARS_PATH} 2>/dev/null | sed -n -e '/-{VENDOR_GUID}$/d' -e \
+# stat is not on every board. A name may begin with a dot.
+_FOREIGN = f"""ls -Aln {EFIVARS_PATH} 2>/dev/null | sed -n -e '/-{VENDOR_GUID}$/d' -e \
 's/^-[^ ]* *[0-9]* *[0-9]* *[0-9]* *\\([0-9]*\\) *[^ ]* *[^ ]* *[^ ]* /\\1 /p'"""
 
 
