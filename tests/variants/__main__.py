@@ -1,0 +1,151 @@
+"""``python -m tests.variants [NAMES]``: the conformance suite on boards that differ.
+
+Prints for each board how many tests passed, failed and were skipped, by what it lacks; the
+measured facts in which the boards differ; and last ``VARIANTS green N of M``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from xml.etree import ElementTree
+
+from tests.cases.collecting import ROOT
+from tests.variants.boards import VARIANTS, write_board_file
+
+_SUITE = "tests/conformance"
+_LACKING = re.compile(r"no (\w+) on this board|(consent to \w+)|(the step \w+)")
+_SHOWN_FAILURES = 5
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of the suite on one board over one link; durations in seconds."""
+
+    variant: str
+    link: str
+    passed: int
+    failed: tuple[str, ...]
+    skips: Mapping[str, int]
+    seconds: float
+    facts: Mapping[str, bool] = field(default_factory=dict)
+
+    @property
+    def green(self) -> bool:
+        return self.passed > 0 and not self.failed
+
+
+def main() -> int:
+    """Run the chosen variants; status 1 unless all are green."""
+    parser = argparse.ArgumentParser(prog="python -m tests.variants", description=__doc__)
+    parser.add_argument("names", nargs="*", help=f"which boards: {', '.join(VARIANTS)} (all)")
+    parser.add_argument("--link", action="append", choices=("ssh", "serial"), help="default: ssh")
+    parser.add_argument("--tests", default=_SUITE, help=f"what to run (default: {_SUITE})")
+    parser.add_argument("--timeout", type=float, default=1800.0, help="seconds for one run")
+    chosen = parser.parse_args()
+    unknown = [name for name in chosen.names if name not in VARIANTS]
+    if unknown:
+        parser.error(f"no such board: {', '.join(unknown)}; there are {', '.join(VARIANTS)}")
+    runs = []
+    for name in chosen.names or VARIANTS:
+        for link in chosen.link or ["ssh"]:
+            runs.append(run(name, link, chosen.tests, chosen.timeout))
+            print(_row(runs[-1]), flush=True)
+            for failure in runs[-1].failed[:_SHOWN_FAILURES]:
+                print(f"    {failure}", flush=True)
+    print(_facts(runs))
+    green = sum(one.green for one in runs)
+    print(f"VARIANTS green {green} of {len(runs)}")
+    return 0 if green == len(runs) else 1
+
+
+def run(name: str, link: str, tests: str, timeout: float) -> Run:
+    """Measure one board, then run the tests on another one like it."""
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        file = write_board_file(name, Path(folder))
+        report = Path(folder, "report.xml")
+        facts = _measure(file, link)
+        command = [sys.executable, "-m", "pytest", *tests.split(), "-q", "-p", "no:cacheprovider"]
+        command += ["--board", str(file), "--link", link, f"--junitxml={report}"]
+        try:
+            done = subprocess.run(
+                command, cwd=ROOT, capture_output=True, text=True, timeout=timeout
+            )
+        except subprocess.TimeoutExpired:
+            ending: tuple[str, ...] = (f"the run did not end within {timeout:g} s",)
+        else:
+            last = (done.stdout + done.stderr).strip().splitlines()[-1:]
+            ending = () if done.returncode in (0, 1) else (f"pytest: {done.returncode}", *last)
+        seconds = time.monotonic() - start
+        if not report.exists():
+            return Run(name, link, 0, ending or ("no report",), {}, seconds, facts)
+        cases = ElementTree.parse(report).getroot().findall(".//testcase")
+    bad = [case for case in cases if _child(case, "failure", "error") is not None]
+    skipped = [text for case in cases if (text := _skip(case)) is not None]
+    passed = len(cases) - len(bad) - len(skipped)
+    failed = (*ending, *(f"{case.get('name')}: {_message(case)}" for case in bad))
+    return Run(name, link, passed, failed, Counter(map(_lack, skipped)), seconds, facts)
+
+
+def _measure(file: Path, link: str) -> Mapping[str, bool]:
+    from harness import boardfile
+    from harness.board import Board
+
+    with Board(boardfile.load(file), link="serial" if link == "serial" else "ssh") as board:
+        board.wait_until_ready()
+        return {str(name): found.present for name, found in board.capabilities.findings.items()}
+
+
+def _child(case: ElementTree.Element, *names: str) -> ElementTree.Element | None:
+    return next((child for child in case if child.tag in names), None)
+
+
+def _skip(case: ElementTree.Element) -> str | None:
+    if _child(case, "failure", "error") is not None:
+        return None
+    found = _child(case, "skipped")
+    return None if found is None else found.get("message", "")
+
+
+def _message(case: ElementTree.Element) -> str:
+    found = _child(case, "failure", "error")
+    lines = (found.get("message", "") if found is not None else "").splitlines()
+    return lines[0] if lines else "no message"
+
+
+def _lack(message: str) -> str:
+    """What a skipped test lacked, in a word."""
+    found = _LACKING.search(message)
+    return next(filter(None, found.groups())) if found else message.splitlines()[0][:60]
+
+
+def _row(run: Run) -> str:
+    skips = ", ".join(f"{count} {lack}" for lack, count in sorted(run.skips.items()))
+    return (
+        f"{run.variant:20} {run.link:6} {run.passed:4} passed {len(run.failed):3} failed "
+        f"{sum(run.skips.values()):3} skipped in {run.seconds:.0f} s"
+        + (f" ({skips})" * bool(skips))
+    )
+
+
+def _facts(runs: Sequence[Run]) -> str:
+    """The measured facts that are not the same on all boards."""
+    names = [name for name in runs[0].facts if len({run.facts.get(name) for run in runs}) > 1]
+    lines = ["measured facts in which the boards differ:"]
+    for name in names:
+        having = [f"{run.variant}/{run.link}" for run in runs if run.facts.get(name)]
+        lines.append(f"  {name}: {', '.join(having) or 'none'}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
