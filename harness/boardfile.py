@@ -256,6 +256,16 @@ def _with_absolute_paths(board: BoardFile, folder: Path) -> BoardFile:
         )
     if board.power.driver == "emulated":
         changes["power"] = board.power.model_copy(update={"state": absolute(board.power.state)})
+    if board.power.driver == "qemu":
+        options = board.power.options
+        paths: dict[str, Any] = {
+            key: absolute(getattr(options, key)) for key in ("bios", "kernel", "initrd", "emmc")
+        }
+        for key in ("flash", "disks"):
+            paths[key] = tuple(absolute(path) for path in getattr(options, key))
+        changes["power"] = board.power.model_copy(
+            update={"options": options.model_copy(update=paths)}
+        )
     return board.model_copy(update=changes)
 
 

@@ -31,6 +31,10 @@ def _outlet(section: PowerSection) -> list[str]:
             return [] if section.state is None else [f"image {os.path.realpath(section.state)}"]
         case "manual":
             return []
+        case "qemu":
+            images = [*section.options.flash, *section.options.disks]
+            images += [section.options.emmc] if section.options.emmc else []
+            return [f"image {os.path.realpath(image)}" for image in images]
         case "command":
             return [f"outlet {section.options.on}"]
         case "http":

@@ -85,6 +85,10 @@ def open_driver(section: PowerSection, *, board: str, assume_yes: bool = False) 
             from harness.power.manual import ManualPower
 
             return ManualPower(board=board, assume_yes=assume_yes)
+        case "qemu":
+            from harness.power.qemu import QemuPower
+
+            return QemuPower(section.options, board=board)
         case _:
             return _outlet_power(section, board=board)
 

@@ -139,5 +139,48 @@ class RelayPowerSection(Table):
     options: RelayPowerOptions
 
 
+class QemuPowerOptions(Table):
+    """A machine that qemu-system-aarch64 emulates, from images that anyone built. Paths are
+    relative to the board file."""
+
+    program: str = "qemu-system-aarch64"
+    machine: str = Field(default="virt", description="-M, e.g. `virt,secure=on`")
+    cpu: str = "cortex-a57"
+    cpus: int = Field(default=2, ge=1, le=64)
+    memory_mib: int = Field(default=1024, ge=64)
+    flash: tuple[Path, ...] = Field(default=(), description="firmware images, pflash in order")
+    bios: Path | None = None
+    kernel: Path | None = None
+    initrd: Path | None = None
+    append: str = ""
+    disks: tuple[Path, ...] = Field(default=(), description="raw or qcow2, as virtio disks")
+    emmc: Path | None = Field(
+        default=None,
+        description="image of an eMMC: boot partitions, RPMB, user area (QEMU 10.2 or later)",
+    )
+    boot_partition_kib: int = Field(default=1024, ge=0)
+    rpmb_kib: int = Field(default=2048, ge=128, le=16384)
+    ssh_port: int = Field(
+        default=0, ge=0, le=65535, description="loopback port that reaches the guest's 22; 0: any"
+    )
+    serial_port: int = Field(
+        default=0, ge=0, le=65535, description="loopback port of the console; 0: any"
+    )
+    extra: tuple[str, ...] = Field(default=(), description="further arguments, as they are")
+
+
+class QemuPowerSection(Table):
+    """QEMU: switching on starts it, switching off ends it as pulling the plug would."""
+
+    driver: Literal["qemu"]
+    options: QemuPowerOptions
+
+
 OutletSection = HttpPowerSection | SnmpPowerSection | UsbHubPowerSection | RelayPowerSection
-PowerSection = EmulatedPowerSection | CommandPowerSection | ManualPowerSection | OutletSection
+PowerSection = (
+    EmulatedPowerSection
+    | CommandPowerSection
+    | ManualPowerSection
+    | QemuPowerSection
+    | OutletSection
+)

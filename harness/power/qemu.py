@@ -1,0 +1,232 @@
+"""Power by qemu-system-aarch64: a firmware built by anyone is a board.
+
+The console is a socket on the loopback, SSH a forwarded port, the flash an eMMC image with boot
+and RPMB partitions where QEMU has that (10.2 and later).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from harness.errors import ConfigurationError, HostError, PowerError
+from harness.power import Endpoints, PowerState
+
+if TYPE_CHECKING:
+    from harness.power.options import QemuPowerOptions
+
+_LOOPBACK = "127.0.0.1"
+_POLL_SECONDS = 0.02
+_PROBE_SECONDS = 10.0
+_FIRST_RELEASE_WITH_RPMB = "10.2"
+
+
+class QemuPower:
+    """Power driver ``qemu``. The machine ends with the harness, however that ends."""
+
+    def __init__(self, options: QemuPowerOptions, *, board: str) -> None:
+        self._options = options
+        self._board = board
+        self._process: subprocess.Popen[bytes] | None = None
+        self._messages: IO[bytes] | None = None
+        # Chosen once: links keep their address over a power cycle.
+        self._ssh_port = options.ssh_port or _free_port()
+        self._serial_port = options.serial_port or _free_port()
+
+    def on(self, timeout: float) -> None:
+        if self.state() is PowerState.ON:
+            return
+        self._check_images()
+        command = self._command()
+        self._close_messages()
+        self._messages = tempfile.TemporaryFile(prefix="hil-qemu-")  # noqa: SIM115
+        try:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=self._messages,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise HostError(
+                f"{self._options.program} cannot be started: {error.strerror}",
+                remedy="install the package qemu-system-arm, or correct power.options.program",
+                board=self._board,
+            ) from error
+        self._wait_for_console(timeout)
+
+    def off(self, timeout: float) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(timeout)
+            self._process = None
+
+    def cycle(self, timeout: float) -> None:
+        self.off(timeout)
+        self.on(timeout)
+
+    def state(self) -> PowerState:
+        """A guest that switched itself off is off."""
+        if self._process is None or self._process.poll() is not None:
+            return PowerState.OFF
+        return PowerState.ON
+
+    def endpoints(self) -> Endpoints:
+        """The console; SSH needs the guest's host key, so the board file names its end point,
+        with ``power.options.ssh_port`` as port."""
+        from harness.links.address import SerialAddress
+
+        return Endpoints(serial=SerialAddress(f"socket://{_LOOPBACK}:{self._serial_port}"))
+
+    def keeps(self) -> Path | None:
+        """Beside the image of the eMMC."""
+        emmc = self._options.emmc
+        return None if emmc is None else emmc.with_name(f"{emmc.name}.safekeeping")
+
+    def close(self) -> None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.off(2.0)
+        self._close_messages()
+
+    def _command(self) -> list[str]:
+        options = self._options
+        command = [options.program, "-display", "none", "-monitor", "none"]
+        command += ["-M", options.machine, "-cpu", options.cpu]
+        command += ["-smp", str(options.cpus), "-m", str(options.memory_mib)]
+        console = f"socket,id=console,host={_LOOPBACK},port={self._serial_port}"
+        command += ["-chardev", f"{console},server=on,wait=off", "-serial", "chardev:console"]
+        forward = f"hostfwd=tcp:{_LOOPBACK}:{self._ssh_port}-:22"
+        command += ["-netdev", f"user,id=net,{forward}", "-device", "virtio-net-pci,netdev=net"]
+        for image in options.flash:
+            command += ["-drive", f"if=pflash,format=raw,file={_escaped(image)}"]
+        for flag, path in (
+            ("-bios", options.bios),
+            ("-kernel", options.kernel),
+            ("-initrd", options.initrd),
+        ):
+            command += [] if path is None else [flag, str(path)]
+        command += ["-append", options.append] if options.append else []
+        for image in options.disks:
+            command += ["-drive", f"if=virtio,file={_escaped(image)}"]
+        if options.emmc is not None:
+            command += self._emmc(options.emmc)
+        command += options.extra
+        return [*_DIES_WITH_US, *command] if _DIES_WITH_US else command
+
+    def _emmc(self, image: Path) -> list[str]:
+        if not self._has_rpmb():
+            raise HostError(
+                f"{self.version()} has no eMMC with an RPMB partition",
+                remedy=f"use QEMU {_FIRST_RELEASE_WITH_RPMB} or later (power.options.program), or "
+                "leave power.options.emmc out",
+                board=self._board,
+            )
+        options = self._options
+        drive = f"if=none,id=emmc,format=raw,file={_escaped(image)}"
+        sizes = f"boot-partition-size={options.boot_partition_kib}K"
+        sizes += f",rpmb-partition-size={options.rpmb_kib}K"
+        return ["-drive", drive, "-device", "sdhci-pci", "-device", f"emmc,drive=emmc,{sizes}"]
+
+    def version(self) -> str:
+        """The program and its release, as it names itself. Raises :class:`HostError`."""
+        first = self._ask("--version").partition("\n")[0]
+        found = re.search(r"QEMU emulator version (\S+)", first)
+        return f"QEMU {found[1]}" if found else first
+
+    def _has_rpmb(self) -> bool:
+        return "rpmb-partition-size" in self._ask("-device", "emmc,help")
+
+    def _ask(self, *arguments: str) -> str:
+        try:
+            done = subprocess.run(
+                [self._options.program, *arguments],
+                capture_output=True,
+                timeout=_PROBE_SECONDS,
+                check=False,
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise HostError(
+                f"{self._options.program} cannot be asked: {error}",
+                remedy="install the package qemu-system-arm, or correct power.options.program",
+                board=self._board,
+            ) from error
+        return done.stdout.decode("utf-8", "replace")
+
+    def _check_images(self) -> None:
+        options = self._options
+        images = [*options.flash, *options.disks]
+        images += [path for path in (options.bios, options.kernel, options.initrd) if path]
+        images += [options.emmc] if options.emmc else []
+        for image in images:
+            if not image.is_file():
+                raise ConfigurationError(
+                    f"there is no image {image}",
+                    remedy="build it, or correct [power.options] of the board file",
+                    board=self._board,
+                )
+
+    def _wait_for_console(self, timeout: float) -> None:
+        """Until it listens; what QEMU has to say when it ends instead."""
+        assert self._process is not None
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            if self._process.poll() is not None:
+                raise HostError(
+                    f"{self._options.program} ended at once: {self._said()}",
+                    remedy="correct [power.options] of the board file by that message",
+                    board=self._board,
+                )
+            with (
+                contextlib.suppress(OSError),
+                socket.create_connection((_LOOPBACK, self._serial_port), timeout=1.0),
+            ):
+                return
+            threading.Event().wait(_POLL_SECONDS)
+        self.off(2.0)
+        raise PowerError(
+            f"{self._options.program} opened no console within {timeout:g} s",
+            remedy="raise timeouts.power; is the host overloaded?",
+            board=self._board,
+        )
+
+    def _said(self) -> str:
+        if self._messages is None:
+            return ""
+        self._messages.seek(0)
+        text = self._messages.read().decode("utf-8", "replace").strip()
+        return text[-300:] or "without a message"
+
+    def _close_messages(self) -> None:
+        if self._messages is not None:
+            self._messages.close()
+            self._messages = None
+
+
+def _dies_with_us() -> list[str]:
+    program = shutil.which("setpriv")
+    return [program, "--pdeathsig", signal.SIGKILL.name.removeprefix("SIG")] if program else []
+
+
+_DIES_WITH_US = _dies_with_us()
+
+
+def _escaped(path: Path) -> str:
+    """A file name inside a -drive option: a comma is written twice."""
+    return str(path).replace(",", ",,")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((_LOOPBACK, 0))
+        port: int = probe.getsockname()[1]
+        return port
