@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -12,6 +13,7 @@ from emulation.mutants import installed, mutants
 from emulation.mutants.registry import Patches, StaleMutant
 from emulation.mutants.table import document
 from emulation.options import BoardOptions, OptionError
+from tests.emulation.conftest import EmulatedBoard
 from tests.emulation.rig import MakeRig, errno_of, name
 
 REPOSITORY = Path(__file__).parents[2]
@@ -25,6 +27,13 @@ def test_it_boots(mutant: str, make_rig: MakeRig, used_flash: Path, tmp_path: Pa
         rig.boot()
         assert rig.machine.efivarfs.mounted
         rig.machine.close()
+
+
+@pytest.mark.parametrize("mutant", [m.name for m in mutants().values() if m.layer == "userland"])
+def test_it_boots_with_its_userland(mutant: str, boot: Callable[..., EmulatedBoard]) -> None:
+    board = boot(f"mutant={mutant}")
+    board.until("grep -q 'efivarfs rw' /proc/mounts")
+    assert board.ok("ls /sys/firmware/efi/efivars")
 
 
 def test_it_is_gone_after_the_block(make_rig: MakeRig) -> None:

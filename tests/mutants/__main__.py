@@ -25,7 +25,7 @@ from tests.mutants.trial import Bench, Trial
 
 SAMPLE: Final = (
     "wrong_key_accepted",
-    "runtime_writes_not_stored",
+    "absent_supplicant_is_einval",
     "delete_frees_at_once",
     "signature_not_checked",
     "exit_boot_services_not_told",

@@ -1,0 +1,125 @@
+"""What counts as caught: an assertion of a test about the board, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from emulation.mutants import mutants
+from emulation.mutants.registry import Mutant
+from tests.mutants.__main__ import SAMPLE, main
+from tests.mutants.trial import Bench
+
+REPOSITORY = Path(__file__).parents[2]
+
+CASES = """
+import errno
+import pytest
+from harness.instruments import refused
+
+@pytest.fixture
+def broken():
+    assert False
+
+def test_assertion():
+    assert 1 == 2
+
+def test_accepted():
+    with refused(errno.EIO):
+        pass
+
+def test_nothing_raised():
+    with pytest.raises(OSError):
+        pass
+
+def test_above_the_limit():
+    pytest.fail("set_variable is 9 ms; b.toml allows limits.set_variable_ms = 1")
+
+def test_set_up(broken):
+    pass
+
+def test_system_call():
+    raise OSError(errno.EIO, "refused")
+
+def test_lost():
+    pytest.fail("lab error, the run ends here: gone")
+
+@pytest.mark.timeout(0.2)
+def test_timeout():
+    while True:
+        pass
+"""
+NOTICED = {"test_assertion", "test_accepted", "test_nothing_raised", "test_above_the_limit"}
+
+
+def run(directory: Path, *options: str) -> list[dict[str, object]]:
+    verdicts = directory / "verdicts.jsonl"
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "pytest", "-q", "-p", "tests.mutants.verdict"),
+            *("-p", "no:cacheprovider", "--rootdir", str(directory)),
+            *("--verdicts", str(verdicts), *options, str(directory)),
+        ],
+        cwd=REPOSITORY,
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
+    return [json.loads(line) for line in verdicts.read_text().splitlines()]
+
+
+def test_which_failures_count(tmp_path: Path) -> None:
+    noticed = set()
+    for number, case in enumerate(CASES.split("\n\n")[2:]):
+        file = tmp_path / str(number) / "test_case.py"
+        file.parent.mkdir()
+        file.write_text("\n\n".join([*CASES.split("\n\n")[:2], case]))
+        (verdict,) = run(file.parent)
+        if verdict["caught"]:
+            noticed.add(str(verdict["test"]).rpartition("::")[2])
+    assert noticed == NOTICED
+
+
+def test_likely_files_first_and_the_rest_not_at_all(tmp_path: Path) -> None:
+    for stem in ("test_alpha", "test_beta", "test_gamma"):
+        (tmp_path / f"{stem}.py").write_text("def test_it():\n    assert False\n")
+    (verdict,) = run(tmp_path, "--first", "gamma")
+    assert "test_gamma" in str(verdict["test"])
+
+
+def test_a_likely_file_that_notices_nothing_is_not_the_end(tmp_path: Path) -> None:
+    (tmp_path / "test_alpha.py").write_text("def test_it():\n    assert False\n")
+    (tmp_path / "test_beta.py").write_text("def test_it():\n    pass\n")
+    (verdict,) = run(tmp_path, "--first", "beta")
+    assert "test_alpha" in str(verdict["test"])
+
+
+def test_the_board_file_pins_what_the_healthy_board_can(tmp_path: Path) -> None:
+    from harness import boardfile
+
+    path = Bench(tmp_path, {"writable": True, "python3": False}, 1).board_file("erofs_is_eperm")
+    board = boardfile.load(path)
+    assert board.capabilities == {"writable": True, "python3": False}
+    assert board.power.driver == "emulated"
+    assert board.power.options["mutant"] == "erofs_is_eperm"
+
+
+def test_a_board_that_does_not_start_is_not_caught(tmp_path: Path) -> None:
+    nothing = Mutant("no_such_mutant", "", "", (), lambda patches: None)
+    trial = Bench(tmp_path, {}, 60).try_mutant(nothing)
+    assert not trial.caught
+    assert trial.outcome.startswith("NOT caught: pytest ended with 4")
+
+
+def test_an_unknown_mutant_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="did you mean erofs_is_eperm"):
+        main(["erofs_is_eprm"])
+
+
+def test_the_sample_covers_every_layer() -> None:
+    assert {mutants()[name].layer for name in SAMPLE} == {m.layer for m in mutants().values()}
+    assert len(SAMPLE) == 8
