@@ -90,7 +90,8 @@ class Standing:
     supplicant: bool
     own_variables: tuple[str, ...] = ()
     foreign: str = ""
-    """A checksum over names and sizes of all other variables: a serial line is slow."""
+    """A checksum over names and sizes of all other variables: a serial line is slow. Empty where
+    nobody looked."""
 
     def lacks(self, wanted: Standing) -> list[str]:
         """What ``wanted`` has and this has not, in the order in which it must be mended."""
@@ -389,10 +390,11 @@ class Board:
 
     # --- standard state -----------------------------------------------------------------------
 
-    def standing(self) -> Standing:
-        """Driver, mount, supplicant and variables, in one round trip."""
-        script = f"{_STANDING}echo foreign $({_FOREIGN} | cksum)"
-        lines = self.shell.run(script).text.splitlines()
+    def standing(self, *, foreign: bool = False) -> Standing:
+        """Driver, mount, supplicant and own variables, in one round trip; with ``foreign`` the
+        others, too, which takes three processes."""
+        look = f"echo foreign $({_FOREIGN} | cksum)" if foreign else ""
+        lines = self.shell.run(f"{_STANDING}{look}").text.splitlines()
         mounts = [mount_state(line) for line in lines if f" {EFIVARS_PATH} " in line]
         own = {line[4:] for line in lines if line.startswith("own ")}
         return Standing(

@@ -53,6 +53,9 @@ class Bench:
         """Called after the last test, before the board gets its variables back."""
         self.at_close: list[Callable[[Board], None]] = []
         """Called last, while the board still answers."""
+        self.wrote = True
+        """Whether the running test may have written a variable; False only where it is known that
+        the RPMB write counter has not moved."""
         self._keeper: Keeper | None = None
         # Foreign variables that tests of this run declare.
         self._declared: list[str] = []
@@ -325,7 +328,7 @@ class Bench:
         if self._suspect is not None or self._lost is not None:
             return
         board = self.board()
-        standing = board.standing()
+        standing = board.standing(foreign=self.wrote)
         mended = board.restore_standing(standing)
         if mended and not item.get_closest_marker("disturbs"):
             self.notes.append(f"{item.nodeid} left the board without: {', '.join(mended)}")
@@ -337,7 +340,7 @@ class Bench:
         if mended or standing.own_variables:
             self._fail_on_bad_log(item)
         assert self._keeper is not None
-        self._keeper.after(item, board.standing() if mended else standing)
+        self._keeper.after(item, board.standing(foreign=True) if mended else standing)
 
 
 BENCH: pytest.StashKey[Bench] = pytest.StashKey()

@@ -131,6 +131,7 @@ class Budget:
             return
         self._read()
         self._passed = False
+        self._bench.wrote = True
         cost = self._cost = costs.cost_after(item, self._told)
         self._check_writes(costs.rpmb_writes(item, self._per_byte, self._told))
         self._make_room(cost)
@@ -165,6 +166,7 @@ class Budget:
             return
         before, now = self._before, self._read()
         self._before = Reading(None, None)
+        self._bench.wrote = before.counter is None or before.counter != now.counter
         if before.counter is not None and now.counter is not None:
             item.user_properties.append(("rpmb_writes", now.counter - before.counter))
         if before.free is None or now.free is None:

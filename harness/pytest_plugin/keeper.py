@@ -105,8 +105,8 @@ class Keeper:
         names = foreign_names(item)
         if names:
             self._note(item, restore(self._board, self._snapshot, only=names))
-            standing = self._board.standing()
-        if standing.foreign != self._checksum:
+            standing = self._board.standing(foreign=True)
+        if standing.foreign and standing.foreign != self._checksum:
             self._compare(item, names)
 
     def _compare(self, item: pytest.Item, names: Sequence[str]) -> None:
@@ -150,7 +150,7 @@ class Keeper:
         ]
 
     def _look(self) -> None:
-        self._checksum = self._board.standing().foreign
+        self._checksum = self._board.standing(foreign=True).foreign
         self._listing = self._board.foreign_variables()
 
     # --- the end ------------------------------------------------------------------------------

@@ -122,8 +122,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     command = [sys.executable, "-m", "pytest", "-p", "harness.pytest_plugin", "-p"]
     command += ["no:cacheprovider", "--rootdir", str(folder), "-c", "/dev/null"]
     command += ["-rA", "--board", str(folder / "soft.toml"), f"--junitxml={report}"]
+    # Named one by one they run in this order, and not the cheap ones first.
+    command += [f"test_inner.py::{name}" for name in re.findall(r"def (test_\w+)", INNER)]
     ended = subprocess.run(
-        [*command, "test_inner.py"],
+        command,
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
