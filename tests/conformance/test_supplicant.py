@@ -95,7 +95,7 @@ class Stopped:
     delete_at_start: int | None
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def stopped(board: Board) -> Stopped:
     """Stop without unbind, look at everything, start."""
     tee, efivars, log = board.tee, board.efivars, board.kernel_log
@@ -152,7 +152,7 @@ def stopped(board: Board) -> Stopped:
 
 
 @pytest.mark.cases(336)
-@pytest.mark.cost(store_bytes=2 * 84)
+@pytest.mark.cost(store_bytes=2 * 84, story="stopped")
 class TestStoppedWhileBound:
     """p2c-008 to -023: against the rule of the series, and survivable."""
 
@@ -237,7 +237,7 @@ class Order:
     value: bytes | None
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def order(board: Board) -> Order:
     """Stop, unbind, bind, start."""
     tee, efivars = board.tee, board.efivars
@@ -265,7 +265,7 @@ def order(board: Board) -> Order:
     )
 
 
-@pytest.mark.cost(store_bytes=2 * 84)
+@pytest.mark.cost(store_bytes=2 * 84, story="order")
 class TestBoundAnewWhileStopped:
     pytestmark = disturbing
 
@@ -381,7 +381,7 @@ class Hung:
     after: bytes | None
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def hung(board: Board) -> Hung:
     """Hang it under a writer that is patient, then under one that is killed."""
     tee, efivars, shell = board.tee, board.efivars, board.shell
@@ -431,7 +431,7 @@ def hung(board: Board) -> Hung:
 
 
 @pytest.mark.cases(339)
-@pytest.mark.cost(store_bytes=4 * 100)
+@pytest.mark.cost(store_bytes=4 * 100, story="hung")
 class TestHung:
     pytestmark = disturbing
 
@@ -482,7 +482,7 @@ class MidWrite:
 MID_WRITE = b"k" * 1500
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def mid_write(board: Board) -> MidWrite:
     """Kill it as soon as a long write has begun; boot."""
     tee, efivars, shell = board.tee, board.efivars, board.shell
@@ -524,7 +524,7 @@ def mid_write(board: Board) -> MidWrite:
 
 @pytest.mark.power
 @pytest.mark.consents("power_cycle")
-@pytest.mark.cost(store_bytes=record_size("HalfWay", 1500) + 200)
+@pytest.mark.cost(store_bytes=record_size("HalfWay", 1500) + 200, story="mid write")
 class TestKilledInMidWrite:
     pytestmark = disturbing
 
