@@ -11,14 +11,24 @@ from typing import TYPE_CHECKING
 from harness.capabilities import Consent
 from harness.errors import ConsentMissing, HilError, LinkError, TargetError, WrongBoard
 from harness.instruments.efivars import VariableName
+from harness.safekeeping import authenticated
 from harness.safekeeping.snapshot import Snapshot
-from harness.safekeeping.variables import Nature, Stored, is_named, is_ours, nature, read_all
+from harness.safekeeping.variables import (
+    Nature,
+    Stored,
+    is_named,
+    is_ours,
+    nature,
+    read_all,
+    read_one,
+)
 
 if TYPE_CHECKING:
     from harness.board import Board
 
-# A relocating write takes half a minute on slow boards.
-_WRITE_SECONDS = 60.0
+WRITE_SECONDS = 60.0
+"""For one write: one that relocates takes half a minute on slow boards."""
+
 # Refusals that are the firmware's word about this variable, once a fresh boot says them again.
 _WORD_OF_THE_FIRMWARE = {errno.EINVAL, errno.EACCES, errno.EROFS}
 
@@ -53,6 +63,8 @@ class Line:
     reason: str = ""
     deed: Deed = Deed.NOTHING
     former: Stored | None = None
+    errno: int = 0
+    """With which the deed was refused."""
 
     def __str__(self) -> str:
         # A name may hold any byte; its data is nobody's business.
@@ -96,19 +108,23 @@ class Report:
 
 def judge(board: Board, snapshot: Snapshot, *, only: Iterable[str] | None = None) -> Report:
     """Compare the board with the snapshot and say what is to be done; writes nothing. ``only``
-    limits it to the foreign variables of these names. Raises the link's errors, OSError,
-    :class:`WrongBoard` for another board's snapshot."""
+    limits it to the foreign variables of these names that no fixture keeps. Raises the link's
+    errors, OSError, :class:`WrongBoard` for another board's snapshot."""
     if snapshot.cid != board.file.emmc_cid:
         raise WrongBoard(
             f"the snapshot is of the board with the CID {snapshot.cid}",
             remedy="restore it on that board",
             board=board.name,
         )
-    now = read_all(board.probe)
-    names = sorted({*snapshot.variables, *now})
-    if only is not None:
-        wanted = tuple(only)
-        names = [name for name in names if not is_ours(name) and is_named(name, wanted)]
+    patterns = None if only is None else tuple(only)
+
+    def wanted(name: VariableName) -> bool:
+        if patterns is None:
+            return True
+        return not is_ours(name) and name not in board.kept_variables and is_named(name, patterns)
+
+    now = read_all(board.probe, wanted)
+    names = sorted({*filter(wanted, snapshot.variables), *now})
     judgement = _Judgement(board, snapshot)
     return Report(
         tuple(judgement.of(name, snapshot.variables.get(name), now.get(name)) for name in names)
@@ -176,31 +192,70 @@ class _Judgement:
 # --- doing --------------------------------------------------------------------------------------
 
 
-def restore(board: Board, snapshot: Snapshot, *, only: Iterable[str] | None = None) -> Report:
-    """Bring every variable back that can be, and prove it by reading all again.
+def restore(
+    board: Board,
+    snapshot: Snapshot,
+    *,
+    only: Iterable[str] | None = None,
+    timeout: float = WRITE_SECONDS,
+) -> Report:
+    """Bring every variable back that can be, and prove it by reading all again; ``only`` as for
+    :func:`judge`, on a board in its standard state; ``timeout`` is for each write.
 
-    Identical values are not rewritten. What the firmware refuses is tried once more after a
-    reboot where the owner consents to ``power_cycle``: the firmware then makes room in a full
-    store, and OP-TEE forgets an RPMB that it had given up. Raises :class:`LinkError` and its like
-    when the board is lost on the way (the snapshot still waits then), :class:`WrongBoard`.
+    Identical values are not rewritten. Where the owner consents to ``power_cycle``, what the
+    firmware refuses is tried once more: after a reclaim (harness.space) where the store had no
+    room, else after a reboot, with which OP-TEE forgets an RPMB that it had given up. Raises
+    :class:`LinkError` and its like when the board is lost on the way (the snapshot still waits
+    then), :class:`WrongBoard`.
     """
     wanted = None if only is None else tuple(only)
-    board.restore_standing()
-    report = _once(board, snapshot, wanted)
-    refused = any(line.deed is not Deed.NOTHING for line in report.lines if _is_open(line))
-    if refused and wanted is None and board.file.consents_to(Consent.POWER_CYCLE):
-        done = {line.name for line in report.lines if line.verdict is Verdict.RESTORED}
+    if wanted is None:
+        board.restore_standing()
+    report = _once(board, snapshot, wanted, timeout)
+    refused = [line for line in report.lines if line.errno]
+    if not refused or wanted is not None or not board.file.consents_to(Consent.POWER_CYCLE):
+        return report
+    if any(line.errno == errno.ENOSPC for line in refused):
+        hindered = _make_room(board)
+        if hindered:
+            return _explained(report, hindered)
+    else:
         board.reboot()
-        report = _merged(_once(board, snapshot, wanted, fresh=True), done)
-    return report
+    return _merged(report, _once(board, snapshot, wanted, timeout, fresh=True))
 
 
-def restore_whatever_it_takes(board: Board, snapshot: Snapshot) -> tuple[Report, tuple[str, ...]]:
+def _make_room(board: Board) -> str:
+    """Reclaim the store; why that was not possible, or nothing."""
+    from harness.space import StoreSpace
+
+    try:
+        StoreSpace(board).reclaim()
+    except (LinkError, WrongBoard):
+        raise
+    except (HilError, OSError) as error:
+        return error.what if isinstance(error, HilError) else str(error)
+    return ""
+
+
+def _explained(report: Report, why: str) -> Report:
+    return Report(
+        tuple(
+            replace(line, reason=f"{line.reason}; not reclaimed: {why}")
+            if line.errno == errno.ENOSPC
+            else line
+            for line in report.lines
+        )
+    )
+
+
+def restore_whatever_it_takes(
+    board: Board, snapshot: Snapshot, *, timeout: float = WRITE_SECONDS
+) -> tuple[Report, tuple[str, ...]]:
     """:func:`restore` on a board that may be wedged: climbs the ladder of harness.recovery where
     the board does not answer. Returns the report and what had to be done first. Raises
     :class:`harness.errors.BoardWedged` when nothing helps."""
     try:
-        return restore(board, snapshot), ()
+        return restore(board, snapshot, timeout=timeout), ()
     except WrongBoard:
         raise
     except (LinkError, TargetError, OSError) as error:
@@ -208,11 +263,16 @@ def restore_whatever_it_takes(board: Board, snapshot: Snapshot) -> tuple[Report,
 
         why = error.what if isinstance(error, HilError) else str(error)
         recovery = recover(board)
-        return restore(board, snapshot), (f"{why} -> {recovery.helped}",)
+        return restore(board, snapshot, timeout=timeout), (f"{why} -> {recovery.helped}",)
 
 
 def _once(
-    board: Board, snapshot: Snapshot, only: tuple[str, ...] | None, *, fresh: bool = False
+    board: Board,
+    snapshot: Snapshot,
+    only: tuple[str, ...] | None,
+    timeout: float,
+    *,
+    fresh: bool = False,
 ) -> Report:
     plan = judge(board, snapshot, only=only)
     todo = [line for line in plan.lines if line.verdict is Verdict.TO_DO]
@@ -221,14 +281,14 @@ def _once(
     did: dict[VariableName, Line] = {}
     # Deletions first: they need no room.
     for line in sorted(todo, key=lambda line: line.deed is not Deed.DELETE):
-        did[line.name] = _do(board, line, fresh=fresh)
+        did[line.name] = _do(board, line, timeout, fresh=fresh)
     return _proved(plan, did, judge(board, snapshot, only=only))
 
 
-def _do(board: Board, line: Line, *, fresh: bool) -> Line:
+def _do(board: Board, line: Line, timeout: float, *, fresh: bool) -> Line:
     try:
         with board.foreign_writes.allowing(line.name.name):
-            _deeds(board)[line.deed](line)
+            _deeds(board, timeout)[line.deed](line)
     except ConsentMissing as error:
         return replace(line, verdict=Verdict.WAITS, reason=f"{line.reason}; {error.what}")
     except OSError as error:
@@ -236,19 +296,21 @@ def _do(board: Board, line: Line, *, fresh: bool) -> Line:
     return replace(line, verdict=Verdict.RESTORED)
 
 
-def _deeds(board: Board) -> Mapping[Deed, Callable[[Line], None]]:
+def _deeds(board: Board, timeout: float) -> Mapping[Deed, Callable[[Line], None]]:
     efivars = board.efivars
 
     def write(line: Line) -> None:
         assert line.former is not None
         name, former = line.name, line.former
-        efivars.overwrite(
-            name.name, former.data, former.attributes, name.guid, timeout=_WRITE_SECONDS
-        )
+        efivars.overwrite(name.name, former.data, former.attributes, name.guid, timeout=timeout)
         flag(line)
 
     def delete(line: Line) -> None:
-        efivars.delete(line.name.name, line.name.guid)
+        present = read_one(board.probe, line.name)
+        if present.is_variable and nature(present) is Nature.AUTHENTICATED:
+            authenticated.delete(board, line.name)
+        else:
+            efivars.delete(line.name.name, line.name.guid)
 
     def replaced(line: Line) -> None:
         delete(line)
@@ -263,16 +325,15 @@ def _deeds(board: Board) -> Mapping[Deed, Callable[[Line], None]]:
 
 def _refused(board: Board, line: Line, error: OSError, *, fresh: bool) -> Line:
     code = error.errno or errno.EIO
-    named = errno.errorcode.get(code, str(code))
+    line = replace(line, verdict=Verdict.WAITS, errno=code)
     if code == errno.ENOSPC:
-        reason = (
-            f"no room left in the store ({_room(board)}); a reboot lets the firmware reclaim it"
-        )
-        return replace(line, verdict=Verdict.WAITS, reason=f"{line.reason}; {reason}")
-    final = fresh and code in _WORD_OF_THE_FIRMWARE
-    again = "" if final else "; reboot the board and restore again"
-    reason = f"{line.reason}; the board refuses to {line.deed} it ({named}){again}"
-    return replace(line, verdict=Verdict.LOST if final else Verdict.WAITS, reason=reason)
+        room = f"no room left in the store ({_room(board)}); reclaim it and restore again"
+        return replace(line, reason=f"{line.reason}; {room}")
+    named = errno.errorcode.get(code, str(code))
+    reason = f"{line.reason}; the board refuses to {line.deed} it ({named})"
+    if fresh and code in _WORD_OF_THE_FIRMWARE:
+        return replace(line, verdict=Verdict.LOST, reason=reason)
+    return replace(line, reason=f"{reason}; reboot the board and restore again")
 
 
 def _room(board: Board) -> str:
@@ -296,17 +357,16 @@ def _proved(plan: Report, did: Mapping[VariableName, Line], after: Report) -> Re
     return Report(tuple(lines))
 
 
-def _merged(after: Report, done: Iterable[VariableName]) -> Report:
-    """The second pass finds identical what the first restored."""
-    first = set(done)
-    return Report(
-        tuple(
-            replace(line, verdict=Verdict.RESTORED)
-            if line.name in first and line.verdict is Verdict.IDENTICAL
-            else line
-            for line in after.lines
-        )
-    )
+def _merged(first: Report, second: Report) -> Report:
+    """Both passes: the second finds identical, or gone, what the first restored."""
+    lines = {line.name: line for line in second.lines}
+    for line in first.lines:
+        later = lines.get(line.name)
+        if line.verdict is Verdict.RESTORED and (
+            later is None or later.verdict is Verdict.IDENTICAL
+        ):
+            lines[line.name] = line
+    return Report(tuple(lines[name] for name in sorted(lines)))
 
 
 def _is_open(line: Line) -> bool:

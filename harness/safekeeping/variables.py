@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from uuid import UUID
@@ -120,13 +120,15 @@ def name_of_file(file_name: str) -> VariableName | None:
     return VariableName(found[1], UUID(found[2])) if found else None
 
 
-def read_all(probe: Probe) -> Mapping[VariableName, Stored]:
-    """Every variable that the directory shows, with flags and content. Raises OSError when the
-    directory cannot be listed, the link's errors."""
+def read_all(
+    probe: Probe, wanted: Callable[[VariableName], bool] = lambda name: True
+) -> Mapping[VariableName, Stored]:
+    """Every variable that the directory shows and ``wanted`` takes, with flags and content. Raises
+    OSError when the directory cannot be listed, the link's errors."""
     (listing,) = probe.steps([do.ListDir(EFIVARS_PATH)], timeout=_READ_SECONDS)
     succeeded(listing)
     texts = [raw.decode("utf-8", "surrogateescape") for raw in listing.names]
-    files = [(name, text) for text in texts if (name := name_of_file(text)) is not None]
+    files = [(name, text) for text in texts if (name := name_of_file(text)) and wanted(name)]
     outcomes = probe.steps(
         [step for _, text in files for step in _reading(f"{EFIVARS_PATH}/{text}")],
         timeout=_READ_SECONDS,

@@ -1,0 +1,100 @@
+"""Runs of pytest and ``hil restore``: whatever ends a run, the board is given back."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from harness import boardfile
+from harness.board import Board
+from harness.safekeeping import place
+from tests.harness.support.killed_runs import SEED, KilledRuns, moments
+
+COUNT = int(os.environ.get("HIL_KILLED_RUNS", "3"))
+"""How many runs are killed; CI at night sets more."""
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> KilledRuns:
+    return KilledRuns(tmp_path_factory.mktemp("killed"))
+
+
+@pytest.fixture(scope="module")
+def duration(runs: KilledRuns) -> float:
+    """Of a run that nobody kills; it leaves the board as it was."""
+    took = runs.duration()
+    assert runs.digests() == runs.before
+    return took
+
+
+def snapshot_of(runs: KilledRuns) -> Path:
+    with Board(boardfile.load(runs.board_file)) as board:
+        return place.directory(board) / "snapshot.json"
+
+
+def until_test(run: subprocess.Popen[str], name: str) -> str:
+    """Read pytest's output until it begins the test ``name``."""
+    assert run.stdout is not None
+    seen = ""
+    for line in run.stdout:
+        seen += line
+        if name in line:
+            break
+    return seen
+
+
+def test_a_run_leaves_nothing_to_restore(runs: KilledRuns, duration: float) -> None:
+    answer = runs.restore("--list")
+    assert (answer.returncode, answer.stderr) == (0, "")
+    assert "no run left anything to restore" in answer.stdout
+
+
+def test_collecting_touches_nothing(runs: KilledRuns, duration: float) -> None:
+    run = runs.start("--collect-only", "-q")
+    output, _ = run.communicate(timeout=30)
+    assert run.returncode == 0, output
+    assert "given back" not in output
+
+
+@pytest.mark.parametrize("number", range(COUNT))
+def test_a_killed_run_is_restored_by_hil_restore(
+    runs: KilledRuns, duration: float, number: int
+) -> None:
+    killed = runs.kill(moments(COUNT, duration, SEED)[number])
+    assert killed.restored, killed
+
+
+def test_ctrl_c_restores(runs: KilledRuns, duration: float) -> None:
+    run = runs.start()
+    seen = until_test(run, "test_somebodys PASSED")
+    os.kill(run.pid, signal.SIGINT)
+    rest, _ = run.communicate(timeout=60)
+    assert run.returncode == 2, seen + rest
+    assert "KeyboardInterrupt" in rest
+    assert "NOT restored" not in rest
+    assert "identical" in rest.partition("given back")[2]
+    assert runs.digests() == runs.before
+    assert not snapshot_of(runs).exists()
+
+
+def test_the_next_run_restores_what_a_killed_one_left(runs: KilledRuns, duration: float) -> None:
+    first = runs.start()
+    until_test(first, "test_boot_entries[3] PASSED")
+    os.killpg(first.pid, signal.SIGKILL)
+    first.communicate()
+    kept = snapshot_of(runs).read_bytes()
+    listed = runs.restore("--list")
+    assert "snapshot of" in listed.stdout
+    unasked = runs.restore()
+    assert (unasked.returncode, "there is no terminal to ask at" in unasked.stderr) == (4, True)
+    assert snapshot_of(runs).read_bytes() == kept
+    second = runs.start()
+    output, _ = second.communicate(timeout=120)
+    assert second.returncode == 0, output
+    assert "an earlier run, begun" in output
+    assert runs.digests() == runs.before
+    assert not snapshot_of(runs).exists()
