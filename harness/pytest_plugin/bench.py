@@ -23,7 +23,7 @@ from harness.pytest_plugin.blame import BLAME, Whose
 from harness.pytest_plugin.keeper import Keeper, foreign_names
 
 if TYPE_CHECKING:
-    from harness.board import Board
+    from harness.board import Board, Standing
     from harness.boardfile import BoardFile
     from harness.instruments.kernel_log import Mark
 
@@ -212,11 +212,13 @@ class Bench:
                 result = yield
                 for step in self.before_tidying:
                     step(item)
-                self._tidy(item)
+                standing = self._tidy(item)
             except (Exception, pytest.fail.Exception):
                 # Whatever could not be undone must not be the next test's failure.
                 self._suspect = self._suspect or f"{item.nodeid}: its clean-up failed"
                 raise
+            if standing is not None and self._keeper is not None:
+                self._keeper.after(item, standing)
             return result
 
     # --- helpers ------------------------------------------------------------------------------
@@ -324,9 +326,11 @@ class Bench:
             if lines := self._new_lines():
                 item.add_report_section("call", "kernel log", "\n".join(lines))
 
-    def _tidy(self, item: pytest.Item) -> None:
+    def _tidy(self, item: pytest.Item) -> Standing | None:
+        """The standard state, and what was left otherwise; None on a board that is to be recovered
+        first."""
         if self._suspect is not None or self._lost is not None:
-            return
+            return None
         board = self.board()
         standing = board.standing(foreign=self.wrote)
         mended = board.restore_standing(standing)
@@ -339,8 +343,7 @@ class Bench:
                 pytest.fail(f"variables of this test resist deletion: {names}", pytrace=False)
         if mended or standing.own_variables:
             self._fail_on_bad_log(item)
-        assert self._keeper is not None
-        self._keeper.after(item, board.standing(foreign=True) if mended else standing)
+        return board.standing(foreign=True) if mended else standing
 
 
 BENCH: pytest.StashKey[Bench] = pytest.StashKey()
