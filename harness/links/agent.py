@@ -61,6 +61,7 @@ slay() {
   done
   kill -KILL "$1" 2>/dev/null
 }
+CKSUM
 sum() { w=$(cksum <"$d/$1"); v=${w#* } w=${w%% *}; v=${v%% *}; }
 report() {
   z=
@@ -160,7 +161,7 @@ LOADER = (
 def script(name: str) -> str:
     """The receiver, keeping results in a directory called ``name``, on one line for
     ``printf %b``."""
-    text = _SCRIPT.replace("NAME", name).replace("SMALL", str(SMALL))
+    text = _SCRIPT.replace("NAME", name).replace("SMALL", str(SMALL)).replace("CKSUM", posix.CKSUM)
     return text.strip().replace("\\", "\\\\").replace("\n", "\\n")
 
 

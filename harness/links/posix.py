@@ -29,6 +29,17 @@ _MESSAGES = sorted(
     ({os.strerror(code): code for code in errno.errorcode} | _OTHER_MESSAGES).items(),
     key=lambda item: -len(item[0]),
 )
+CKSUM = (
+    "command -v cksum >/dev/null || cksum() { od -An -v -tu1 | awk '"
+    "function add(b) { c = xor(c % 16777216 * 256, t[xor(int(c / 16777216), b)]) } "
+    "BEGIN { for (i = 0; i < 256; i++) { c = i * 16777216; for (j = 0; j < 8; j++) "
+    "c = c < 2147483648 ? c * 2 : xor(c * 2 % 4294967296, 79764919); t[i] = c }; c = 0 } "
+    "{ for (i = 1; i <= NF; i++) add($i); n += NF } "
+    "END { for (m = n; m > 0; m = int(m / 256)) add(m % 256); "
+    'printf("%.0f %d\\n", 4294967295 - c, n) }\'; }'
+)
+"""Shell text that defines ``cksum`` where the target has none: some builds of busybox."""
+
 _REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 

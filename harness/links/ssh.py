@@ -334,11 +334,11 @@ class SshShell:
             sftp = self._open_sftp(deadline)
             if sftp is not None and self._sftp_write(sftp, path, data, mode, deadline):
                 # SFTP's pipelined writes are checked by what the file holds now
-                output = self._exec(f"exec cksum <{quote(path)}", b"", deadline)
+                output = self._exec(f"{posix.CKSUM}; cksum <{quote(path)}", b"", deadline)
             else:
                 target = quote(path)
                 output = self._exec(
-                    f"cat >{target} && chmod {mode:o} {target} && exec cksum <{target}",
+                    f"{posix.CKSUM}; cat >{target} && chmod {mode:o} {target} && cksum <{target}",
                     data,
                     deadline,
                 )
