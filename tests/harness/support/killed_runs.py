@@ -45,7 +45,7 @@ def writes_and_deletes(efivars, name):
     efivars.overwrite(name, b"second" * 20)
     efivars.append(name, b"third")
     efivars.delete(name)
-    efivars.write("Own", b"changed by " + name.encode())
+    efivars.overwrite("Own", b"changed by " + name.encode())
 
 @pytest.mark.parametrize("number", range(6))
 def test_own(efivars, number):
@@ -79,7 +79,7 @@ def test_over_a_restart_of_the_supplicant(efivars, tee):
     efivars.overwrite("BootNext", b"\\1\\0", guid=GLOBAL)
     tee.unbind()
     tee.restart_supplicant()
-    tee.wait_until_bound()
+    tee.bind()
     writes_and_deletes(efivars, "Restarted")
 """
 
