@@ -177,7 +177,7 @@ MEASUREMENTS: Mapping[Capability, Measurement] = {
     Capability.RPMB_TEST_KEY: Measurement(
         "the RPMB has OP-TEE's public test key, so that anybody with root can write it",
         # mmc checks the MAC of what it read.
-        "command -v mmc >/dev/null && d=$(mktemp -d) && "
+        "command -v mmc >/dev/null && d=$(mktemp -d) || exit; "
         f"printf '{_octal(OPTEE_TEST_KEY)}' >$d/key && "
         "mmc rpmb read-block $(ls /dev/mmcblk*rpmb | head -n 1) 0 1 $d/data $d/key 2>&1; r=$?; "
         "rm -rf $d; exit $r",
@@ -200,7 +200,8 @@ MEASUREMENTS: Mapping[Capability, Measurement] = {
     ),
     Capability.EFI_PSTORE: Measurement(
         "the kernel has efi-pstore, loaded or as a module",
-        "test -d /sys/module/efi_pstore || modprobe -n -q efi_pstore",
+        "test -d /sys/module/efi_pstore || modprobe -n -q efi_pstore || "
+        "modinfo efi_pstore >/dev/null 2>&1",  # busybox has no modprobe -n
         "build CONFIG_EFI_VARS_PSTORE",
     ),
     Capability.SYSRQ: Measurement(
@@ -351,7 +352,8 @@ def _script(may: Callable[[Consent], bool], sftp: bool) -> str:
     lines = [
         # Built-in commands only: a process costs a millisecond.
         "n='\n'",
-        'm() { if d=$( (eval "$2") 2>&1 ); then a=yes; else a=no; fi; '
+        # No fragment sees the variables of the loop, or the detail of the one before.
+        'm() { if d=$( (unset a d n; eval "$2") 2>&1 ); then a=yes; else a=no; fi; '
         'printf \'%s=%s:%s\\n\' "$1" $a "${d%%"$n"*}"; }',
         f"link_has_sftp={'yes' if sftp else ''}",
     ]
