@@ -96,9 +96,10 @@ class StoreSpace:
         return CAPACITY - self._visible - INVISIBLE
 
     def records(self) -> Mapping[VariableName, int]:
-        """Bytes of the record of each visible variable that is not ours."""
+        """Bytes of the record of each visible variable that is kept: not ours, or a fixture's."""
         efivars = self._board.efivars
-        names = [name for name in efivars.names() if name.guid != VENDOR_GUID]
+        kept = self._board.kept_variables
+        names = [name for name in efivars.names() if name.guid != VENDOR_GUID or name in kept]
         outcomes = self._board.probe.steps(
             [do.Stat(efivars.file(name.name, name.guid)) for name in names]
         )
@@ -133,6 +134,11 @@ class StoreSpace:
             return error.what
         return None
 
+    @property
+    def proved(self) -> bool:
+        """Whether :meth:`reclaim` was seen to work on this board."""
+        return bool(self._remakes)
+
     def reclaim(self) -> Reclaimed:
         """Make StandaloneMM drop deleted records; one reboot, two at the first time. Boot options
         and BootOrder are afterwards as before.
@@ -147,8 +153,11 @@ class StoreSpace:
         free, counter = self.free(), self._counter()
         with self._board.foreign_writes.allowing(*FOREIGN):
             try:
-                self._prove_remaking(option, before)
-                self._fill(record_size(option.name, len(before[option]) - 4))
+                record = record_size(option.name, len(before[option]) - 4)
+                # A store that is full already needs no proof and no filling: one boot does both.
+                if free is None or free >= record or not self._board.file.disposable:
+                    self._prove_remaking(option, before)
+                    self._fill(record)
                 self._remake(option)
             finally:
                 self._put_back(before)
@@ -267,6 +276,8 @@ class StoreSpace:
 
     def _check_reclaimed(self, before: int | None) -> None:
         """Free space rose; without figures, a record that could not fit before fits now."""
+        # What fixtures keep has been written since it was last added up.
+        self._visible = None
         now = self.free()
         if now is None or before is None:
             try:

@@ -29,6 +29,20 @@ def refused(*expected: int) -> Iterator[None]:
     raise AssertionError(f"succeeded, expected {wanted}")
 
 
+@contextlib.contextmanager
+def accepted() -> Iterator[None]:
+    """Expect the enclosed operation to succeed on the board: an errno is a failed assertion.
+
+    >>> with accepted():
+    ...     pass
+    """
+    try:
+        yield
+    except OSError as error:
+        seen = errno.errorcode.get(error.errno or 0, str(error))
+        raise AssertionError(f"failed with {seen}, expected success: {error}") from error
+
+
 def succeeded(outcome: Outcome) -> None:
     """Return if the step succeeded. Raises :class:`OSError` with the errno that the target saw,
     :class:`MissingCapability` (a skip) for a step that the probe's back-end cannot take."""
