@@ -109,7 +109,8 @@ class Board:
 
     ``link`` chooses the link that :attr:`shell` is; by default SSH where the board has it. The
     other one stays available. Everything that changes the board asks the board file's consents
-    first and raises :class:`ConsentMissing`. Timeouts are seconds and default to the board
+    first and raises :class:`ConsentMissing`. ``believe_pins`` takes the board file's
+    ``[capabilities]`` for measured. Timeouts are seconds and default to the board
     file's ``[timeouts]``.
     """
 
@@ -120,12 +121,14 @@ class Board:
         link: LinkName | None = None,
         assume_yes: bool = False,
         console_log: Path | None = None,
+        believe_pins: bool = False,
     ) -> None:
         self.file = file
         self.name = file.name
         self.power: PowerDriver = open_driver(file.power, board=file.name, assume_yes=assume_yes)
         self._link = link
         self._console_log = console_log
+        self._believe_pins = believe_pins
         self._endpoints = Endpoints()
         self._ssh: SshShell | None = None
         self._serial: SerialShell | None = None
@@ -302,7 +305,11 @@ class Board:
         """What the board can do; measured once a boot."""
         if self._capabilities is None:
             self._capabilities = capabilities.measure(
-                self.shell, board=self.name, pinned=self.file.capabilities, may=self.may
+                self.shell,
+                board=self.name,
+                pinned=self.file.capabilities,
+                may=self.may,
+                believe=self._believe_pins,
             )
         return self._capabilities
 

@@ -115,6 +115,7 @@ class Bench:
                 link=self._config.getoption("link"),
                 assume_yes=self._config.getoption("yes"),
                 console_log=self._config.getoption("console_log"),
+                believe_pins=self._config.getoption("capabilities") == "pinned",
             )
             try:
                 board.start()

@@ -199,8 +199,8 @@ class Budget:
         if free >= cost.store_bytes + self._reserve:
             return
         fits = space.after_reclaim() >= cost.store_bytes + self._reserve
-        if not fits and free > self._reserve and self._why_no_reclaim() is None:
-            # It fills the store, whatever is left of it; the room comes back afterwards.
+        if not fits and free > self._reserve and space.proved:
+            # It fills the store, whatever is left of it; the room is won back afterwards.
             return
         self._reclaim_for(
             f"the test takes up to {cost.store_bytes} bytes of the store, restoring needs "

@@ -13,7 +13,7 @@ from harness.capabilities import Consent
 
 UNDECLARED_BYTES: Final = 512
 """What a test that may write and declares nothing is taken to cost."""
-_FILLS: Final = 4096
+_FILLS: Final = 2048
 _BOOT_WRITES: Final = 2
 
 

@@ -212,4 +212,6 @@ def _range(values: list[float]) -> str:
 
 def _one_line(text: str) -> str:
     line = " ".join(text.split())
+    for prefix in ("Failed: ", "Skipped: "):
+        line = line.removeprefix(prefix)
     return line if len(line) <= _WHY_CHARS else f"{line[: _WHY_CHARS - 1]}…"
