@@ -5,8 +5,6 @@ from __future__ import annotations
 import errno
 import re
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Final
 from uuid import UUID
@@ -16,7 +14,7 @@ from emulation.linux import efivarfs as efivarfs_module
 from emulation.linux import efivarfs_names
 from emulation.linux import efivars as efivars_module
 from emulation.linux.efivarfs import FS_IMMUTABLE_FL, Efivarfs, MountOptions
-from emulation.linux.efivars import Efivars, OpsEvent, SpaceReply, VariableReply
+from emulation.linux.efivars import OpsEvent, SpaceReply, VariableReply
 from emulation.linux.firmware import EfiRuntime, RuntimeService
 from emulation.linux.kernel import Task
 from emulation.linux.optee import OpteeDriver
@@ -32,6 +30,7 @@ _ATTRIBUTES: Final = 4
 _KNOWN_BITS: Final = 0x7F
 _APPEND: Final = 0x40
 _SLOW_SECONDS: Final = 1.0
+_RACE_SECONDS: Final = 0.01
 
 
 # --- errno ---------------------------------------------------------------------------------------
@@ -41,7 +40,7 @@ def _map_status(patches: Patches, status: EfiStatus, number: int) -> None:
     patches.replace(efivars_module, "_ERRNO", {**efivars_module._ERRNO, status: number})
 
 
-@mutants("EFI_WRITE_PROTECTED is EPERM instead of EROFS", "special", "read_only")
+@mutants("EFI_WRITE_PROTECTED is EPERM instead of EROFS", "special")
 def erofs_is_eperm(patches: Patches) -> None:
     _map_status(patches, EfiStatus.WRITE_PROTECTED, errno.EPERM)
 
@@ -51,7 +50,7 @@ def enospc_is_eio(patches: Patches) -> None:
     _map_status(patches, EfiStatus.OUT_OF_RESOURCES, errno.EIO)
 
 
-@mutants("EFI_SECURITY_VIOLATION is EINVAL instead of EACCES", "auth", "secure")
+@mutants("EFI_SECURITY_VIOLATION is EINVAL instead of EACCES", "authenticated")
 def eacces_is_einval(patches: Patches) -> None:
     _map_status(patches, EfiStatus.SECURITY_VIOLATION, errno.EINVAL)
 
@@ -61,12 +60,12 @@ def einval_is_eio(patches: Patches) -> None:
     _map_status(patches, EfiStatus.INVALID_PARAMETER, errno.EIO)
 
 
-@mutants("EFI_ACCESS_DENIED is EACCES instead of EINVAL", "refusal", "special")
+@mutants("EFI_ACCESS_DENIED is EACCES instead of EINVAL", "special")
 def access_denied_is_eacces(patches: Patches) -> None:
     _map_status(patches, EfiStatus.ACCESS_DENIED, errno.EACCES)
 
 
-@mutants("writing nothing to a variable that does not exist is ENOENT instead of EIO", "file")
+@mutants("writing nothing to a variable that does not exist is ENOENT instead of EIO", "delete")
 def missing_write_is_enoent(patches: Patches) -> None:
     def set_and_get(original: Original, self: Efivarfs, *args: Any) -> int | None:
         try:
@@ -80,7 +79,7 @@ def missing_write_is_enoent(patches: Patches) -> None:
     patches.wrap(Efivarfs, "_set_and_get_size", set_and_get)
 
 
-@mutants("unlink passes the errno of the firmware on", "auth", "special", "file")
+@mutants("unlink passes the errno of the firmware on", "delete", "authenticated")
 def unlink_errno_passed_on(patches: Patches) -> None:
     def unlink(original: Original, self: Efivarfs, task: Task, parent: int, name: bytes) -> None:
         try:
@@ -257,7 +256,7 @@ def long_name_truncated(patches: Patches) -> None:
     patches.wrap(StmmOperations, "set_variable", set_variable)
 
 
-@mutants("a new variable does not appear in the directory", "file", "names")
+@mutants("a new variable does not appear in the directory", "create")
 def listing_misses_new(patches: Patches) -> None:
     def readdir(original: Original, self: Efivarfs, task: Task, ino: int) -> list[Entry]:
         entries: list[Entry] = original(self, task, ino)
@@ -267,7 +266,7 @@ def listing_misses_new(patches: Patches) -> None:
     patches.wrap(Efivarfs, "readdir", readdir)
 
 
-@mutants("a deleted variable stays in the directory", "delete", "file")
+@mutants("a deleted variable stays in the directory", "delete")
 def listing_shows_deleted(patches: Patches) -> None:
     ghosts: dict[int, list[Entry]] = {}
 
@@ -287,7 +286,7 @@ def listing_shows_deleted(patches: Patches) -> None:
     patches.wrap(Efivarfs, "readdir", readdir)
 
 
-@mutants("unlink removes the file and not the variable", "delete", "mount", "persist")
+@mutants("unlink removes the file and not the variable", "delete", "mounts")
 def unlink_keeps_variable(patches: Patches) -> None:
     def unlink(original: Original, self: Efivarfs, task: Task, parent: int, name: bytes) -> None:
         inode = self._child(parent, name)
@@ -298,7 +297,7 @@ def unlink_keeps_variable(patches: Patches) -> None:
     patches.wrap(Efivarfs, "unlink", unlink)
 
 
-@mutants("user space may create and read variables of the random seed's GUID", "special", "name")
+@mutants("user space may create and read variables of the random seed's GUID", "special", "names")
 def random_seed_visible(patches: Patches) -> None:
     patches.replace(efivarfs_module, "LINUX_RANDOM_SEED_GUID", UUID(int=1))
 
@@ -347,7 +346,9 @@ def listed_not_immutable(patches: Patches) -> None:
     patches.wrap(Efivarfs, "_add_listed", add_listed)
 
 
-@mutants("boot options are immutable as well, so that efibootmgr fails", "boot", "immutable")
+@mutants(
+    "boot options are immutable as well, so that efibootmgr fails", "immutable", "boot_entries"
+)
 def boot_options_immutable(patches: Patches) -> None:
     patches.wrap(efivarfs_names, "is_removable", lambda *_: False)
 
@@ -369,7 +370,7 @@ def flag_cannot_be_cleared(patches: Patches) -> None:
     patches.wrap(Efivarfs, "setflags", setflags)
 
 
-@mutants("everybody may write variables", "permission", "file")
+@mutants("everybody may write variables", "permissions")
 def files_writable_by_all(patches: Patches) -> None:
     def add(original: Original, self: Efivarfs, *args: Any, mode: int, **kwargs: Any) -> Any:
         return original(self, *args, mode=mode | 0o222, **kwargs)
@@ -377,7 +378,7 @@ def files_writable_by_all(patches: Patches) -> None:
     patches.wrap(Efivarfs, "_add", add)
 
 
-@mutants("variables can be read by root only", "permission", "file")
+@mutants("variables can be read by root only", "permissions")
 def files_readable_by_root_only(patches: Patches) -> None:
     def add(original: Original, self: Efivarfs, *args: Any, mode: int, **kwargs: Any) -> Any:
         return original(self, *args, mode=mode & 0o700, **kwargs)
@@ -392,7 +393,7 @@ def _write(patches: Patches, change: Any) -> None:
     patches.wrap(Efivarfs, "_write", change)
 
 
-@mutants("a write shorter than the attributes is accepted", "write", "size")
+@mutants("a write shorter than the attributes is accepted", "writes")
 def truncated_write_accepted(patches: Patches) -> None:
     def write(original: Original, self: Efivarfs, inode: Any, data: bytes, task: Task) -> int:
         if len(data) < _ATTRIBUTES:
@@ -415,7 +416,7 @@ def unknown_bits_ignored(patches: Patches) -> None:
     _write(patches, write)
 
 
-@mutants("the second write(2) to an open file is appended", "write")
+@mutants("the second write(2) to an open file is appended", "writes")
 def second_write_appends(patches: Patches) -> None:
     written_to: set[int] = set()
 
@@ -438,7 +439,7 @@ def second_write_appends(patches: Patches) -> None:
     patches.wrap(Efivarfs, "release", release)
 
 
-@mutants("write(2) counts the data without the attributes", "write", "size")
+@mutants("write(2) counts the data without the attributes", "writes")
 def write_count_without_attributes(patches: Patches) -> None:
     def write(original: Original, self: Efivarfs, *args: Any) -> int:
         written: int = original(self, *args)
@@ -447,12 +448,12 @@ def write_count_without_attributes(patches: Patches) -> None:
     patches.wrap(Efivarfs, "write", write)
 
 
-@mutants("content of boot options is not validated", "boot", "special")
+@mutants("content of boot options is not validated", "boot_entries")
 def boot_options_not_validated(patches: Patches) -> None:
     patches.wrap(efivarfs_names, "is_valid_content", lambda *_: True)
 
 
-@mutants("BootNext must have the two bytes that the kernel meant to demand", "boot", "special")
+@mutants("BootNext must have the two bytes that the kernel meant to demand", "boot_entries")
 def validators_exact(patches: Patches) -> None:
     def is_valid(original: Original, name: str, guid: UUID, data: bytes) -> bool:
         rules = [
@@ -467,7 +468,7 @@ def validators_exact(patches: Patches) -> None:
     patches.wrap(efivarfs_names, "is_valid_content", is_valid)
 
 
-@mutants("stat(2) shows the old size after an overwrite", "size")
+@mutants("stat(2) shows the old size after an overwrite", "sizes")
 def size_stale_after_overwrite(patches: Patches) -> None:
     def write(original: Original, self: Efivarfs, inode: Any, data: bytes, task: Task) -> int:
         size = inode.size
@@ -478,7 +479,7 @@ def size_stale_after_overwrite(patches: Patches) -> None:
     _write(patches, write)
 
 
-@mutants("stat(2) shows the size without the attributes after a write", "size")
+@mutants("stat(2) shows the size without the attributes after a write", "sizes")
 def size_without_attributes(patches: Patches) -> None:
     def set_and_get(original: Original, self: Efivarfs, *args: Any) -> int | None:
         size: int | None = original(self, *args)
@@ -496,7 +497,7 @@ def listed_size_without_attributes(patches: Patches) -> None:
     patches.wrap(Efivarfs, "_add_listed", add_listed)
 
 
-@mutants("reads come from a cache that writes do not refresh", "read", "file")
+@mutants("reads come from a cache that writes do not refresh", "reads")
 def reads_cached(patches: Patches) -> None:
     cache: dict[Any, bytes] = {}
 
@@ -521,22 +522,22 @@ def _content(patches: Patches, change: Any) -> None:
     patches.wrap(Efivarfs, "read", read)
 
 
-@mutants("reading a variable gives its data without the attributes", "read", "file")
+@mutants("reading a variable gives its data without the attributes", "reads")
 def read_without_attributes(patches: Patches) -> None:
     _content(patches, lambda content, offset: content[_ATTRIBUTES:])
 
 
-@mutants("reading a variable gives the attributes in big-endian order", "read", "attributes")
+@mutants("reading a variable gives the attributes in big-endian order", "reads")
 def read_attributes_swapped(patches: Patches) -> None:
     _content(patches, lambda content, _: content[:_ATTRIBUTES][::-1] + content[_ATTRIBUTES:])
 
 
-@mutants("only the first 4096 bytes of a variable can be read", "size", "read")
+@mutants("only the first 4096 bytes of a variable can be read", "sizes")
 def read_stops_at_page(patches: Patches) -> None:
     _content(patches, lambda content, offset: content[:4096])
 
 
-@mutants("a read in small pieces begins anew with each", "read", "file")
+@mutants("a read in small pieces begins anew with each", "reads")
 def small_reads_restart(patches: Patches) -> None:
     def read(
         original: Original, self: Efivarfs, task: Task, handle: int, offset: int, size: int
@@ -548,17 +549,17 @@ def small_reads_restart(patches: Patches) -> None:
     patches.wrap(Efivarfs, "read", read)
 
 
-@mutants("fsync(2) succeeds", "file", "write")
+@mutants("fsync(2) succeeds", "writes")
 def fsync_accepted(patches: Patches) -> None:
     patches.wrap(Efivarfs, "fsync", lambda *_: None)
 
 
-@mutants("files can be opened with O_DIRECT", "file", "open")
+@mutants("files can be opened with O_DIRECT", "reads", "create")
 def direct_io_accepted(patches: Patches) -> None:
     patches.wrap(efivarfs_module, "_need_no_direct_io", lambda *_: None)
 
 
-@mutants("SetVariable takes a second longer", "latency", "measure")
+@mutants("SetVariable takes a second longer", "latency")
 def set_variable_slow(patches: Patches) -> None:
     def set_variable(original: Original, self: StmmOperations, *args: Any) -> int:
         time.sleep(_SLOW_SECONDS)
@@ -568,12 +569,12 @@ def set_variable_slow(patches: Patches) -> None:
     patches.wrap(StmmOperations, "set_variable", set_variable)
 
 
-@mutants("the driver does not look at the read-only property of a variable", "special", "secure")
+@mutants("the driver does not look at the read-only property of a variable", "special")
 def read_only_property_ignored(patches: Patches) -> None:
     patches.wrap(StmmOperations, "_property", lambda *_: (EfiStatus.SUCCESS, 0))
 
 
-@mutants("GetVariable by the driver never needs more room than it is offered", "size", "read")
+@mutants("GetVariable by the driver never needs more room than it is offered", "sizes")
 def small_buffer_not_reported(patches: Patches) -> None:
     def get(
         original: Original, self: StmmOperations, name: str, guid: UUID, size: int, **kwargs: Any
@@ -589,9 +590,7 @@ def small_buffer_not_reported(patches: Patches) -> None:
 # --- several at once -----------------------------------------------------------------------------
 
 
-@mutants(
-    "readers do not wait for a writer and read an empty file meanwhile", "supplicant", "concurr"
-)
+@mutants("readers do not wait for a writer and read an empty file meanwhile", "supplicant")
 def reader_passes_writer(patches: Patches) -> None:
     def read(original: Original, self: Efivarfs, *args: Any) -> bytes:
         if self._efivars._holder is not None:
@@ -602,19 +601,19 @@ def reader_passes_writer(patches: Patches) -> None:
     patches.wrap(Efivarfs, "read", read)
 
 
-@mutants("the efivars semaphore is not taken, so that writers meet inside", "concurr")
-def semaphore_not_taken(patches: Patches) -> None:
-    @contextmanager
-    def locked(original: Original, self: Efivars, task: Task) -> Iterator[Any]:
-        yield self._dereference()
+@mutants("writers share one message buffer, filled before the lock is taken", "concurrency")
+def message_buffer_shared(patches: Patches) -> None:
+    shared: list[tuple[int, bytes]] = []
 
-    def set_variable_locked(original: Original, self: Efivars, *args: Any, **kw: Any) -> int:
-        status: int = original(self, *args, **kw)
-        time.sleep(0.02)
-        return status
+    def set_and_get(
+        original: Original, self: Efivarfs, inode: Any, attributes: int, value: bytes, task: Task
+    ) -> int | None:
+        shared[:] = [(attributes, value)]
+        time.sleep(_RACE_SECONDS)
+        size: int | None = original(self, inode, *shared[0], task)
+        return size
 
-    patches.wrap(Efivars, "locked", locked)
-    patches.wrap(Efivars, "set_variable_locked", set_variable_locked)
+    patches.wrap(Efivarfs, "_set_and_get_size", set_and_get)
 
 
 # --- supplicant ----------------------------------------------------------------------------------
@@ -683,11 +682,7 @@ def killed_supplicant_requests_kept(patches: Patches) -> None:
 # --- efi-pstore, devices -------------------------------------------------------------------------
 
 
-@mutants(
-    "the driver takes the non-blocking SetVariable, so that a crash calls the TEE",
-    "refus",
-    "pstore",
-)
+@mutants("the driver takes the non-blocking SetVariable, so that a crash calls the TEE", "pstore")
 def nonblocking_write_accepted(patches: Patches) -> None:
     def set_variable(original: Original, self: StmmOperations, *args: Any) -> int:
         return self.set_variable(*args)

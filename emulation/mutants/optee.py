@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Final
-from uuid import UUID
 
 from emulation.mutants.registry import Original, Patches, Registry
 from emulation.optee import stmm_partition
@@ -107,13 +105,3 @@ def store_formatted_at_boot(patches: Patches) -> None:
         return code, bytes(length)
 
     patches.wrap(stmm_partition.StoreFile, "read", read)
-
-
-@mutants("a device of the TEE bus is announced that no partition serves", "takeover")
-def unknown_device_announced(patches: Patches) -> None:
-    def enumerate_devices(original: Original, self: Any, function: int) -> Sequence[UUID]:
-        return [*original(self, function), UUID(int=function + 1)]
-
-    from emulation.optee.optee import OpTee
-
-    patches.wrap(OpTee, "enumerate_devices", enumerate_devices)

@@ -117,7 +117,7 @@ def boot_service_bit_lost(patches: Patches) -> None:
     _update(patches, change)
 
 
-@mutants("the append bit is stored with the variable", "append", "attributes")
+@mutants("the append bit is stored with the variable", "writes", "attributes")
 def append_bit_stored(patches: Patches) -> None:
     def change(
         original: Original, self: VariableService, found: Found | None, rest: list[Any]
@@ -155,7 +155,7 @@ def identical_rewrite_writes(patches: Patches) -> None:
     _update(patches, change)
 
 
-@mutants("an append replaces the data", "append", "write")
+@mutants("an append replaces the data", "writes")
 def append_replaces(patches: Patches) -> None:
     def change(
         original: Original, self: VariableService, found: Found | None, rest: list[Any]
@@ -168,7 +168,7 @@ def append_replaces(patches: Patches) -> None:
     _update(patches, change)
 
 
-@mutants("an append of nothing deletes the variable", "append", "write")
+@mutants("an append of nothing deletes the variable", "writes")
 def append_nothing_deletes(patches: Patches) -> None:
     def change(
         original: Original, self: VariableService, found: Found | None, rest: list[Any]
@@ -181,7 +181,7 @@ def append_nothing_deletes(patches: Patches) -> None:
     _update(patches, change)
 
 
-@mutants("deleting a variable that does not exist succeeds", "delete", "file")
+@mutants("deleting a variable that does not exist succeeds", "delete")
 def missing_delete_succeeds(patches: Patches) -> None:
     def change(
         original: Original, self: VariableService, found: Found | None, rest: list[Any]
@@ -211,7 +211,7 @@ def maximum_refused(patches: Patches) -> None:
     _grow_limit(patches, -1)
 
 
-@mutants("upper and lower case of a variable's name are the same", "name")
+@mutants("upper and lower case of a variable's name are the same", "names")
 def name_case_folded(patches: Patches) -> None:
     def find(
         original: Original, self: VariableStore, name: bytes, guid: bytes, required: int = 0
@@ -223,7 +223,7 @@ def name_case_folded(patches: Patches) -> None:
     patches.wrap(VariableStore, "find", find)
 
 
-@mutants("variables of one name are the same whatever their vendor GUID", "name", "guid")
+@mutants("variables of one name are the same whatever their vendor GUID", "names")
 def guid_ignored(patches: Patches) -> None:
     def find(
         original: Original, self: VariableStore, name: bytes, guid: bytes, required: int = 0
@@ -235,7 +235,7 @@ def guid_ignored(patches: Patches) -> None:
     patches.wrap(VariableStore, "find", find)
 
 
-@mutants("SetVariable of BootNext succeeds and stores nothing", "boot")
+@mutants("SetVariable of BootNext succeeds and stores nothing", "boot_entries")
 def boot_next_dropped(patches: Patches) -> None:
     def change(
         original: Original,
@@ -253,7 +253,7 @@ def boot_next_dropped(patches: Patches) -> None:
     _set(patches, change)
 
 
-@mutants("SetupMode can be written", "special", "read_only", "secure")
+@mutants("SetupMode can be written", "special")
 def setup_mode_writable(patches: Patches) -> None:
     def property_of(
         original: Original, self: VarCheck, name: bytes, guid: bytes
@@ -282,7 +282,7 @@ def setup_mode_writable(patches: Patches) -> None:
     _set(patches, change)
 
 
-@mutants("GetVariable spoils the last byte of a value above 4 KiB", "size", "read")
+@mutants("GetVariable spoils the last byte of a value above 4 KiB", "sizes")
 def large_value_spoilt(patches: Patches) -> None:
     def get(original: Original, variables: VariableService, payload: bytearray) -> EfiStatus:
         status: EfiStatus = original(variables, payload)
@@ -293,7 +293,7 @@ def large_value_spoilt(patches: Patches) -> None:
     patches.wrap(standalone_mm, "_get", get)
 
 
-@mutants("GetNextVariableName leaves the newest variable out", "mount", "takeover", "persist")
+@mutants("GetNextVariableName leaves the newest variable out", "mounts")
 def enumeration_misses_newest(patches: Patches) -> None:
     def following(
         original: Original, self: VariableService, name: bytes, guid: bytes
@@ -526,7 +526,7 @@ def capacity_too_large(patches: Patches) -> None:
 # --- authenticated variables ------------------------------------------------------------------
 
 
-@mutants("signatures of authenticated variables are not checked", "auth", "secure")
+@mutants("signatures of authenticated variables are not checked", "authenticated")
 def signature_not_checked(patches: Patches) -> None:
     def check(original: Original, self: AuthenticatedVariables, *args: Any) -> EfiStatus:
         original(self, *args)
@@ -535,12 +535,12 @@ def signature_not_checked(patches: Patches) -> None:
     patches.wrap(AuthenticatedVariables, "_check_signature", check)
 
 
-@mutants("an older time stamp is accepted", "auth", "secure")
+@mutants("an older time stamp is accepted", "authenticated")
 def timestamp_not_compared(patches: Patches) -> None:
     patches.wrap(authenticated, "is_not_later", lambda original, first, second: False)
 
 
-@mutants("the same signed message is accepted twice", "auth", "secure")
+@mutants("the same signed message is accepted twice", "authenticated")
 def replay_accepted(patches: Patches) -> None:
     def is_not_later(original: Original, first: bytes, second: bytes) -> bool:
         return first != second and bool(original(first, second))
@@ -548,7 +548,7 @@ def replay_accepted(patches: Patches) -> None:
     patches.wrap(authenticated, "is_not_later", is_not_later)
 
 
-@mutants("any signer may overwrite a private authenticated variable", "auth")
+@mutants("any signer may overwrite a private authenticated variable", "authenticated")
 def other_signer_accepted(patches: Patches) -> None:
     def is_owner(
         original: Original,
@@ -566,12 +566,12 @@ def other_signer_accepted(patches: Patches) -> None:
     patches.wrap(AuthenticatedVariables, "_is_owner", is_owner)
 
 
-@mutants("whoever signs may replace the platform key", "secure", "auth")
+@mutants("whoever signs may replace the platform key", "secure_boot")
 def any_platform_key_accepted(patches: Patches) -> None:
     patches.wrap(AuthenticatedVariables, "_is_platform_key", lambda *_: True)
 
 
-@mutants("a signature by a KEK does not change db", "secure", "auth")
+@mutants("a signature by a KEK does not change db", "secure_boot")
 def kek_not_trusted(patches: Patches) -> None:
     def with_kek(original: Original, self: AuthenticatedVariables, *args: Any) -> EfiStatus:
         if self._setup_mode:
@@ -582,12 +582,12 @@ def kek_not_trusted(patches: Patches) -> None:
     patches.wrap(AuthenticatedVariables, "_with_kek", with_kek)
 
 
-@mutants("an append to dbx repeats entries that it has", "secure", "auth")
+@mutants("an append to dbx repeats entries that it has", "secure_boot")
 def dbx_append_duplicates(patches: Patches) -> None:
     patches.wrap(signature_lists, "without_known", lambda original, stored, added: added)
 
 
-@mutants("an append to a signature database replaces it", "secure", "auth")
+@mutants("an append to a signature database replaces it", "secure_boot")
 def dbx_append_replaces(patches: Patches) -> None:
     def update(original: Original, self: AuthenticatedVariables, request: Request) -> EfiStatus:
         plain = dataclasses.replace(request, attributes=request.attributes & ~APPEND)
@@ -597,12 +597,12 @@ def dbx_append_replaces(patches: Patches) -> None:
     patches.wrap(AuthenticatedVariables, "_update", update)
 
 
-@mutants("enrolling a platform key does not end setup mode", "secure", "auth")
+@mutants("enrolling a platform key does not end setup mode", "secure_boot")
 def setup_mode_stays(patches: Patches) -> None:
     patches.wrap(AuthenticatedVariables, "_enter_mode", lambda *_, **__: EfiStatus.SUCCESS)
 
 
-@mutants("the platform key can be deleted like any file", "secure", "auth")
+@mutants("the platform key can be deleted like any file", "secure_boot")
 def platform_key_unlinked(patches: Patches) -> None:
     def process(
         original: Original,
@@ -621,7 +621,7 @@ def platform_key_unlinked(patches: Patches) -> None:
     patches.wrap(AuthenticatedVariables, "process", process)
 
 
-@mutants("a private authenticated variable can be deleted like any file", "auth")
+@mutants("a private authenticated variable can be deleted like any file", "authenticated")
 def private_variable_unlinked(patches: Patches) -> None:
     def private(
         original: Original,
@@ -639,12 +639,12 @@ def private_variable_unlinked(patches: Patches) -> None:
     patches.wrap(AuthenticatedVariables, "_private", private)
 
 
-@mutants("the platform key may be any data, not one signature list", "secure", "auth")
+@mutants("the platform key may be any data, not one signature list", "secure_boot")
 def signature_lists_not_checked(patches: Patches) -> None:
     patches.wrap(signature_lists, "well_formed", lambda *_, **__: True)
 
 
-@mutants("a private authenticated variable is stored with its descriptor", "auth")
+@mutants("a private authenticated variable is stored with its descriptor", "authenticated")
 def descriptor_stored(patches: Patches) -> None:
     def store(
         original: Original, self: AuthenticatedVariables, request: Request, trust: Trust

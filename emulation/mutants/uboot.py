@@ -14,7 +14,7 @@ from harness.formats.mm import VariableFunction
 mutants: Final = Registry("U-Boot")
 
 
-@mutants("SecureBoot stays 0 with a platform key enrolled", "secure", "auth")
+@mutants("SecureBoot stays 0 with a platform key enrolled", "secure_boot")
 def secure_boot_stays_off(patches: Patches) -> None:
     def set_variable(original: Original, self: Uboot, name: str, data: bytes, **kw: Any) -> None:
         original(self, name, b"\0" if name == "SecureBoot" else data, **kw)
@@ -22,7 +22,7 @@ def secure_boot_stays_off(patches: Patches) -> None:
     patches.wrap(Uboot, "_set", set_variable)
 
 
-@mutants("every boot adds the boot options once more", "boot", "persist")
+@mutants("every boot adds the boot options once more", "boot_entries", "persist")
 def boot_options_multiply(patches: Patches) -> None:
     def is_automatic(original: Original, variable: Variable) -> bool:
         return False
@@ -30,7 +30,7 @@ def boot_options_multiply(patches: Patches) -> None:
     patches.wrap(Uboot, "_is_automatic", is_automatic)
 
 
-@mutants("every boot drops the user's boot options", "boot", "persist")
+@mutants("every boot drops the user's boot options", "boot_entries", "persist")
 def boot_order_reset(patches: Patches) -> None:
     def update(original: Original, self: Uboot) -> None:
         original(self)

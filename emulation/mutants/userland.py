@@ -21,12 +21,12 @@ mutants: Final = Registry("userland")
 _FUSE_SUPER_MAGIC: Final = 0x65735546
 
 
-@mutants("statfs(2) says that efivarfs is another file system", "tools", "mount", "space")
+@mutants("statfs(2) says that efivarfs is another file system", "mounts", "tools")
 def wrong_file_system_magic(patches: Patches) -> None:
     patches.replace(board, "EFIVARFS_MAGIC", _FUSE_SUPER_MAGIC)
 
 
-@mutants("any user may clear the immutable flag", "immutable", "permission")
+@mutants("any user may clear the immutable flag", "immutable", "permissions")
 def chattr_by_anybody(patches: Patches) -> None:
     def has_capability(original: Original, self: Caller, number: int) -> bool:
         return number == CAP_LINUX_IMMUTABLE or bool(original(self, number))
@@ -34,7 +34,7 @@ def chattr_by_anybody(patches: Patches) -> None:
     patches.wrap(Caller, "has_capability", has_capability)
 
 
-@mutants("variables can be renamed", "name", "file", "link")
+@mutants("variables can be renamed", "links")
 def rename_accepted(patches: Patches) -> None:
     def rename(self: FuseConnection, names: memoryview) -> tuple[bytes, ...]:
         filesystem = self.filesystem
@@ -56,12 +56,12 @@ def rename_accepted(patches: Patches) -> None:
     patches.wrap(FuseConnection, "__init__", prepare)
 
 
-@mutants("mkdir, links and renames are not implemented instead of not permitted", "link", "file")
+@mutants("mkdir, links and renames are not implemented instead of not permitted", "links")
 def links_not_implemented(patches: Patches) -> None:
     patches.replace(fuse, "_REFUSED", {})
 
 
-@mutants("lseek(2) moves in a variable's file", "read", "file")
+@mutants("lseek(2) moves in a variable's file", "reads")
 def seek_accepted(patches: Patches) -> None:
     def lseek(original: Original, self: Dispatcher, *args: Any) -> None:
         raise Proceed
@@ -69,7 +69,7 @@ def seek_accepted(patches: Patches) -> None:
     patches.wrap(Dispatcher, "_lseek", lseek)
 
 
-@mutants("a write(2) of no bytes succeeds", "write", "size")
+@mutants("a write(2) of no bytes succeeds", "writes")
 def empty_write_accepted(patches: Patches) -> None:
     def write(original: Original, self: KernelHandlers, task: Task, ino: int, data: bytes) -> int:
         written: int = original(self, task, ino, data) if data else 0
@@ -78,7 +78,7 @@ def empty_write_accepted(patches: Patches) -> None:
     patches.wrap(KernelHandlers, "write_efivarfs", write)
 
 
-@mutants("a write(2) beyond any message is cut off instead of refused", "size", "write")
+@mutants("a write(2) beyond any message is cut off instead of refused", "sizes")
 def huge_write_truncated(patches: Patches) -> None:
     def write(original: Original, self: KernelHandlers, task: Task, ino: int, data: bytes) -> int:
         original(self, task, ino, data[:1024])
@@ -87,7 +87,7 @@ def huge_write_truncated(patches: Patches) -> None:
     patches.wrap(KernelHandlers, "write_efivarfs", write)
 
 
-@mutants("remounting with ro has no effect", "mount", "takeover")
+@mutants("remounting with ro has no effect", "mounts", "takeover")
 def remount_read_only_ignored(patches: Patches) -> None:
     def remount(
         original: Original, self: KernelHandlers, task: Task, read_only: bool, options: str

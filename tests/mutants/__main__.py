@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -41,6 +42,8 @@ _SHOWN: Final = 3
 def main(arguments: Sequence[str] | None = None) -> int:
     """Try the mutants; returns the exit status."""
     options = _options(arguments)
+    # As ^C: the runs that are going on end with this one.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     chosen = _chosen(options)
     with tempfile.TemporaryDirectory(prefix="hil-mutants-") as directory:
         try:
@@ -78,8 +81,9 @@ def _chosen(options: argparse.Namespace) -> list[Mutant]:
 
 
 def _tried(bench: Bench, chosen: Sequence[Mutant], jobs: int) -> Iterator[Trial]:
-    with ThreadPoolExecutor(jobs) as pool:
-        pending = [pool.submit(bench.try_mutant, mutant) for mutant in chosen]
+    pool = ThreadPoolExecutor(jobs)
+    pending = [pool.submit(bench.try_mutant, mutant) for mutant in chosen]
+    try:
         for number, done in enumerate(as_completed(pending), 1):
             trial = done.result()
             print(
@@ -88,6 +92,9 @@ def _tried(bench: Bench, chosen: Sequence[Mutant], jobs: int) -> Iterator[Trial]
                 flush=True,
             )
             yield trial
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        bench.stop()
 
 
 def _show(trials: Sequence[Trial]) -> None:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -52,6 +52,7 @@ class Bench:
     directory: Path
     capabilities: Mapping[str, bool]
     timeout: float
+    _running: set[subprocess.Popen[str]] = field(default_factory=set)
 
     @classmethod
     def prepare(cls, directory: Path, *, timeout: float) -> Bench:
@@ -122,15 +123,27 @@ class Bench:
             errors="replace",
             start_new_session=True,
         )
+        self._running.add(process)
         try:
             output, _ = process.communicate(timeout=self.timeout)
         except subprocess.TimeoutExpired:
-            # The board ends with its harness, whose end closes the board's standard input.
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            _kill(process)
             process.communicate(timeout=_KILL_SECONDS)
             return None, ""
+        finally:
+            self._running.discard(process)
         return process.returncode, output
+
+    def stop(self) -> None:
+        """End the runs that are going on."""
+        for process in tuple(self._running):
+            _kill(process)
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    """The board ends with its harness, whose end closes the board's standard input."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _read(path: Path) -> list[Verdict]:
