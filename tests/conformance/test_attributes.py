@@ -8,6 +8,7 @@ non-volatile variable of boot and run time can be created.
 from __future__ import annotations
 
 import errno
+from uuid import UUID
 
 import pytest
 
@@ -23,6 +24,7 @@ from harness.truth.store_space import record_size
 pytestmark = [pytest.mark.needs("writable"), pytest.mark.consents("write_rpmb")]
 
 ONE_RECORD = pytest.mark.cost(store_bytes=record_size("V", 4))
+CUSTOM_MODE_GUID = UUID("c076ec0c-7028-4399-a072-71ee5c448b9f")
 KNOWN_BITS = 0x7F
 """EFI_VARIABLE_MASK (K6 include/linux/efi.h); efivarfs refuses every other bit by itself."""
 
@@ -312,6 +314,28 @@ class TestOverwrite:
         efivars.write("V", b"DATA")
         efivars.append("V", b"+")
         assert efivars.read("V").attributes == NV_BS_RT
+
+
+@pytest.mark.needs("exit_boot_services_told")
+@pytest.mark.foreign("CustomMode")
+@pytest.mark.consents("foreign_variables")
+@pytest.mark.disturbs
+@pytest.mark.cases(222, 165)
+@pytest.mark.parametrize("attributes", [3, 7], ids=hex)
+def test_a_variable_of_boot_time_only_is_hidden_and_write_protected(
+    efivars: Efivars, attributes: int
+) -> None:
+    """CustomMode is made by the firmware at every start (contract 4.7)."""
+    assert not efivars.exists("CustomMode", CUSTOM_MODE_GUID)
+    try:
+        with efivars.opened("CustomMode", "O_RDWR|O_CREAT", CUSTOM_MODE_GUID) as file:
+            with refused(errno.EROFS):
+                file.write(attributes.to_bytes(4, "little") + b"\0")
+            assert file.read(5) == b""
+    finally:
+        # The empty file cannot be unlinked: that is a SetVariable, too.
+        efivars.unmount()
+        efivars.mount()
 
 
 def _creates(efivars: Efivars, probe: Probe, attributes: int) -> bool:

@@ -216,6 +216,16 @@ class TestFlags:
         assert "i" not in shell.run(f"lsattr {path}").check().text.split()[0]
         assert not efivars.is_immutable("V")
 
+    @pytest.mark.needs("chattr")
+    @pytest.mark.cases(388)
+    @ONE_RECORD
+    def test_there_are_no_projects(self, efivars: Efivars, shell: Shell) -> None:
+        """chattr -p is FS_IOC_FSSETXATTR."""
+        efivars.write("V", b"x")
+        result = shell.run(f"LC_ALL=C chattr -p 1 {quote(efivars.file('V'))}")
+        assert "Operation not supported" in result.error_text
+        assert efivars.is_immutable("V")
+
     def test_the_directory_has_none(self, efivars: Efivars, probe: Probe) -> None:
         _, flags, _ = probe.steps([do.Open("d", efivars.path), do.GetFlags("d"), do.Close("d")])
         with refused(errno.ENOTTY, errno.EOPNOTSUPP):
