@@ -12,7 +12,7 @@ import pytest
 from emulation.mutants import mutants
 from emulation.mutants.registry import Mutant
 from tests.mutants.__main__ import SAMPLE, main
-from tests.mutants.trial import Bench
+from tests.mutants.trial import Bench, files_in_order
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -88,18 +88,23 @@ def test_which_failures_count(tmp_path: Path) -> None:
     }
 
 
-def test_likely_files_first_and_the_rest_not_at_all(tmp_path: Path) -> None:
-    for stem in ("test_alpha", "test_beta", "test_gamma"):
+def test_the_run_ends_with_the_file_that_noticed(tmp_path: Path) -> None:
+    for stem in ("test_alpha", "test_beta"):
         (tmp_path / f"{stem}.py").write_text("def test_it():\n    assert False\n")
-    (verdict,) = run(tmp_path, "--first", "gamma")
-    assert "test_gamma" in str(verdict["test"])
-
-
-def test_a_likely_file_that_notices_nothing_is_not_the_end(tmp_path: Path) -> None:
-    (tmp_path / "test_alpha.py").write_text("def test_it():\n    assert False\n")
-    (tmp_path / "test_beta.py").write_text("def test_it():\n    pass\n")
-    (verdict,) = run(tmp_path, "--first", "beta")
+    (verdict,) = run(tmp_path)
     assert "test_alpha" in str(verdict["test"])
+
+
+def test_likely_files_come_first_and_none_is_left_out() -> None:
+    likely, others = files_in_order(["rpmb"])
+    assert [file.stem for file in likely] == ["test_rpmb"]
+    everything = (REPOSITORY / "tests" / "conformance").glob("test_*.py")
+    assert {*likely, *others} == set(everything)
+
+
+def test_every_mutant_names_a_file_that_exists() -> None:
+    nowhere = [mutant.name for mutant in mutants().values() if not files_in_order(mutant.first)[0]]
+    assert nowhere == []
 
 
 def test_the_board_file_pins_what_the_healthy_board_can(tmp_path: Path) -> None:

@@ -70,28 +70,35 @@ class Bench:
         return cls(directory, measured, timeout)
 
     def try_mutant(self, mutant: Mutant) -> Trial:
-        """Run the tests on one mutant until it is caught."""
+        """Run the tests on one mutant until it is caught: the likely files, then all others."""
         verdicts = self.directory / f"{mutant.name}.jsonl"
         started = time.monotonic()
-        status, output = self._pytest(mutant, verdicts)
-        seconds = time.monotonic() - started
-        found = _read(verdicts)
-        catching = [verdict.test for verdict in found if verdict.caught]
+        likely, others = files_in_order(mutant.first)
+        outcome = ""
+        for files in filter(None, (likely, others)):
+            left = started + self.timeout - time.monotonic()
+            status, output = self._pytest(mutant, verdicts, files, left)
+            outcome = self._outcome(status, output)
+            found = _read(verdicts)
+            catching = [verdict.test for verdict in found if verdict.caught]
+            if catching or status not in (0, 1):
+                break
+        if catching:
+            outcome = "caught"
         other = [
             f"{verdict.test.rpartition('/')[2]} {verdict.phase}: {verdict.exception}: "
             f"{verdict.message}"
             for verdict in found
             if not verdict.caught
         ]
-        if catching:
-            outcome = "caught"
-        elif status is None:
-            outcome = f"NOT caught: still running after {self.timeout:.0f} s"
-        elif status in (0, 1):
-            outcome = f"NOT caught ({_last_line(output)})"
-        else:
-            outcome = f"NOT caught: pytest ended with {status}: {_last_line(output)}"
-        return Trial(mutant, outcome, seconds, catching, other)
+        return Trial(mutant, outcome, time.monotonic() - started, catching, other)
+
+    def _outcome(self, status: int | None, output: str) -> str:
+        if status is None:
+            return f"NOT caught: still running after {self.timeout:.0f} s"
+        if status in (0, 1):
+            return f"NOT caught ({_last_line(output)})"
+        return f"NOT caught: pytest ended with {status}: {_last_line(output)}"
 
     def board_file(self, mutant: str) -> Path:
         """A board file: the healthy board's, its capabilities pinned, one thing broken."""
@@ -104,13 +111,14 @@ class Bench:
         path.write_text(text)
         return path
 
-    def _pytest(self, mutant: Mutant, verdicts: Path) -> tuple[int | None, str]:
+    def _pytest(
+        self, mutant: Mutant, verdicts: Path, files: Sequence[Path], timeout: float
+    ) -> tuple[int | None, str]:
         command = [
-            *(sys.executable, "-m", "pytest", "tests/conformance", "-q", "--no-header", "--tb=no"),
+            *(sys.executable, "-m", "pytest", *map(str, files), "-q", "--no-header", "--tb=no"),
             *("-p", "tests.mutants.verdict", "-p", "no:cacheprovider"),
             *("--board", str(self.board_file(mutant.name)), "--capabilities", "pinned"),
             *("--timeout", str(TEST_SECONDS), "--verdicts", str(verdicts)),
-            *("--first", ",".join(mutant.first)),
         ]
         process = subprocess.Popen(
             command,
@@ -125,7 +133,7 @@ class Bench:
         )
         self._running.add(process)
         try:
-            output, _ = process.communicate(timeout=self.timeout)
+            output, _ = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
             _kill(process)
             process.communicate(timeout=_KILL_SECONDS)
@@ -138,6 +146,13 @@ class Bench:
         """End the runs that are going on."""
         for process in tuple(self._running):
             _kill(process)
+
+
+def files_in_order(first: Sequence[str]) -> tuple[list[Path], list[Path]]:
+    """The test files whose names contain a word of ``first``, and all others."""
+    files = sorted((REPOSITORY / "tests" / "conformance").glob("test_*.py"))
+    likely = [file for file in files if any(word in file.stem for word in first)]
+    return likely, [file for file in files if file not in likely]
 
 
 def _kill(process: subprocess.Popen[str]) -> None:

@@ -1,8 +1,6 @@
 """A pytest plugin that says of each failure whether the test itself noticed a broken board.
 
 ``--verdicts FILE`` gets one line of JSON a failure; the run ends when enough tests have noticed.
-``--first WORDS`` runs test files first whose names contain one of the words (commas between); only
-the order depends on it.
 """
 
 from __future__ import annotations
@@ -48,21 +46,9 @@ def is_assertion(phase: str, error: BaseException) -> bool:
 class Verdicts:
     """Writes the verdicts and ends the run."""
 
-    def __init__(self, path: Path, first: tuple[str, ...]) -> None:
+    def __init__(self, path: Path) -> None:
         self._path = path
-        self._first = first
         self._caught: list[str] = []
-
-    @pytest.hookimpl(wrapper=True, trylast=True)
-    def pytest_collection_modifyitems(
-        self, items: list[pytest.Item]
-    ) -> Generator[None, None, None]:
-        """The likely files first, otherwise in the order of the other plugins."""
-        yield
-        items.sort(key=lambda item: self._rank(item.path.stem))
-
-    def _rank(self, stem: str) -> int:
-        return next((n for n, word in enumerate(self._first) if word in stem), len(self._first))
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(
@@ -87,7 +73,6 @@ class Verdicts:
     def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> None:
         """Nothing of this test: end the run before it when the last ones said enough."""
         if len(self._caught) >= ENOUGH or (self._caught and not _same_file(item, self._caught[0])):
-            item.session.shouldstop = "the mutant is caught"
             pytest.exit("the mutant is caught", returncode=pytest.ExitCode.TESTS_FAILED)
 
 
@@ -96,15 +81,13 @@ def _same_file(item: pytest.Item, test: str) -> bool:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """``--verdicts``, ``--first``."""
+    """``--verdicts``."""
     group = parser.getgroup("mutants", "mutant boards")
     group.addoption("--verdicts", type=Path, metavar="FILE", help="a line of JSON a failure")
-    group.addoption("--first", default="", metavar="WORDS", help="test files to run first")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Work only where asked to."""
     path = config.getoption("verdicts")
     if path is not None:
-        first = tuple(filter(None, config.getoption("first").split(",")))
-        config.pluginmanager.register(Verdicts(path, first), "hil-verdicts")
+        config.pluginmanager.register(Verdicts(path), "hil-verdicts")
