@@ -40,6 +40,18 @@ def test_identical_and_refused_writes_take_nothing(efivars):
     with pytest.raises(OSError):
         efivars.write("A", b"x", attributes=0x80)
 
+@pytest.fixture(scope="session")
+def told(board):
+    board.efivars.write("A", b"x")
+
+@pytest.mark.cost(store_bytes=68, story="told")
+class TestStory:
+    def test_first_judge(self, told):
+        pass
+
+    def test_second_judge(self, told, efivars):
+        efivars.write("A", b"x")
+
 @pytest.mark.cost(bytes=5)
 def test_misspelt(board):
     pass
@@ -69,6 +81,7 @@ class TestSpace:
         [
             ("test_undeclared", "took 68 store bytes and declares no cost"),
             ("test_more_than_declared", "took 80 store bytes, declares 68"),
+            ("test_second_judge", "took 68 store bytes, declares 0"),
         ],
     )
     def test_more_than_declared_fails(self, space: Run, name: str, why: str) -> None:
@@ -77,7 +90,8 @@ class TestSpace:
         assert why in message
 
     @pytest.mark.parametrize(
-        "name", ["test_declared", "test_identical_and_refused_writes_take_nothing"]
+        "name",
+        ["test_declared", "test_identical_and_refused_writes_take_nothing", "test_first_judge"],
     )
     def test_what_was_declared_passes(self, space: Run, name: str) -> None:
         assert space.outcomes[name] == ("passed", "")
