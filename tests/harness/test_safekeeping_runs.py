@@ -9,9 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from harness import boardfile
-from harness.board import Board
-from harness.safekeeping import place
 from tests.harness.support.killed_runs import SEED, KilledRuns, moments
 
 COUNT = int(os.environ.get("HIL_KILLED_RUNS", "3"))
@@ -29,11 +26,6 @@ def duration(runs: KilledRuns) -> float:
     took = runs.duration()
     assert runs.digests() == runs.before
     return took
-
-
-def snapshot_of(runs: KilledRuns) -> Path:
-    with Board(boardfile.load(runs.board_file)) as board:
-        return place.directory(board) / "snapshot.json"
 
 
 def until_test(run: subprocess.Popen[str], name: str) -> str:
@@ -78,23 +70,23 @@ def test_ctrl_c_restores(runs: KilledRuns, duration: float) -> None:
     assert "NOT restored" not in rest
     assert "identical" in rest.partition("given back")[2]
     assert runs.digests() == runs.before
-    assert not snapshot_of(runs).exists()
+    assert not runs.snapshot.exists()
 
 
 def test_the_next_run_restores_what_a_killed_one_left(runs: KilledRuns, duration: float) -> None:
     first = runs.start()
-    until_test(first, "test_boot_entries[3] PASSED")
+    until_test(first, "test_boot_entries[2] PASSED")
     os.killpg(first.pid, signal.SIGKILL)
     first.communicate()
-    kept = snapshot_of(runs).read_bytes()
+    kept = runs.snapshot.read_bytes()
     listed = runs.restore("--list")
     assert "snapshot of" in listed.stdout
     unasked = runs.restore()
     assert (unasked.returncode, "there is no terminal to ask at" in unasked.stderr) == (4, True)
-    assert snapshot_of(runs).read_bytes() == kept
+    assert runs.snapshot.read_bytes() == kept
     second = runs.start()
     output, _ = second.communicate(timeout=120)
     assert second.returncode == 0, output
     assert "an earlier run, begun" in output
     assert runs.digests() == runs.before
-    assert not snapshot_of(runs).exists()
+    assert not runs.snapshot.exists()
