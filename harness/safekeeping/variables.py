@@ -12,7 +12,9 @@ from uuid import UUID
 from harness.capabilities import EFIVARS_PATH
 from harness.formats.efi import (
     CERT_DB_GUID,
+    CUSTOM_MODE_GUID,
     MEMORY_OVERWRITE_LOCK_GUID,
+    SECURE_BOOT_ENABLE_GUID,
     VARIABLE_ERROR_FLAG_GUID,
     VENDOR_KEYS_NV_GUID,
     Attributes,
@@ -74,8 +76,11 @@ class Nature(StrEnum):
     )
 
 
+# CustomMode and SecureBootEnable are seen where StandaloneMM was never told ExitBootServices.
 _OF_THE_FIRMWARE = {
     CERT_DB_GUID,
+    CUSTOM_MODE_GUID,
+    SECURE_BOOT_ENABLE_GUID,
     VENDOR_KEYS_NV_GUID,
     VARIABLE_ERROR_FLAG_GUID,
     MEMORY_OVERWRITE_LOCK_GUID,

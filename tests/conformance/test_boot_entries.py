@@ -83,7 +83,18 @@ def entries(efivars: Efivars) -> Entries:
 
 
 @pytest.fixture
-def two(entries: Entries) -> list[str]:
+def listed(efivars: Efivars) -> None:
+    """The listing is StandaloneMM's: where the firmware keeps its entries elsewhere, a mount as old
+    as the boot shows those, and they read as empty."""
+    if efivars.exists("BootOrder", GLOBAL_VARIABLE_GUID) and not efivars.read_raw(
+        "BootOrder", GLOBAL_VARIABLE_GUID
+    ):
+        efivars.unmount()
+        efivars.mount()
+
+
+@pytest.fixture
+def two(entries: Entries, listed: None) -> list[str]:
     """The numbers of two options that are in the order; skips on a board with fewer."""
     order = entries.order()
     if len(order) < 2:
@@ -96,6 +107,7 @@ def two(entries: Entries) -> list[str]:
 
 @pytest.mark.foreign("BootOrder", "Boot[0-9A-F]*", "BootNext", "Timeout")
 @pytest.mark.needs("efibootmgr")
+@pytest.mark.usefixtures("listed")
 @pytest.mark.cases(435)
 class TestEfibootmgr:
     @pytest.fixture
@@ -120,7 +132,8 @@ class TestEfibootmgr:
         lines = efibootmgr(shell, "").text.splitlines()
         listed = [line[4:8] for line in lines if re.match("Boot[0-9A-F]{4}[* ]", line)]
         assert listed == entries.numbers()
-        assert f"BootOrder: {','.join(entries.order())}" in lines
+        shown = [line.split()[1] for line in lines if line.startswith("BootOrder: ")]
+        assert ",".join(shown) == ",".join(entries.order())
 
     @pytest.mark.cost(store_bytes=320)
     def test_a_new_entry_is_a_load_option_and_first_in_the_order(
@@ -185,8 +198,8 @@ class TestEfibootmgr:
         assert not shell.run_isolated("efibootmgr -o EEEE").ok
         assert entries.order() == before
 
-    @pytest.mark.cost(store_bytes=100)
-    def test_the_order_is_deleted(self, shell: Shell, entries: Entries) -> None:
+    @pytest.mark.cost(store_bytes=320)
+    def test_the_order_is_deleted(self, shell: Shell, entries: Entries, created: str) -> None:
         efibootmgr(shell, "-O")
         assert not entries.efivars.exists("BootOrder", GLOBAL_VARIABLE_GUID)
 
@@ -227,6 +240,7 @@ class TestEfibootmgr:
 
 
 @pytest.mark.foreign("BootOrder", "Boot[0-9A-F]*", "BootNext", "Timeout", "OsIndications")
+@pytest.mark.usefixtures("listed")
 class TestByFiles:
     """What efibootmgr does, without it: busybox-only boards have nothing else."""
 

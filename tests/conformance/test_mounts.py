@@ -113,7 +113,7 @@ class TestType:
         outcomes = probe.steps(
             [
                 do.StatFs(efivars.path),
-                do.StatFs(efivars.file("BootOrder", GLOBAL_VARIABLE_GUID)),
+                do.StatFs(efivars.file("SecureBoot", GLOBAL_VARIABLE_GUID)),
             ]
         )
         for outcome in outcomes:
@@ -196,7 +196,7 @@ class TestSeveralMounts:
         second.mount()
         assert _info(shell, SECOND)[2] == _info(shell, efivars.path)[2]
         steps = [
-            do.Stat(mount.file("BootOrder", GLOBAL_VARIABLE_GUID))
+            do.Stat(mount.file("SecureBoot", GLOBAL_VARIABLE_GUID))
             for mount in (efivars, second.efivars)
         ]
         first, other = probe.steps(steps)
@@ -244,7 +244,7 @@ class TestSeveralMounts:
         self, efivars: Efivars, second: SecondMount, probe: Probe
     ) -> None:
         second.mount("uid=1000,gid=100")
-        (found,) = probe.steps([do.Stat(second.efivars.file("BootOrder", GLOBAL_VARIABLE_GUID))])
+        (found,) = probe.steps([do.Stat(second.efivars.file("SecureBoot", GLOBAL_VARIABLE_GUID))])
         succeeded(found)
         assert (found.field("uid"), found.field("gid")) == (0, 0)
 
@@ -426,7 +426,7 @@ class TestReadOnly:
 class TestUnmount:
     def test_an_open_file_keeps_it_busy(self, efivars: Efivars, probe: Probe) -> None:
         # mount-003
-        probe.steps([do.Open("v", efivars.file("BootOrder", GLOBAL_VARIABLE_GUID))])
+        probe.steps([do.Open("v", efivars.file("SecureBoot", GLOBAL_VARIABLE_GUID))])
         with pytest.raises(CommandFailed, match="busy"):
             efivars.unmount()
         probe.steps([do.Close("v")])
