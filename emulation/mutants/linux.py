@@ -29,7 +29,7 @@ mutants: Final = Registry("Linux")
 _ATTRIBUTES: Final = 4
 _KNOWN_BITS: Final = 0x7F
 _APPEND: Final = 0x40
-_SLOW_SECONDS: Final = 1.0
+_SLOW_SECONDS: Final = 2.5
 _RACE_SECONDS: Final = 0.01
 
 
@@ -559,7 +559,7 @@ def direct_io_accepted(patches: Patches) -> None:
     patches.wrap(efivarfs_module, "_need_no_direct_io", lambda *_: None)
 
 
-@mutants("SetVariable takes a second longer", "latency")
+@mutants("SetVariable takes two and a half seconds longer", "latency")
 def set_variable_slow(patches: Patches) -> None:
     def set_variable(original: Original, self: StmmOperations, *args: Any) -> int:
         time.sleep(_SLOW_SECONDS)

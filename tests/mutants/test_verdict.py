@@ -12,7 +12,7 @@ import pytest
 from emulation.mutants import mutants
 from emulation.mutants.registry import Mutant
 from tests.mutants.__main__ import SAMPLE, main
-from tests.mutants.trial import Bench, files_in_order
+from tests.mutants.trial import HEALTHY, Bench, files_in_order
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -113,6 +113,8 @@ def test_the_board_file_pins_what_the_healthy_board_can(tmp_path: Path) -> None:
     path = Bench(tmp_path, {"writable": True, "python3": False}, 1).board_file("erofs_is_eperm")
     board = boardfile.load(path)
     assert board.capabilities == {"writable": True, "python3": False}
+    assert board.consents == boardfile.load(HEALTHY).consents
+    assert board.timeouts == boardfile.load(HEALTHY).timeouts
     assert board.power.driver == "emulated"
     assert board.power.options["mutant"] == "erofs_is_eperm"
 
