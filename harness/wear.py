@@ -8,6 +8,7 @@ it says between two runs was written by somebody else, or by boots.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -48,6 +49,8 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        # How much of the file is whole lines; None: all of it.
+        self._whole: int | None = None
         self._entries = list(self._read())
 
     @classmethod
@@ -62,6 +65,9 @@ class Ledger:
         date = datetime.now(UTC).isoformat(timespec="seconds")
         line: dict[str, Any] = {**asdict(entry), "date": date}
         try:
+            if self._whole is not None:
+                os.truncate(self.path, self._whole)
+                self._whole = None
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
         except OSError as error:
@@ -107,13 +113,14 @@ class Ledger:
             return
         except OSError as error:
             raise self._unusable(error.strerror) from error
-        for number, line in enumerate(text.splitlines(), 1):
+        lines = text.splitlines(keepends=True)
+        if lines and not lines[-1].endswith("\n"):
+            # A run was killed while it wrote.
+            self._whole = len(text.encode()) - len(lines.pop().encode())
+        for number, line in enumerate(lines, 1):
             try:
                 yield Entry(**json.loads(line))
             except (ValueError, TypeError):
-                # The last line of a run that was killed while it wrote.
-                if number == len(text.splitlines()):
-                    return
                 raise self._unusable(f"line {number} is no entry") from None
 
     def _unusable(self, why: str | None) -> HostError:
