@@ -31,7 +31,9 @@ from harness.instruments.rpmb import Rpmb
 from harness.instruments.tee import Tee, routing_model
 from harness.power import Endpoints, PowerDriver, PowerState, open_driver
 from harness.probe import Probe
+from harness.safekeeping import key_programming
 from harness.safekeeping.guard import ForeignWrites
+from harness.safekeeping.key_programming import NEVER, KeyProgramming
 from harness.shell import Shell
 
 if TYPE_CHECKING:
@@ -122,12 +124,14 @@ class Board:
         assume_yes: bool = False,
         console_log: Path | None = None,
         believe_pins: bool = False,
+        programming: KeyProgramming = NEVER,
     ) -> None:
         self.file = file
         self.name = file.name
         self.power: PowerDriver = open_driver(file.power, board=file.name, assume_yes=assume_yes)
         self._link = link
         self._console_log = console_log
+        self._key_programming = programming
         self._believe_pins = believe_pins
         self._endpoints = Endpoints()
         self._ssh: SshShell | None = None
@@ -246,7 +250,11 @@ class Board:
 
     @cached_property
     def rpmb(self) -> Rpmb:
-        return Rpmb(self.shell, consent=self.require_consent)
+        return Rpmb(
+            self.shell,
+            consent=self.require_consent,
+            programming=lambda: key_programming.require(self, self._key_programming),
+        )
 
     @cached_property
     def tee(self) -> Tee:

@@ -50,11 +50,19 @@ class RpmbRefused(TargetError):
 class Rpmb:
     """RPMB requests beside OP-TEE's. A refused request raises :class:`RpmbRefused`; a write needs
     the consent ``foreign_rpmb_write``, because OP-TEE's own counter is stale after it and every
-    SetVariable fails until the next boot."""
+    SetVariable fails until the next boot. ``programming`` raises unless the key may be programmed
+    (harness.safekeeping.key_programming)."""
 
-    def __init__(self, shell: Shell, *, consent: Callable[[Consent], None]) -> None:
+    def __init__(
+        self,
+        shell: Shell,
+        *,
+        consent: Callable[[Consent], None],
+        programming: Callable[[], None],
+    ) -> None:
         self._shell = shell
         self._consent = consent
+        self._programming = programming
         self._device: str | None = None
         self._carrier: _Carrier | None = None
 
@@ -89,13 +97,26 @@ class Rpmb:
             raise ValueError(f"need {wire.DATA_SIZE} bytes of data and {wire.MAC_SIZE} of key")
         self._requests().write(address, data, key, timeout)
 
+    def program_key(self, key: bytes, *, timeout: float = 10.0) -> None:
+        """Give the partition its 32-byte authentication key, once and for ever; needs python3 on
+        the board, and what harness.safekeeping.key_programming asks for. Raises
+        :class:`RpmbRefused`: a partition that has a key answers GENERAL_FAILURE (contract 1.4)."""
+        if len(key) != wire.MAC_SIZE:
+            raise ValueError(f"need {wire.MAC_SIZE} bytes of key")
+        reply = self.exchange(wire.key_request(key), 1, reliable=True, timeout=timeout)[-1]
+        if reply.result:
+            raise RpmbRefused(reply.result, f"RPMB key programming on {self.device}")
+
     def exchange(
         self, request: bytes, reply_frames: int, *, reliable: bool = False, timeout: float = 10.0
     ) -> list[wire.RpmbFrame]:
         """Send raw request frames and return the reply's; needs python3 on the board. With
-        ``reliable`` (writes and key programming: these need ``foreign_rpmb_write``) the result
-        register is asked for in between. Raises OSError with the errno of the ioctl."""
-        if reliable:
+        ``reliable`` (writes and key programming) the result register is asked for in between;
+        a write needs ``foreign_rpmb_write``, a key what :meth:`program_key` needs. Raises OSError
+        with the errno of the ioctl."""
+        if any(frame.kind == wire.RpmbRequest.PROGRAM_KEY for frame in wire.unpack_frames(request)):
+            self._programming()
+        elif reliable:
             self._consent(Consent.FOREIGN_RPMB_WRITE)
         if not self._shell.run("command -v python3").ok:
             raise MissingCapability(

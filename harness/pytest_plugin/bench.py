@@ -21,6 +21,7 @@ from harness.errors import (
 )
 from harness.pytest_plugin.blame import BLAME, Whose
 from harness.pytest_plugin.keeper import Keeper, foreign_names
+from harness.safekeeping.key_programming import KeyProgramming
 
 if TYPE_CHECKING:
     from harness.board import Board, Standing
@@ -116,6 +117,11 @@ class Bench:
                 assume_yes=self._config.getoption("yes"),
                 console_log=self._config.getoption("console_log"),
                 believe_pins=self._config.getoption("capabilities") == "pinned",
+                programming=KeyProgramming(
+                    wanted=self._config.getoption("program_rpmb_key"),
+                    identity=self._config.getoption("i_know_this_is"),
+                    may_ask=not self._config.getoption("yes"),
+                ),
             )
             try:
                 board.start()

@@ -9,6 +9,7 @@ import pytest
 from harness.pytest_plugin.bench import BENCH, DEFAULT_BOARD, Bench
 from harness.pytest_plugin.budget import BUDGET, ENFORCE, Budget
 from harness.pytest_plugin.report import REPORT, Report
+from harness.safekeeping import key_programming
 
 MARKERS = (
     "cases(*numbers): the cases of docs/cases.md that the test covers",
@@ -53,6 +54,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         type=Path,
         metavar="FILE",
         help="capture the serial console in FILE, with time stamps",
+    )
+    group.addoption(
+        key_programming.OPTION,
+        action="store_true",
+        help="tests may program the RPMB key of the board, which cannot be undone; also needs the "
+        f"consent program_key and {key_programming.IDENTITY_OPTION}",
+    )
+    group.addoption(
+        key_programming.IDENTITY_OPTION,
+        metavar="CID",
+        help="the CID of the eMMC whose RPMB key may be programmed (default: asked at the "
+        "terminal)",
     )
     group.addoption(
         "--capabilities",
