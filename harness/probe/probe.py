@@ -1,6 +1,7 @@
 """Raw system calls on the target, taken by a process that stays between batches.
 
-The process is python3 where the target has it (:mod:`harness.probe.target`), else the
+The process is python3 where the target has it (:mod:`harness.probe.target`), else an uploaded
+static program where there is one for its processor (:mod:`harness.probe.static_steps`), else the
 target's shell (:mod:`harness.probe.shell_steps`). Which one works is found out by trying.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import re
 import secrets
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,11 +19,14 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from harness.errors import HostError, LinkError, TargetError
+from harness.links import posix
+from harness.probe.helper import Machine, machine_of
 from harness.probe.shell_steps import SERVER, Translator
+from harness.probe.static_steps import StaticCodec
 from harness.probe.steps import Outcome, Step
 from harness.shell import Shell
 
-BACKENDS = ("python3", "sh")
+BACKENDS = ("python3", "static", "sh")
 _INLINE = 8192  # bytes of a batch inside the command line
 _GONE = 88  # exit status that says the process on the target has ended
 
@@ -30,9 +35,9 @@ class Probe:
     """Raw system calls on the board behind ``shell``.
 
     Descriptors opened by one :meth:`steps` call stay open for the next. ``backend`` forces
-    ``"python3"`` or ``"sh"``; None takes the first that works on the target. After a link
-    error or a reboot the process is started afresh and old descriptors are ``EBADF``. ``guard``
-    sees every batch before it is taken, and may raise.
+    ``"python3"``, ``"static"`` or ``"sh"``; None takes the first that works on the target. After
+    a link error or a reboot the process is started afresh and old descriptors are ``EBADF``.
+    ``guard`` sees every batch before it is taken, and may raise.
     """
 
     def __init__(
@@ -103,7 +108,7 @@ class Probe:
 
 
 class _Codec(Protocol):
-    def encode(self, steps: Sequence[Step]) -> tuple[list[Outcome | None], str]: ...
+    def encode(self, steps: Sequence[Step]) -> tuple[list[Outcome | None], str | bytes]: ...
     def decode(self, steps: Sequence[Step], answer: bytes) -> list[Outcome]: ...
 
 
@@ -113,7 +118,7 @@ class _Process:
     def __init__(self, shell: Shell, backend: str, timeout: float) -> None:
         self.backend = backend
         self._shell = shell
-        self._codec: _Codec = _PythonCodec() if backend == "python3" else _ShellCodec()
+        self._codec: _Codec = self._make_codec(timeout)
         name = f"hil-probe-{secrets.token_hex(4)}"
         made = shell.run(
             f"for d in /run /dev/shm /tmp; do mkdir -m 700 $d/{name} 2>/dev/null || continue; "
@@ -132,6 +137,23 @@ class _Process:
             self._remove()
             raise
 
+    def _make_codec(self, timeout: float) -> _Codec:
+        match self.backend:
+            case "python3":
+                return _PythonCodec()
+            case "static":
+                return StaticCodec(self._machine(timeout))
+            case _:
+                return _ShellCodec()
+
+    def _machine(self, timeout: float) -> Machine:
+        """The processor by the shell that runs there: what uname says may be another one's."""
+        header = self._shell.run("head -c 20 /proc/self/exe", timeout=timeout).stdout
+        machine = machine_of(header)
+        if machine is None:
+            raise HostError("no static program for this processor", remedy="install python3")
+        return machine
+
     def _launch(self, timeout: float) -> int:
         directory = quote(self._directory)
         if self.backend == "python3":
@@ -139,6 +161,12 @@ class _Process:
             self._shell.write_file(f"{self._directory}/target.py", script, timeout=timeout)
             program = f"python3 {directory}/target.py {directory}"
             trial = self._shell.run("python3 -c 'import json, os, struct, signal'", timeout=timeout)
+        elif isinstance(self._codec, StaticCodec):
+            file = f"{self._directory}/helper"
+            self._shell.write_file(file, self._codec.machine.program, mode=0o700, timeout=timeout)
+            # Where there is no fifo called request it ends at once.
+            trial = self._shell.run(f"cd / && exec {quote(file)}", timeout=timeout)
+            program = f"sh -c 'umask 0; cd {directory} && exec ./helper'"
         else:
             program = f"sh -c {quote(SERVER)} hil {directory}"
             trial = self._shell.run("echo a | od -An -v -tx1 | tr -d ' '", timeout=timeout)
@@ -163,7 +191,7 @@ class _Process:
             return [outcome or next(fresh) for outcome in known]
         return [outcome for outcome in known if outcome]
 
-    def _exchange(self, batch: str, timeout: float) -> bytes:
+    def _exchange(self, batch: str | bytes, timeout: float) -> bytes:
         directory = quote(self._directory)
         # a killed process may still be a zombie; writing to its fifo would wait for ever
         alive = (
@@ -172,12 +200,15 @@ class _Process:
         )
         receive = f"exec cat {directory}/answer"
         if len(batch) <= _INLINE:
-            send = f"printf %s {quote(batch)} >{directory}/request"
+            words = f"%s {quote(batch)}" if isinstance(batch, str) else f"'{_printf(batch)}'"
+            send = f"printf {words} >{directory}/request"
             result = self._shell.run(f"{alive}; {send}; {receive}", timeout=timeout)
         else:
             send = f"cat >{directory}/request"
             result = self._shell.run(
-                f"{alive}; {send}; {receive}", timeout=timeout, stdin=batch.encode()
+                f"{alive}; {send}; {receive}",
+                timeout=timeout,
+                stdin=batch.encode() if isinstance(batch, str) else batch,
             )
         if not result.ok or not result.stdout:
             raise TargetError(
@@ -194,6 +225,11 @@ class _Process:
     def _remove(self) -> None:
         with contextlib.suppress(Exception):
             self._shell.run(f"rm -rf {quote(self._directory)}", timeout=2.0)
+
+
+def _printf(data: bytes) -> str:
+    """``data`` as a format of printf, most of it zeros: short where no digit follows."""
+    return re.sub(r"\\000(?![0-7])", r"\\0", posix.octal(data))
 
 
 class _PythonCodec:

@@ -28,7 +28,7 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SshShell]:
     server.stop()
 
 
-@pytest.fixture(scope="module", params=["python3", "sh"])
+@pytest.fixture(scope="module", params=["python3", "static", "sh"])
 def probe(request: pytest.FixtureRequest, shell: SshShell) -> Iterator[Probe]:
     with Probe(shell, backend=request.param) as probe:
         yield probe
