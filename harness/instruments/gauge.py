@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from itertools import count
 from threading import Event
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ HALF_SECTOR = 256
 """Bytes of an RPMB block: a change within one is one RPMB write (contract 2.4)."""
 
 _MARK = b"x"
+_MARKS = count()
 _CACHED_SECONDS = 3.0
 _POLL_SECONDS = 0.02
 
@@ -35,7 +37,6 @@ class SpaceGauge:
 
     def __init__(self, board: Board) -> None:
         self._board = board
-        self._marks = 0
 
     def free(self) -> int:
         """Free bytes now. Raises :class:`TargetError` when the figures do not follow the mark."""
@@ -71,11 +72,13 @@ class SpaceGauge:
 
     def free_in_half_sector(self, room: int) -> tuple[int, int]:
         """Write marks until ``room`` bytes (at most 180) are left of the half sector that the next
-        record begins in; returns the free bytes and what is left of it."""
+        record begins in; returns the free bytes and what is left of it. It is none at the end of
+        a block of flash, where a record is cut instead of crossing; at most nine marks."""
         while True:
             free = self.free()
-            left = HALF_SECTOR - store_space.position(free) % HALF_SECTOR
-            if left >= room:
+            position = store_space.position(free)
+            left = HALF_SECTOR - position % HALF_SECTOR
+            if left >= room and (position + left) % store_space.BLOCK:
                 return free, left
             self._mark()
 
@@ -84,5 +87,4 @@ class SpaceGauge:
         return not self._board.capabilities.has(Capability.UNCOMMITTED_FILES_STAY)
 
     def _mark(self) -> None:
-        self._board.efivars.write(f"g{self._marks:02}", _MARK)
-        self._marks += 1
+        self._board.efivars.write(f"g{next(_MARKS) % 100:02}", _MARK)

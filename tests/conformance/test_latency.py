@@ -47,7 +47,7 @@ def test_get_variable(efivars: Efivars, measurement: Measure) -> None:
 
 
 @pytest.mark.needs("query_variable_info")
-@pytest.mark.cost(store_bytes=6 * 72 + 88)
+@pytest.mark.cost(store_bytes=9 * SpaceGauge.MARK_BYTES + 88)
 def test_set_variable_in_place(efivars: Efivars, gauge: SpaceGauge, measurement: Measure) -> None:
     _, left = gauge.free_in_half_sector(88)
     assert left >= record_size(NAME, 20)

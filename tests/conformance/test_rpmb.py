@@ -31,6 +31,7 @@ pytestmark = [pytest.mark.needs("rpmb_access")]
 writes = pytest.mark.needs("writable")
 consents = pytest.mark.consents("write_rpmb")
 NAME = "Fit"
+MARKS = 9 * SpaceGauge.MARK_BYTES
 SMALLEST = store_space.record_size(NAME, 1)
 
 
@@ -125,7 +126,7 @@ class TestWhatCostsNothing:
 @pytest.mark.needs("query_variable_info")
 class TestWhatAWriteCosts:
     @pytest.mark.cases(89, 314)
-    @pytest.mark.cost(store_bytes=5 * 72 + 256)
+    @pytest.mark.cost(store_bytes=MARKS + 256)
     def test_a_record_that_ends_with_its_half_sector_is_two(
         self, efivars: Efivars, rpmb: Rpmb, gauge: SpaceGauge
     ) -> None:
@@ -136,7 +137,7 @@ class TestWhatAWriteCosts:
 
     @pytest.mark.pain(3)
     @pytest.mark.cases(90)
-    @pytest.mark.cost(store_bytes=5 * 72 + 260)
+    @pytest.mark.cost(store_bytes=MARKS + 260)
     def test_four_bytes_more_make_the_whole_file_move(
         self, efivars: Efivars, rpmb: Rpmb, gauge: SpaceGauge
     ) -> None:
@@ -146,7 +147,7 @@ class TestWhatAWriteCosts:
         )
 
     @pytest.mark.cases(315)
-    @pytest.mark.cost(store_bytes=6 * 72 + 256)
+    @pytest.mark.cost(store_bytes=MARKS + 72 + 256)
     def test_an_overwrite_marks_the_old_record_twice(
         self, efivars: Efivars, rpmb: Rpmb, gauge: SpaceGauge
     ) -> None:
@@ -158,7 +159,7 @@ class TestWhatAWriteCosts:
         )
 
     @pytest.mark.pain(3)
-    @pytest.mark.cost(store_bytes=6 * 72 + 260)
+    @pytest.mark.cost(store_bytes=MARKS + 72 + 260)
     def test_an_overwrite_that_crosses_moves_the_file_once(
         self, efivars: Efivars, rpmb: Rpmb, gauge: SpaceGauge
     ) -> None:
@@ -169,7 +170,7 @@ class TestWhatAWriteCosts:
         )
 
     @pytest.mark.cases(204)
-    @pytest.mark.cost(store_bytes=9 * 72 + 80)
+    @pytest.mark.cost(store_bytes=MARKS + 72 + 76)
     def test_an_append_costs_as_an_overwrite(
         self, efivars: Efivars, rpmb: Rpmb, gauge: SpaceGauge
     ) -> None:
