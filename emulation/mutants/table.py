@@ -23,6 +23,20 @@ failed set-up, a timeout or a crash does not count. A mutant that survives is a 
 The healthy emulator contains no trace of them: each replaces a method or a value of the model in
 the supervisor process before the board is made (`emulation/mutants/`), and says so loudly when the
 model no longer has what it replaces. This file is what `python -m emulation.mutants` prints.
+
+Not among them, because a board broken so is no different at its interface, or never gets as far as
+a test:
+
+- efivars whose semaphore nobody takes: OP-TEE admits one caller at a time anyway;
+- an RPMB write counter that jumps, or stands still for OP-TEE itself: OP-TEE gives the RPMB up
+  during the first boot, and no efivarfs appears;
+- another CID in sysfs than on the card: the harness refuses the board, because it is not the one of
+  the board file;
+- half a half sector written when the power goes: a state byte lies in one half or the other, so it
+  is `flash_forgets_last_write` or nothing;
+- a device on the TEE bus that no partition serves: other OP-TEE builds announce more as well;
+- `tee-supplicant` built with RPMB_EMU: the healthy board's option `supplicant=emulation`; the
+  driver never binds, which the harness says before the first test.
 """
 
 
