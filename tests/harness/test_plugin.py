@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
-import xml.etree.ElementTree as ET
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.harness.support.runs import Run, board_file, inner_run
 
 INNER = """
 import os
@@ -102,46 +96,17 @@ def test_after_the_end_without_a_board():
 """
 
 
-@dataclass(frozen=True)
-class Run:
-    """The nested run: its exit status and output, and for each test outcome and message."""
-
-    status: int
-    output: str
-    outcomes: dict[str, tuple[str, str]]
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("inner")
-    (folder / "test_inner.py").write_text(INNER)
-    board = (ROOT / "boards" / "emulated.toml").read_text()
-    board = board.replace("program_key = true", "program_key = false")
-    (folder / "soft.toml").write_text(board.replace("disposable = true", "disposable = false"))
-    report = folder / "report.xml"
-    command = [sys.executable, "-m", "pytest", "-p", "harness.pytest_plugin", "-p"]
-    command += ["no:cacheprovider", "--rootdir", str(folder), "-c", "/dev/null"]
-    command += ["-rA", "--board", str(folder / "soft.toml"), f"--junitxml={report}"]
-    # Named one by one they run in this order, and not the cheap ones first.
-    command += [f"test_inner.py::{name}" for name in re.findall(r"def (test_\w+)", INNER)]
-    ended = subprocess.run(
-        command,
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
+    board = board_file(
+        folder,
+        *("program_key = true", "program_key = false"),
+        *("disposable = true", "disposable = false"),
     )
-    assert report.exists(), ended.stdout + ended.stderr
-    outcomes = {}
-    for case in ET.parse(report).iter("testcase"):
-        verdict = next((child for child in case if child.tag != "properties"), None)
-        if verdict is None or verdict.tag.startswith("system"):
-            outcomes[case.get("name", "")] = ("passed", "")
-        else:
-            text = f"{verdict.get('message')} {verdict.text}"
-            outcomes[case.get("name", "")] = (verdict.tag, text)
-    return Run(ended.returncode, ended.stdout + ended.stderr, outcomes)
+    # Named one by one they run in this order, and not the cheap ones first.
+    names = [f"test_inner.py::{name}" for name in re.findall(r"def (test_\w+)", INNER)]
+    return inner_run(folder, INNER, board, tests=" ".join(names))
 
 
 @pytest.mark.parametrize(
