@@ -10,7 +10,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from harness.capabilities import EFIVARS_PATH
+from harness.capabilities import EFIVARS_PATH, Consent
 from harness.errors import ConsentMissing, HilError, MissingCapability
 from harness.probe import Outcome, Step
 from harness.probe import steps as do
@@ -232,6 +232,16 @@ class GroupReplay:
                 raise CannotTake(f"needs the consent {consent}")
         for consent in sorted(wanted.consents):
             self._state.board.require_consent(consent)
+        if Consent.PROGRAM_KEY in wanted.consents and not self._has_key():
+            raise CannotTake("would program the RPMB key: this partition has none yet")
+
+    def _has_key(self) -> bool:
+        """Whether the RPMB refuses any further key, as it does for ever once it has one."""
+        try:
+            self._state.board.rpmb.counter()
+        except HilError:
+            return False
+        return True
 
     def _mode(self, row: Row, wanted: Needs) -> None:
         """User mode, where a refused row was in it, comes from the platform key that a given row
