@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from uuid import UUID
 
 from harness import boardfile
@@ -30,6 +31,7 @@ ROOT = Path(__file__).parents[3]
 FOREIGN = UUID("3b9f4a52-1d60-4a7e-8f0e-0c9d2e7a6b15")
 SEED = 20250717
 _RUN_SECONDS = 120.0
+_POLL_SECONDS = 0.01
 _RESTORE_SECONDS = 120.0
 
 TESTS = f"""
@@ -91,7 +93,7 @@ def test_over_a_restart_of_the_supplicant(efivars, tee):
 
 @dataclass(frozen=True, slots=True)
 class Killed:
-    """One run: seconds from its start to the kill, the test that ran then (or what else), what
+    """One run: seconds from its snapshot to the kill, the test that ran then (or what else), what
     ``hil restore`` said and whether all was back."""
 
     after: float
@@ -161,16 +163,17 @@ class KilledRuns:
         )
 
     def duration(self) -> float:
-        """Seconds that a run takes which nobody kills."""
-        begun = time.monotonic()
+        """Seconds from the snapshot to the end of a run which nobody kills."""
         run = self.start()
+        begun = self._wait_for_snapshot(run)
         output, _ = run.communicate(timeout=_RUN_SECONDS)
         assert run.returncode == 0, output
         return time.monotonic() - begun
 
     def kill(self, after: float) -> Killed:
-        """One run that is killed after so many seconds, and what is left of it then."""
+        """One run that is killed so many seconds after its snapshot, and what is left of it."""
         run = self.start()
+        self._wait_for_snapshot(run)
         try:
             output, _ = run.communicate(timeout=after)
         except subprocess.TimeoutExpired:
@@ -180,6 +183,15 @@ class KilledRuns:
         said = (restored.stdout + restored.stderr).strip().splitlines()[-1]
         same = self.digests() == self.before
         return Killed(after, _during(output), said, restored.returncode == 0 and same)
+
+    def _wait_for_snapshot(self, run: subprocess.Popen[str]) -> float:
+        """When the run had taken its snapshot: before that it has touched nothing."""
+        deadline = time.monotonic() + _RUN_SECONDS
+        while not self.snapshot.exists():
+            assert run.poll() is None, run.communicate()[0]
+            assert time.monotonic() < deadline
+            Event().wait(_POLL_SECONDS)
+        return time.monotonic()
 
 
 def moments(count: int, duration: float, seed: int) -> list[float]:
@@ -208,7 +220,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="hil-killed-") as folder:
         runs = KilledRuns(Path(folder))
         duration = runs.duration()
-        print(f"A whole run takes {duration:.1f} s; seed {seed}.\n")
+        print(f"From snapshot to end a run takes {duration:.1f} s; seed {seed}.\n")
         print("| killed after, s | during | `hil restore` | all back |")
         print("|---|---|---|---|")
         results = []
