@@ -34,9 +34,7 @@ a test:
   the board file;
 - half a half sector written when the power goes: a state byte lies in one half or the other, so it
   is `flash_forgets_last_write` or nothing;
-- a device on the TEE bus that no partition serves: other OP-TEE builds announce more as well;
-- `tee-supplicant` built with RPMB_EMU: the healthy board's option `supplicant=emulation`; the
-  driver never binds, which the harness says before the first test.
+- a device on the TEE bus that no partition serves: other OP-TEE builds announce more as well.
 """
 
 

@@ -15,6 +15,7 @@ from emulation.userland import fuse
 from emulation.userland.dispatch import CAP_LINUX_IMMUTABLE, Caller, Dispatcher, Proceed
 from emulation.userland.fuse import FuseConnection
 from emulation.userland.handlers import KernelHandlers
+from emulation.userland.units import ProcessUnit
 
 mutants: Final = Registry("userland")
 
@@ -96,3 +97,22 @@ def remount_read_only_ignored(patches: Patches) -> None:
             original(self, task, read_only, options)
 
     patches.wrap(KernelHandlers, "remount_efivarfs", remount)
+
+
+@mutants(
+    "tee-supplicant is a build with RPMB_EMU, so no write reaches the card", "writes", "create"
+)
+def supplicant_emulates_rpmb(patches: Patches) -> None:
+    def prepare(
+        original: Original,
+        self: ProcessUnit,
+        file: Any,
+        journal: Any,
+        spawner: Any,
+        argv: Any,
+        *rest: Any,
+    ) -> None:
+        emulating = (*argv, "--rpmb-emu") if file is board.SUPPLICANT else argv
+        original(self, file, journal, spawner, emulating, *rest)
+
+    patches.wrap(ProcessUnit, "__init__", prepare)
