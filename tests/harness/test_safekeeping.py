@@ -19,13 +19,13 @@ from harness.capabilities import EFIVARS_PATH, Consent
 from harness.errors import ConsentMissing, HostError, UndeclaredWrite, WrongBoard
 from harness.formats.efi import GLOBAL_VARIABLE_GUID
 from harness.instruments.efivars import NV_BS_RT, VENDOR_GUID, VariableName
-from harness.probe import Step
+from harness.probe import Probe, Step
 from harness.probe import steps as do
 from harness.safekeeping import place, snapshot
 from harness.safekeeping.guard import ANY
 from harness.safekeeping.restore import Verdict, judge, restore, restore_whatever_it_takes, table
 from harness.safekeeping.snapshot import Snapshot
-from harness.safekeeping.variables import Nature, Stored, name_of_file, nature
+from harness.safekeeping.variables import Nature, Stored, name_of_file, nature, read_all
 
 ROOT = Path(__file__).parents[2]
 FOREIGN = UUID("3b9f4a52-1d60-4a7e-8f0e-0c9d2e7a6b15")
@@ -283,6 +283,11 @@ def test_the_place_is_private_and_goes_with_the_flash(
     monkeypatch.setattr(own_board.power, "keeps", lambda: None)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     assert place.directory(own_board) == tmp_path / "stmm-hil" / own_board.file.emmc_cid
+
+
+def test_a_shell_alone_reads_the_same(own_board: Board, taken: Snapshot) -> None:
+    with Probe(own_board.shell, backend="sh") as probe:
+        assert read_all(probe) == taken.variables
 
 
 # --- the guard ----------------------------------------------------------------------------------
