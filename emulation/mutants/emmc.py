@@ -107,14 +107,3 @@ def refused_write_counts(patches: Patches) -> None:
         return result
 
     patches.wrap(RpmbPartition, "_refusal", refusal)
-
-
-@mutants("the card takes a second authentication key and forgets the first", "rpmb")
-def second_key_accepted(patches: Patches) -> None:
-    def program(
-        original: Original, self: RpmbPartition, request: RpmbFrame, frames: bytes, reliable: bool
-    ) -> RpmbResult:
-        self._image.program_key(request.mac)
-        return RpmbResult.OK
-
-    patches.wrap(RpmbPartition, "_program_key", program)

@@ -40,7 +40,9 @@ def boot_eats_writes(patches: Patches) -> None:
     patches.wrap(RpmbFileSystem, "_mount", mount)
 
 
-@mutants("a relocating write zeroes what lies behind it (OP-TEE before 15bbaa331)", "persist")
+@mutants(
+    "a relocating write zeroes what lies behind it (OP-TEE before 15bbaa331)", "exhaust", "space"
+)
 def relocation_zeroes_tail(patches: Patches) -> None:
     def copy(original: Original, self: RpmbFileSystem, *args: Any) -> None:
         config = self._config

@@ -34,6 +34,7 @@ a test:
   the board file;
 - half a half sector written when the power goes: a state byte lies in one half or the other, so it
   is `flash_forgets_last_write` or nothing;
+- a card that takes a second authentication key: the tests program none, unless a person demands it;
 - a device on the TEE bus that no partition serves: other OP-TEE builds announce more as well.
 """
 
