@@ -25,7 +25,7 @@ from harness.errors import HilError
 from tests.mutants.trial import Bench, Trial
 
 SAMPLE: Final = (
-    "wrong_key_accepted",
+    "counter_stands_still",
     "absent_supplicant_is_einval",
     "delete_frees_at_once",
     "signature_not_checked",
