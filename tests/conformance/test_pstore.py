@@ -81,7 +81,8 @@ class TestPanic:
         assert crash.names_after == crash.names
         assert crash.kept == b"\7\0\0\0kept"
 
-    @pytest.mark.needs("rpmb_access")
+    # Without that each boot reclaims.
+    @pytest.mark.needs("rpmb_access", "relocation_keeps_tail")
     def test_it_writes_nothing_to_the_card(self, crash: Crash) -> None:
         # A boot costs the replay guard's write and nothing like a record's.
         assert crash.counter_moved is not None

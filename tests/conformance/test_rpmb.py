@@ -35,6 +35,14 @@ MARKS = 9 * SpaceGauge.MARK_BYTES
 SMALLEST = store_space.record_size(NAME, 1)
 
 
+def _steps(board: Board, writes: int) -> tuple[int, ...]:
+    """What a new record may cost. With OP-TEE 4.10 goes a StandaloneMM that writes record and state
+    byte; before EDK2 2024.02 it was header, state, name and data, state: two more."""
+    if board.capabilities.has("relocation_keeps_tail"):
+        return (writes,)
+    return (writes, writes + 2)
+
+
 @pytest.fixture
 def gauge(board: Board) -> SpaceGauge:
     return SpaceGauge(board)
@@ -128,67 +136,71 @@ class TestWhatAWriteCosts:
     @pytest.mark.cases(89, 314)
     @pytest.mark.cost(store_bytes=MARKS + 256)
     def test_a_record_that_ends_with_its_half_sector_is_two(
-        self, efivars: Efivars, rpmb: Rpmb, gauge: SpaceGauge
+        self, board: Board, efivars: Efivars, rpmb: Rpmb, gauge: SpaceGauge
     ) -> None:
         _, left = gauge.free_in_half_sector(SMALLEST)
-        assert _spent(rpmb, lambda: efivars.write(NAME, _data(left))) == recorded(
-            2, "size-002.rpmb_writes", "special-010.rpmb_writes"
+        spent = _spent(rpmb, lambda: efivars.write(NAME, _data(left)))
+        assert spent in _steps(
+            board, recorded(2, "size-002.rpmb_writes", "special-010.rpmb_writes")
         )
 
     @pytest.mark.pain(3)
     @pytest.mark.cases(90)
     @pytest.mark.cost(store_bytes=MARKS + 260)
     def test_four_bytes_more_make_the_whole_file_move(
-        self, efivars: Efivars, rpmb: Rpmb, gauge: SpaceGauge
+        self, board: Board, efivars: Efivars, rpmb: Rpmb, gauge: SpaceGauge
     ) -> None:
         _, left = gauge.free_in_half_sector(SMALLEST)
-        assert _spent(rpmb, lambda: efivars.write(NAME, _data(left + 4))) == recorded(
-            194, "special-016.rpmb_writes", "special-024.rpmb_writes"
+        spent = _spent(rpmb, lambda: efivars.write(NAME, _data(left + 4)))
+        assert spent in _steps(
+            board, recorded(194, "special-016.rpmb_writes", "special-024.rpmb_writes")
         )
 
     @pytest.mark.cases(315)
     @pytest.mark.cost(store_bytes=MARKS + 72 + 256)
     def test_an_overwrite_marks_the_old_record_twice(
-        self, efivars: Efivars, rpmb: Rpmb, gauge: SpaceGauge
+        self, board: Board, efivars: Efivars, rpmb: Rpmb, gauge: SpaceGauge
     ) -> None:
         efivars.write(NAME, b"1")
         _, left = gauge.free_in_half_sector(SMALLEST)
         efivars.set_immutable(NAME, False)
-        assert _spent(rpmb, lambda: efivars.write(NAME, _data(left))) == recorded(
-            4, "special-012.rpmb_writes"
-        )
+        spent = _spent(rpmb, lambda: efivars.write(NAME, _data(left)))
+        assert spent in _steps(board, recorded(4, "special-012.rpmb_writes"))
 
     @pytest.mark.pain(3)
     @pytest.mark.cost(store_bytes=MARKS + 72 + 260)
     def test_an_overwrite_that_crosses_moves_the_file_once(
-        self, efivars: Efivars, rpmb: Rpmb, gauge: SpaceGauge
+        self, board: Board, efivars: Efivars, rpmb: Rpmb, gauge: SpaceGauge
     ) -> None:
         efivars.write(NAME, b"1")
         _, left = gauge.free_in_half_sector(SMALLEST)
-        assert _spent(rpmb, lambda: efivars.overwrite(NAME, _data(left + 4))) == recorded(
-            196, "special-009.rpmb_writes", "special-013.rpmb_writes"
+        spent = _spent(rpmb, lambda: efivars.overwrite(NAME, _data(left + 4)))
+        assert spent in _steps(
+            board, recorded(196, "special-009.rpmb_writes", "special-013.rpmb_writes")
         )
 
     @pytest.mark.cases(204)
     @pytest.mark.cost(store_bytes=MARKS + 72 + 76)
     def test_an_append_costs_as_an_overwrite(
-        self, efivars: Efivars, rpmb: Rpmb, gauge: SpaceGauge
+        self, board: Board, efivars: Efivars, rpmb: Rpmb, gauge: SpaceGauge
     ) -> None:
         efivars.write(NAME, b"1234")
         gauge.free_in_half_sector(store_space.record_size(NAME, 8))
-        assert _spent(rpmb, lambda: efivars.append(NAME, b"5678")) == 4
+        spent = _spent(rpmb, lambda: efivars.append(NAME, b"5678"))
+        assert spent in _steps(board, 4)
 
     @pytest.mark.wear
     @pytest.mark.cost(store_bytes=2 * 72 + 4096 + 600, rpmb_writes=800)
     def test_a_record_over_two_blocks_of_flash_is_cut_between_them(
-        self, efivars: Efivars, rpmb: Rpmb, gauge: SpaceGauge
+        self, board: Board, efivars: Efivars, rpmb: Rpmb, gauge: SpaceGauge
     ) -> None:
         free = gauge.free()
         to_block_end = -store_space.position(free) % store_space.BLOCK
         record = max(to_block_end, SMALLEST) + HALF_SECTOR + 44
         expected = store_space.rpmb_writes(free, record)
         assert expected in (195, 387)
-        assert _spent(rpmb, lambda: efivars.write(NAME, _data(record))) == expected
+        spent = _spent(rpmb, lambda: efivars.write(NAME, _data(record)))
+        assert spent in _steps(board, expected)
 
 
 @writes
@@ -213,10 +225,11 @@ class TestDelete:
 @writes
 @consents
 @pytest.mark.cost(store_bytes=72)
-def test_a_create_is_two_or_moves_the_file(efivars: Efivars, rpmb: Rpmb) -> None:
+def test_a_create_is_two_or_moves_the_file(board: Board, efivars: Efivars, rpmb: Rpmb) -> None:
     """Wherever the record lies, also where df shows no figures: one or two pieces, each in place
     or with the file, and the state byte."""
-    assert _spent(rpmb, lambda: efivars.write(NAME, b"x")) in (2, 3, 194, 195, 387)
+    spent = _spent(rpmb, lambda: efivars.write(NAME, b"x"))
+    assert spent in {cost for base in (2, 3, 194, 195, 387) for cost in _steps(board, base)}
 
 
 @writes
@@ -226,8 +239,11 @@ def test_a_create_is_two_or_moves_the_file(efivars: Efivars, rpmb: Rpmb) -> None
 def test_a_boot_costs_the_replay_guard_and_no_file(board: Board) -> None:
     before = board.rpmb.counter()
     board.power_cycle()
-    # Every variable was written before, and an identical write is none.
-    assert 1 <= board.rpmb.counter() - before < store_space.RELOCATION
+    spent = board.rpmb.counter() - before
+    assert spent >= 1
+    # Every variable was written before, and an identical write is none. An OP-TEE that loses the
+    # store's tail makes StandaloneMM reclaim at its start.
+    assert spent < store_space.RELOCATION or not board.capabilities.has("relocation_keeps_tail")
 
 
 class TestIdentity:

@@ -39,6 +39,14 @@ disturbing = [
 ]
 
 
+def _no_server(board: Board) -> tuple[int, ...]:
+    """What a write without a supplicant gets. OP-TEE's error reaches StandaloneMM as one that it
+    knows (FF-A numbers of OP-TEE 4.7 and EDK2 of late 2024) or as any other (contract 3)."""
+    if board.capabilities.has("relocation_keeps_tail"):
+        return (recorded(errno.ENOSPC, "kill2-003[1]"),)
+    return (errno.ENOSPC, errno.EINVAL)
+
+
 def _counter(board: Board) -> int:
     """The RPMB write counter; 0 on a board where it cannot be read."""
     return board.rpmb.counter() if board.capabilities.has("rpmb_access") else 0
@@ -179,14 +187,16 @@ class TestStoppedWhileBound:
 
     @pytest.mark.pain(15)
     @pytest.mark.cases(330)
-    def test_a_new_variable_is_refused_as_if_there_were_no_space(self, stopped: Stopped) -> None:
+    def test_a_new_variable_is_refused_as_if_there_were_no_space(
+        self, board: Board, stopped: Stopped
+    ) -> None:
         # p2c-013
-        assert stopped.create == recorded(errno.ENOSPC, "kill2-003[1]")
+        assert stopped.create in _no_server(board)
 
-    def test_so_is_an_overwrite_and_an_append(self, stopped: Stopped) -> None:
+    def test_so_is_an_overwrite_and_an_append(self, board: Board, stopped: Stopped) -> None:
         # p2c-014
-        assert stopped.overwrite == errno.ENOSPC
-        assert stopped.append == errno.ENOSPC
+        assert stopped.overwrite in _no_server(board)
+        assert stopped.append in _no_server(board)
 
     def test_a_delete_is_an_invalid_argument(self, stopped: Stopped) -> None:
         # p2c-015: unlink(2) knows no other refusal
@@ -283,8 +293,10 @@ class TestBoundAnewWhileStopped:
         assert order.writable
         assert order.read == ATTRIBUTES + b"before"
 
-    def test_a_write_is_refused_until_the_supplicant_is_back(self, order: Order) -> None:
-        assert order.create == errno.ENOSPC
+    def test_a_write_is_refused_until_the_supplicant_is_back(
+        self, board: Board, order: Order
+    ) -> None:
+        assert order.create in _no_server(board)
         assert order.bound_at_start
         assert order.create_at_start is None
         assert order.value == ATTRIBUTES + b"before"
@@ -555,13 +567,13 @@ class TestKilledWhileIdle:
     pytestmark = disturbing
 
     @pytest.mark.cost(store_bytes=3 * 84)
-    def test_it_is_as_if_stopped(self, tee: Tee, efivars: Efivars) -> None:
+    def test_it_is_as_if_stopped(self, board: Board, tee: Tee, efivars: Efivars) -> None:
         efivars.write("Idle", b"idle")
         tee.kill_supplicant("KILL")
         assert efivars.read("Idle").data == b"idle"
         # A service manager may have started another at once.
         if not tee.supplicant_pids():
-            assert errno_of(lambda: efivars.write("NoServer", b"x")) == errno.ENOSPC
+            assert errno_of(lambda: efivars.write("NoServer", b"x")) in _no_server(board)
             tee.start_supplicant()
         efivars.overwrite("NoServer", b"server")
         assert efivars.read("NoServer").data == b"server"
