@@ -187,7 +187,7 @@ class Efivars:
     ) -> None:
         """Clear the immutable flag where it is set, then :meth:`write`; creates what is not
         there."""
-        if self.exists(name, guid):
+        with contextlib.suppress(FileNotFoundError):
             self.set_immutable(name, False, guid)
         self.write(name, data, attributes, guid, timeout=timeout)
 

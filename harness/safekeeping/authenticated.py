@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from harness.formats.efi import EfiTime
@@ -25,17 +24,11 @@ def delete(board: Board, name: VariableName) -> None:
     Raises the OSError of the last refusal: EACCES where none of the keys has a say.
     """
     attributes = board.efivars.read(name.name, name.guid).attributes
-    *signed, last = _deletions(board, name, attributes)
-    for data in signed:
-        with contextlib.suppress(PermissionError):
-            board.efivars.overwrite(name.name, data, attributes, name.guid)
-            return
-    board.efivars.overwrite(name.name, last, attributes, name.guid)
-
-
-def _deletions(board: Board, name: VariableName, attributes: int) -> Iterator[bytes]:
     directory = key_directory(board)
     for path in sorted(directory.glob("*.der")):
         pair = Signer.load(directory, path.stem)
-        yield pair.update(name.name, name.guid, b"", LAST, attributes=attributes)
-    yield unsigned(b"", LAST)
+        data = pair.update(name.name, name.guid, b"", LAST, attributes=attributes)
+        with contextlib.suppress(PermissionError):
+            board.efivars.overwrite(name.name, data, attributes, name.guid)
+            return
+    board.efivars.overwrite(name.name, unsigned(b"", LAST), attributes, name.guid)
