@@ -46,7 +46,7 @@ def test_get_variable(efivars: Efivars, measurement: Measure) -> None:
     measurement("get_variable", _median_ms(lambda: efivars.read(NAME)), "ms")
 
 
-@pytest.mark.needs("query_variable_info")
+@pytest.mark.needs("query_variable_info", "exit_boot_services_told")
 @pytest.mark.cost(store_bytes=9 * SpaceGauge.MARK_BYTES + 88)
 def test_set_variable_in_place(efivars: Efivars, gauge: SpaceGauge, measurement: Measure) -> None:
     _, left = gauge.free_in_half_sector(88)

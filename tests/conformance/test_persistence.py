@@ -14,6 +14,7 @@ import pytest
 from harness.board import Board, PowerSwitch
 from harness.expectations import recorded
 from harness.formats.efi import Attributes
+from harness.instruments import listing
 from harness.instruments.efivars import Efivars, VariableName
 from harness.instruments.outcomes import content_of, errno_of
 from harness.instruments.writer import WriterLoop
@@ -65,7 +66,7 @@ GONE = ("Deleted", "Emptied", "Refused", "Volatile")
 @pytest.fixture(scope="session")
 def boots(board: Board) -> Boots:
     """Every way in which a value comes about, then a reboot, then a power cut."""
-    efivars = board.efivars
+    efivars = listing.of_the_store(board)
     efivars.write("Created", b"created")
     efivars.write("Overwritten", b"first")
     efivars.overwrite("Overwritten", b"other")
@@ -92,19 +93,21 @@ def boots(board: Board) -> Boots:
     efivars.set_immutable("Created", False)
     names = [name for name in efivars.names() if name.name not in GONE]
     board.reboot()
-    over_reboot = {name: content_of(board.efivars, name) for name in KEPT}
-    names_over_reboot = board.efivars.names()
-    immutable = board.efivars.is_immutable("Created")
+    efivars = listing.of_the_store(board)
+    over_reboot = {name: content_of(efivars, name) for name in KEPT}
+    names_over_reboot = efivars.names()
+    immutable = efivars.exists("Created") and efivars.is_immutable("Created")
     board.power_cycle()
+    efivars = listing.of_the_store(board)
     return Boots(
         names=names,
         over_reboot=over_reboot,
         names_over_reboot=names_over_reboot,
-        over_cut={name: content_of(board.efivars, name) for name in KEPT},
-        names_over_cut=board.efivars.names(),
+        over_cut={name: content_of(efivars, name) for name in KEPT},
+        names_over_cut=efivars.names(),
         volatile=volatile,
         immutable_over_reboot=immutable,
-        read_after_delete=errno_of(lambda: board.efivars.read_raw("Deleted")),
+        read_after_delete=errno_of(lambda: efivars.read_raw("Deleted")),
     )
 
 
@@ -196,7 +199,7 @@ def _cut(board: Board, after: int) -> Cut:
     )
     acknowledged = loop.wait_until(after)
     board.power_cycle()
-    efivars = board.efivars
+    efivars = listing.of_the_store(board)
     value = content_of(efivars, "InFlight")
     set_after = errno_of(lambda: efivars.overwrite("InFlight", b"after"))
     return Cut(
@@ -244,10 +247,11 @@ def test_the_largest_variable_outlives_a_power_cut_with_all_around_it(
     efivars.write("Large", data, timeout=120)
     efivars.write("Behind", b"behind")
     power.cycle()
-    found = board.efivars.read("Large")
+    efivars = listing.of_the_store(board)
+    found = efivars.read("Large")
     assert found.data == data
     assert found.attributes == Attributes(7)
-    assert board.efivars.read("Behind").data == b"behind"
+    assert efivars.read("Behind").data == b"behind"
 
 
 @pytest.mark.cost(store_bytes=84)
@@ -258,4 +262,4 @@ def test_a_variable_written_last_before_the_cut_is_there(
     efivars.write("Last", b"last")
     power.off()
     power.on()
-    assert board.efivars.read("Last").data == b"last"
+    assert listing.of_the_store(board).read("Last").data == b"last"

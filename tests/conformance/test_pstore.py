@@ -16,6 +16,7 @@ import pytest
 from harness.board import Board
 from harness.capabilities import LINUX_EFI_CRASH_GUID
 from harness.errors import LinkError
+from harness.instruments import listing
 from harness.instruments.efivars import Efivars, VariableName
 from harness.instruments.kernel_log import KernelLog
 from harness.instruments.outcomes import content_of, errno_of
@@ -47,13 +48,14 @@ def crash(board: Board) -> Crash:
     """Panic by SysRq, switch on again, look."""
     # It registers only with efivars that can be written, so after the driver.
     board.shell.run(LOAD).check()
-    board.efivars.write("OverPanic", b"kept")
-    names, space = board.efivars.names(), board.efivars.space()
+    efivars = listing.of_the_store(board)
+    efivars.write("OverPanic", b"kept")
+    names, space = efivars.names(), efivars.space()
     counter = board.rpmb.counter() if board.capabilities.has("rpmb_access") else None
     with contextlib.suppress(LinkError):
         board.shell.run_isolated("echo c > /proc/sysrq-trigger", timeout=3)
     board.power_cycle()
-    efivars = board.efivars
+    efivars = listing.of_the_store(board)
     moved = None if counter is None else board.rpmb.counter() - counter
     return Crash(
         names=names,
