@@ -35,6 +35,7 @@ class Keeper:
     def __init__(self, board: Board) -> None:
         self._board = board
         self._snapshot: Snapshot | None = None
+        self._claim: place.Claim | None = None
         self._allowed = contextlib.ExitStack()
         self._listing: dict[str, int] = {}
         self._checksum = ""
@@ -45,9 +46,10 @@ class Keeper:
     def begin(self, declared: Sequence[str]) -> None:
         """Before the first test: what an earlier run left is restored, then the snapshot is
         taken. ``declared`` names the foreign variables that tests of this run may write. Raises
-        the link's errors and :class:`harness.errors.HostError` for a directory that cannot be
-        used."""
-        directory = place.directory(self._board)
+        the link's errors, :class:`harness.errors.HostError` for a directory that cannot be used,
+        :class:`harness.errors.LabError` while another run uses the board."""
+        self._claim = place.Claim(self._board)
+        directory = self._claim.directory
         earlier = snapshot.pending(directory)
         if earlier is not None:
             report, did = restore_whatever_it_takes(self._board, earlier)
@@ -160,15 +162,19 @@ class Keeper:
         ``lost`` that the board cannot be reached or is another one. Never raises an error of the
         board: what could not be restored waits for ``hil restore``."""
         self._allowed.close()
-        if self._snapshot is None:
-            return
+        if self._snapshot is not None:
+            self._give_back(self._snapshot, interrupted=interrupted, lost=lost)
+        if self._claim is not None:
+            self._claim.release()
+
+    def _give_back(self, kept: Snapshot, *, interrupted: bool, lost: HilError | None) -> None:
         try:
             if lost is not None:
                 raise lost
             if interrupted:
                 self._board.relink()
                 self._board.shell.reconnect(deadline=_RECONNECT_SECONDS)
-            self._restore(self._snapshot)
+            self._restore(kept)
         except (HilError, OSError) as error:
             self.restored = False
             self.lines.append(f"the board was NOT restored: {error}")

@@ -46,8 +46,8 @@ def _restore(options: argparse.Namespace) -> int:
     )
     try:
         _reach(board)
-        directory = place.directory(board)
-        kept = snapshot.pending(directory)
+        claim = place.Claim(board)
+        kept = snapshot.pending(claim.directory)
         if kept is None:
             print(f"{board.name}: no run left anything to restore")
             return _BACK

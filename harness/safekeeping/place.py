@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.errors import HostError
+from harness.errors import HostError, LabError
 
 if TYPE_CHECKING:
     from harness.board import Board
@@ -36,6 +37,31 @@ def directory(board: Board) -> Path:
             board=board.name,
         ) from error
     return place
+
+
+class Claim:
+    """The board's directory, held by this process until :meth:`release` or its end: the snapshot
+    of a run that still runs is not to be restored by another."""
+
+    def __init__(self, board: Board) -> None:
+        """Raises :class:`LabError` while another process holds it."""
+        self.directory = directory(board)
+        self._descriptor = os.open(self.directory, os.O_RDONLY)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self.release()
+            raise LabError(
+                "another run is using this board and will restore it",
+                remedy="wait until it has ended",
+                board=board.name,
+            ) from error
+
+    def release(self) -> None:
+        """Give it back."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+        self._descriptor = -1
 
 
 def _state_home() -> Path:

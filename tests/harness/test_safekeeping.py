@@ -16,7 +16,7 @@ import pytest
 from harness import boardfile
 from harness.board import Board
 from harness.capabilities import EFIVARS_PATH, Consent
-from harness.errors import ConsentMissing, HostError, UndeclaredWrite, WrongBoard
+from harness.errors import ConsentMissing, HostError, LabError, UndeclaredWrite, WrongBoard
 from harness.formats.efi import GLOBAL_VARIABLE_GUID
 from harness.instruments.efivars import NV_BS_RT, VENDOR_GUID, VariableName
 from harness.probe import Probe, Step
@@ -288,6 +288,14 @@ def test_the_place_is_private_and_goes_with_the_flash(
 def test_a_shell_alone_reads_the_same(own_board: Board, taken: Snapshot) -> None:
     with Probe(own_board.shell, backend="sh") as probe:
         assert read_all(probe) == taken.variables
+
+
+def test_a_run_that_still_runs_keeps_others_away(own_board: Board) -> None:
+    claim = place.Claim(own_board)
+    with pytest.raises(LabError, match="another run is using this board"):
+        place.Claim(own_board)
+    claim.release()
+    place.Claim(own_board).release()
 
 
 # --- the guard ----------------------------------------------------------------------------------
