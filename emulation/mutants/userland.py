@@ -100,7 +100,7 @@ def remount_read_only_ignored(patches: Patches) -> None:
 
 
 @mutants(
-    "tee-supplicant is a build with RPMB_EMU, so no write reaches the card", "writes", "create"
+    "tee-supplicant is a build with RPMB_EMU, so no write reaches the card", "attributes", "exhaust"
 )
 def supplicant_emulates_rpmb(patches: Patches) -> None:
     def prepare(
