@@ -206,7 +206,7 @@ class TestRefused:
     def test_the_descriptor_can_be_used_again(self, efivars: Efivars) -> None:
         with efivars.opened("V", "O_WRONLY|O_CREAT") as file:
             with refused(errno.EINVAL):
-                file.write(b"\6\0\0\0refused")
+                file.write(b"\4\0\0\0refused")
             assert file.write(SEVEN + b"taken") == 9
         assert efivars.read("V").data == b"taken"
 
