@@ -366,6 +366,23 @@ def _hide_arguments(title: str) -> None:
     prctl(PR_SET_NAME, os.path.basename(title).encode())
 
 
+def _busybox_endings() -> dict[int, str]:
+    """What busybox's ``reboot`` and its kin tell init (busybox init/init.c); its shell prefers
+    them to the board's own programs."""
+    if os.path.basename(os.path.realpath("/bin/sh")) != "busybox":
+        return {}
+    return {signal.SIGTERM: "reboot", signal.SIGUSR1: "halt", signal.SIGUSR2: "poweroff"}
+
+
+def _end_system(command: str) -> None:
+    if os.fork() == 0:
+        try:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.execv(f"/opt/board/sbin/{command}", [command])
+        finally:
+            os._exit(127)
+
+
 class _Init:
     """PID 1 after boot: a loop over the control socket and SIGCHLD."""
 
@@ -378,6 +395,9 @@ class _Init:
         wakeup, wakeup_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(wakeup_writer, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
+        endings = _busybox_endings()
+        for number in endings:
+            signal.signal(number, lambda *_: None)
         gc.collect()
         gc.freeze()
         gc.disable()
@@ -389,7 +409,8 @@ class _Init:
             for fd, _ in poll.poll():
                 if fd == wakeup:
                     with contextlib.suppress(BlockingIOError):
-                        os.read(wakeup, 512)
+                        for number in set(os.read(wakeup, 512)) & set(endings):
+                            _end_system(endings[number])
                 elif not self._serve():
                     return
             self._reap()

@@ -30,6 +30,7 @@ from harness.formats.efi import (
     EfiTime,
     encode_name,
 )
+from harness.formats.mm import VariableFunction as Fn
 from tests.emulation.stmm_client import VENDOR, Partition
 
 AUTH = Path(__file__).parents[1] / "truth" / "auth"
@@ -150,6 +151,18 @@ def test_user_mode_before_exit_boot_services_as_recorded() -> None:
     assert (mode(board), mode(board, "SecureBoot")) == (b"\1", b"\0")
     assert board.value("SecureBootEnable", SECURE_BOOT_ENABLE_GUID) is None
     assert put(board, "PK", "PK-del") == EfiStatus.NOT_FOUND
+
+
+@pytest.mark.cases(285)
+@pytest.mark.parametrize(("armed", "status"), [(False, OK), (True, EfiStatus.INVALID_PARAMETER)])
+def test_db_of_another_guid_is_no_key(armed: bool, status: EfiStatus) -> None:
+    """It is a plain variable until READY_TO_BOOT lets only names of the specification in."""
+    board = enrolled()
+    if armed:
+        assert board.status(Fn.READY_TO_BOOT) == OK
+    assert board.set("db", b"plain", 7, GLOBAL_VARIABLE_GUID) == status
+    assert board.value("db", GLOBAL_VARIABLE_GUID) == (b"plain" if status == OK else None)
+    assert size(board, "db") == 819
 
 
 DELETIONS = ("KEK", "PK", "dbx", "db", "APriv")

@@ -271,6 +271,14 @@ def test_get_fails_with_its_property(b: Board) -> None:
     assert get(b, 4).status == EfiStatus.ACCESS_DENIED  # type: ignore[attr-defined]
 
 
+@pytest.mark.cases(324)
+def test_get_does_not_need_a_property(b: Board) -> None:
+    b.world.answers[GET] = answer_get(7, b"data")
+    b.world.answers[PROPERTY] = status(EfiStatus.NOT_FOUND)
+    reply = get(b, 4)
+    assert (reply.status, reply.data) == (EfiStatus.SUCCESS, b"data")  # type: ignore[attr-defined]
+
+
 def test_get_without_a_buffer_of_an_empty_variable(b: Board) -> None:
     b.world.answers[GET] = answer_get(7, b"")
     assert get(b, 0, buffer=False).status == EfiStatus.INVALID_PARAMETER  # type: ignore[attr-defined]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import subprocess
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -304,3 +306,20 @@ def test_busybox_userland(boot: Callable[..., EmulatedBoard], need_tool: Need) -
     assert board.ok("systemctl is-active tee-supplicant") == "active\n"
     with pytest.raises(Exception, match=r".*"):
         board.connect().open_sftp()
+
+
+def test_busybox_tells_init_to_reboot(boot: Callable[..., EmulatedBoard], need_tool: Need) -> None:
+    need_tool("busybox", "busybox-static")
+    board = boot("userland=busybox")
+    before = board.ok("cat /proc/sys/kernel/random/boot_id").strip()
+    board.ok("sh -c 'reboot' </dev/null")
+    # The session ends with the boot that it is of.
+    waiting = f"while grep -q {before} /proc/sys/kernel/random/boot_id; do :; done"
+    assert board.run(waiting, timeout=3).status
+    board.disconnect()
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError):
+            board.connect()
+            break
+    assert board.ok("cat /proc/sys/kernel/random/boot_id").strip() != before
