@@ -23,7 +23,7 @@ from harness.formats.authentication import (
     Authentication2,
 )
 from harness.formats.efi import CERT_DB_GUID, Attributes, EfiTime
-from harness.instruments import accepted, refused
+from harness.instruments import accepted, listing, refused
 from harness.instruments.efivars import NV_BS_RT, VENDOR_GUID, Efivars, VariableName
 from harness.instruments.rpmb import Rpmb
 from harness.safekeeping import authenticated
@@ -159,6 +159,8 @@ class Private:
 
 @pytest.fixture(scope="module")
 def keys(board: Board) -> Keys:
+    # The file that keeps signers may not be listed, either.
+    listing.of_the_store(board)
     directory = key_directory(board)
     owner, stranger = (Signer.kept(directory, name) for name in ("owner", "stranger"))
     return Keys(owner, Signer.create("owner of the suite"), stranger)
@@ -634,6 +636,7 @@ class TestDelete:
 @held_costs()
 def test_value_time_stamp_and_owner_outlive_a_reboot(board: Board, existing: Private) -> None:
     board.reboot()
+    listing.of_the_store(board)
     assert existing.data == FIRST
     with refused(errno.EACCES):
         existing.set(b"replayed", 0)

@@ -30,7 +30,7 @@ from harness.formats.efi import (
     Attributes,
     EfiTime,
 )
-from harness.instruments import accepted, refused
+from harness.instruments import accepted, listing, refused
 from harness.instruments.efivars import NV_BS_RT, Efivars, VariableName
 from harness.instruments.rpmb import Rpmb
 from harness.probe import steps as do
@@ -212,6 +212,7 @@ def keys(board: Board) -> Keys:
 def shared(board: Board, keys: Keys) -> Iterator[SecureBoot]:
     """The board's Secure Boot with no keys in it, and with none again at the end."""
     require_own_keys(board)
+    listing.of_the_store(board)
     boot = SecureBoot(board, keys)
     with board.foreign_writes.allowing(*NAMES):
         board.kept_variables.update(VARIABLES)
@@ -229,6 +230,11 @@ def user(shared: SecureBoot) -> Iterator[SecureBoot]:
     shared.enter_user_mode()
     yield shared
     shared.enter_user_mode()
+
+
+def reboot(board: Board) -> None:
+    board.reboot()
+    listing.of_the_store(board)
 
 
 @pytest.fixture(scope="class")
@@ -315,7 +321,7 @@ class TestSetupMode:
         assert boot.flag("SecureBoot") == (at_start if told else b"\1")
 
         held = {name: boot.data(name) for name in NAMES}
-        boot.board.reboot()
+        reboot(boot.board)
         assert (boot.flag("SetupMode"), boot.flag("SecureBoot")) == (b"\0", b"\1")
         assert {name: boot.data(name) for name in NAMES} == held
         with refused(errno.EACCES):
@@ -326,7 +332,7 @@ class TestSetupMode:
         assert boot.flag("SetupMode") == b"\1"
         assert boot.flag("SecureBoot") == (b"\1" if told else b"\0")
 
-        boot.board.reboot()
+        reboot(boot.board)
         assert (boot.flag("SetupMode"), boot.flag("SecureBoot")) == (b"\1", b"\0")
         assert not boot.exists("PK")
         assert boot.data("KEK") == held["KEK"]
