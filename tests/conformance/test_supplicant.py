@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import pytest
 
 from harness.board import Board
-from harness.errors import HilError, TargetError
+from harness.errors import HilError
 from harness.expectations import recorded
 from harness.instruments import listing, refused, succeeded
 from harness.instruments.efivars import Efivars, VariableName
@@ -508,7 +508,7 @@ def mid_write(board: Board) -> MidWrite:
         (reader_blocked,) = _blocked(shell, f"cat {efivars.file('Beside')}") if waited else (False,)
         newcomer_served = False
         if waited:
-            with contextlib.suppress(TargetError):
+            with contextlib.suppress(HilError):
                 tee.start_supplicant(timeout=1)
                 newcomer_served = True
             writer.kill()
