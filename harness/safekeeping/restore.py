@@ -178,14 +178,17 @@ class _Judgement:
     def _allowed(self, name: VariableName, line: Line) -> Line:
         file = self.board.file
         if not is_ours(name) and not file.consents_to(Consent.FOREIGN_VARIABLES):
+            missing = Consent.FOREIGN_VARIABLES
             if not self.snapshot.foreign_consent:
-                return Line(name, Verdict.KEPT, f"{line.reason}, and not by the run: it had no "
-                            f"consent {Consent.FOREIGN_VARIABLES}")  # fmt: skip
-            return Line(name, Verdict.WAITS, f"{line.reason}; the board file no longer consents "
-                        f"to {Consent.FOREIGN_VARIABLES}")  # fmt: skip
+                why = (
+                    f"{line.reason}; the run had no consent {missing}: not its to change or restore"
+                )
+                return Line(name, Verdict.KEPT, why)
+            why = f"{line.reason}; the board file no longer consents to {missing}"
+            return Line(name, Verdict.WAITS, why)
         if not file.consents_to(Consent.WRITE_RPMB):
-            return Line(name, Verdict.WAITS, f"{line.reason}; the board file does not consent to "
-                        f"{Consent.WRITE_RPMB}")  # fmt: skip
+            why = f"{line.reason}; the board file does not consent to {Consent.WRITE_RPMB}"
+            return Line(name, Verdict.WAITS, why)
         return line
 
 

@@ -5,13 +5,73 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-from tests.harness.support.killed_runs import SEED, KilledRuns, moments
+from tests.harness.support.killed_runs import ROOT, SEED, KilledRuns, moments
 
 COUNT = int(os.environ.get("HIL_KILLED_RUNS", "3"))
 """How many runs are killed; CI at night sets more."""
+
+
+UNDECLARED = """
+import pytest
+from harness.formats.efi import GLOBAL_VARIABLE_GUID as GLOBAL
+
+NEXT = f"/sys/firmware/efi/efivars/BootNext-{GLOBAL}"
+
+def test_system_call(efivars):
+    efivars.write("BootNext", b"\\1\\0", guid=GLOBAL)
+
+def test_redirection(shell):
+    shell.run(f"printf '\\\\7\\\\0\\\\0\\\\0\\\\1\\\\0' > {NEXT}").check()
+
+def test_removal(shell):
+    shell.run(f"rm {NEXT.replace('Next', 'Order')}").check()
+
+def test_both_are_back(efivars):
+    assert not efivars.exists("BootNext", GLOBAL)
+    assert efivars.exists("BootOrder", GLOBAL)
+
+@pytest.mark.foreign("BootNext", "BootOrder")
+def test_declared(efivars):
+    efivars.write("BootNext", b"\\1\\0", guid=GLOBAL)
+    efivars.overwrite("BootOrder", b"\\1\\0", guid=GLOBAL)
+
+def test_both_are_back_again(efivars):
+    assert not efivars.exists("BootNext", GLOBAL)
+    assert len(efivars.read("BootOrder", GLOBAL).data) > 2
+"""
+
+
+def test_undeclared_writes_fail_and_are_put_back(tmp_path: Path) -> None:
+    (tmp_path / "test_undeclared.py").write_text(UNDECLARED)
+    command = [sys.executable, "-m", "pytest", "-p", "harness.pytest_plugin", "-c", "/dev/null"]
+    ended = subprocess.run(
+        [*command, "-p", "no:cacheprovider", "--rootdir", str(tmp_path), "-rA"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    outcomes: dict[str, str] = {}
+    for line in ended.stdout.splitlines():
+        outcome, _, name = line.partition(" - ")[0].partition(" test_undeclared.py::")
+        if name and " " not in outcome:
+            outcomes[name] = outcome
+    assert outcomes == {
+        "test_system_call": "FAILED",
+        "test_redirection": "ERROR",
+        "test_removal": "ERROR",
+        "test_both_are_back": "PASSED",
+        "test_declared": "PASSED",
+        "test_both_are_back_again": "PASSED",
+    }
+    assert "BootOrder-8be4df61-93ca-11d2-aa0d-00e098032b8c, which its markers" in ended.stdout
 
 
 @pytest.fixture(scope="module")
