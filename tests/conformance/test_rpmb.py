@@ -381,7 +381,7 @@ class TestWrongKey:
     WRONG_KEY = bytes(range(32))
 
     @pytest.mark.cases(12, 52)
-    @pytest.mark.cost(store_bytes=88)
+    @pytest.mark.cost(store_bytes=96)
     def test_a_write_is_refused_and_changes_nothing(self, efivars: Efivars, rpmb: Rpmb) -> None:
         before = rpmb.counter()
         with pytest.raises(RpmbRefused) as refusal:
