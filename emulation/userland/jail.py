@@ -33,6 +33,8 @@ from emulation.userland.workers import Workers
 
 _WATCH_SECONDS: Final = 0.02
 _ANSWER_SECONDS: Final = 10.0
+# Only a board that dies meanwhile does not answer.
+_SUPERBLOCK_SECONDS: Final = 2.0
 _DEATH_SECONDS: Final = 5.0
 _DYING_MILLISECONDS: Final = 5
 _T = TypeVar("_T")
@@ -215,12 +217,16 @@ class Jail:
     # --- for the kernel model ---
 
     def set_efivarfs_read_only(self, read_only: bool) -> None:
-        """Set or clear SB_RDONLY of efivarfs' superblock (not the mounts' own flags), soon.
+        """Set or clear SB_RDONLY of efivarfs' superblock (not the mounts' own flags).
 
-        Callable from any thread; does not wait. While files are open for writing the kernel says
-        EBUSY, and the model's own flag has to answer."""
+        Callable from any thread; returns when it is done, as registering does on a board (the jail
+        thread itself cannot wait). While files are open for writing the kernel says EBUSY, and the
+        model's own flag has to answer."""
+        done = threading.Event()
         with contextlib.suppress(OSError):
-            self._send(("superblock", read_only), lambda *_: None)
+            self._send(("superblock", read_only), lambda *_: done.set())
+            if threading.current_thread() is not self._thread:
+                done.wait(_SUPERBLOCK_SECONDS)
 
     def poke(self) -> None:
         """Record devices have news: pump them. Callable from any thread; does not wait."""

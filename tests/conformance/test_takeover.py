@@ -43,15 +43,15 @@ DEVICE = f"/sys/bus/tee/devices/{STMM_DEVICE}"
 MODULE = "tee_stmm_efi"
 
 KEPT = b"kept"
-ONE_RECORD = pytest.mark.cost(store_bytes=68)
-"""One variable with a one-letter name and up to four bytes."""
-TWO_RECORDS = pytest.mark.cost(store_bytes=136)
+ONE_RECORD = pytest.mark.cost(store_bytes=72)
+"""One variable with a name of up to two letters and up to four bytes."""
+TWO_RECORDS = pytest.mark.cost(store_bytes=144)
 
 
 @pytest.fixture
 def unbound(tee: Tee, efivars: Efivars) -> Iterator[None]:
-    """The variable "B" is written, then the driver unbound during the test and bound after it."""
-    efivars.write("B", KEPT)
+    """The variable "Ub" is written, then the driver unbound during the test and bound after it."""
+    efivars.write("Ub", KEPT)
     tee.unbind()
     yield
     if not tee.is_bound():
@@ -121,17 +121,17 @@ class TestWithoutTheDriver:
     @pytest.mark.cases(320)
     def test_open_for_write_is_refused(self, efivars: Efivars) -> None:
         with refused(recorded(errno.EROFS, "drv-002[4]")):
-            efivars.write("B", b"x", flags="O_WRONLY")
+            efivars.write("Ub", b"x", flags="O_WRONLY")
 
     @pytest.mark.cases(320)
     def test_unlink_is_refused(self, efivars: Efivars) -> None:
         with refused(recorded(errno.EROFS, "drv-002[6]")):
-            efivars.unlink("B")
-        assert efivars.exists("B")
+            efivars.unlink("Ub")
+        assert efivars.exists("Ub")
 
     def test_the_immutable_flag_cannot_be_cleared(self, efivars: Efivars) -> None:
         with refused(recorded(errno.EROFS, "drv-002[3]")):
-            efivars.set_immutable("B", False)
+            efivars.set_immutable("Ub", False)
 
     @pytest.mark.cases(344)
     def test_a_remount_cannot_force_it(self, efivars: Efivars) -> None:
@@ -161,14 +161,14 @@ class TestWithoutTheDriver:
 
     def test_the_listing_stays(self, efivars: Efivars) -> None:
         # drv-003
-        assert "B" in {name.name for name in efivars.own()}
+        assert "Ub" in {name.name for name in efivars.own()}
 
     def test_the_size_shown_stays(self, efivars: Efivars) -> None:
-        assert efivars.size("B") == 4 + len(KEPT)
+        assert efivars.size("Ub") == 4 + len(KEPT)
 
     def test_a_variable_of_the_secure_store_reads_as_empty(self, efivars: Efivars) -> None:
         # drv-002: the firmware's own copy never had it; NOT_FOUND reads as end of file.
-        assert efivars.read_raw("B") == b""
+        assert efivars.read_raw("Ub") == b""
 
     def test_variables_of_boot_time_are_still_read(self, efivars: Efivars) -> None:
         # drv-003: efibootmgr works
@@ -202,9 +202,9 @@ class TestOpenFiles:
     def test_a_write_after_unbind_is_refused_and_changes_nothing(
         self, tee: Tee, efivars: Efivars, probe: Probe
     ) -> None:
-        efivars.write("B", KEPT)
-        efivars.set_immutable("B", False)
-        (opened,) = probe.steps([do.Open("v", efivars.file("B"), "O_WRONLY")])
+        efivars.write("Ub", KEPT)
+        efivars.set_immutable("Ub", False)
+        (opened,) = probe.steps([do.Open("v", efivars.file("Ub"), "O_WRONLY")])
         assert opened.ok
         tee.unbind()
         written, closed = probe.steps([do.Write("v", b"\7\0\0\0lost"), do.Close("v")])
@@ -212,15 +212,15 @@ class TestOpenFiles:
             succeeded(written)
         assert closed.ok
         tee.bind()
-        assert efivars.read("B").data == KEPT
+        assert efivars.read("Ub").data == KEPT
 
     @pytest.mark.cases(321)
     @ONE_RECORD
     def test_a_read_after_unbind_ends_and_after_bind_goes_on(
         self, tee: Tee, efivars: Efivars, probe: Probe
     ) -> None:
-        efivars.write("B", KEPT)
-        probe.steps([do.Open("v", efivars.file("B"))])
+        efivars.write("Ub", KEPT)
+        probe.steps([do.Open("v", efivars.file("Ub"))])
         tee.unbind()
         (without,) = probe.steps([do.Read("v", 100)])
         tee.bind()
@@ -234,14 +234,14 @@ class TestOpenFiles:
     def test_a_write_after_unbind_and_bind_is_made(
         self, tee: Tee, efivars: Efivars, probe: Probe
     ) -> None:
-        efivars.write("B", KEPT)
-        efivars.set_immutable("B", False)
-        probe.steps([do.Open("v", efivars.file("B"), "O_WRONLY")])
+        efivars.write("Ub", KEPT)
+        efivars.set_immutable("Ub", False)
+        probe.steps([do.Open("v", efivars.file("Ub"), "O_WRONLY")])
         tee.unbind()
         tee.bind()
         written, _ = probe.steps([do.Write("v", b"\7\0\0\0new"), do.Close("v")])
         succeeded(written)
-        assert efivars.read("B").data == b"new"
+        assert efivars.read("Ub").data == b"new"
 
 
 class TestRebind:

@@ -211,6 +211,14 @@ def test_remount_rw_refused_without_set_variable() -> None:
         board.jail.kill()
 
 
+def test_a_change_of_the_superblock_is_seen_once_the_call_is_back(board: Board) -> None:
+    for read_only in (True, False) * 20:
+        board.efivarfs.read_only = read_only
+        board.jail.set_efivarfs_read_only(read_only)
+        line = board.text(f"grep ' {EFIVARS} ' /proc/self/mountinfo")
+        assert line.endswith(" ro" if read_only else " rw")
+
+
 def test_mount_made_read_only_by_hand_stays_so_when_the_driver_comes(board: Board) -> None:
     assert board.run(f"mount -o remount,ro {EFIVARS}").status == 0
     board.efivarfs.read_only = False
