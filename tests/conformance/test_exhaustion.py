@@ -118,10 +118,6 @@ def full(board: Board, request: pytest.FixtureRequest) -> Full:
     free_after_reboot = gauge.settles_at(0) if shown else 0
     create_after_reboot = _create(board.efivars, "N")
     read_after_reboot = _live(board.efivars)
-    if not board.capabilities.has("relocation_keeps_tail"):
-        # StandaloneMM has reclaimed at its start, for the tail that OP-TEE lost.
-        _fill(board)
-        _delete_dead(board.efivars)
 
     failure = None
     try:
@@ -296,13 +292,11 @@ class TestFull:
 
 
 class TestReboot:
-    @pytest.mark.pain(6)
-    @pytest.mark.cases(219, 310)
-    def test_it_alone_gives_no_room(self, board: Board, full: Full) -> None:
-        # log-reboot-b1-afterfull; an OP-TEE that zeroes the store's tail makes StandaloneMM reclaim
-        keeps = board.capabilities.has("relocation_keeps_tail")
-        assert full.create_after_reboot == (errno.ENOSPC if keeps else None)
-        assert full.free_after_reboot == 0 or not keeps
+    @pytest.mark.cases(219)
+    def test_it_alone_gives_no_room(self, full: Full) -> None:
+        # log-reboot-b1-afterfull
+        assert full.create_after_reboot == errno.ENOSPC
+        assert full.free_after_reboot == 0
 
     def test_every_value_is_read_as_before(self, full: Full) -> None:
         assert full.read_after_reboot == SURVIVORS
