@@ -41,7 +41,7 @@ def gauge(board: Board) -> SpaceGauge:
 
 @pytest.mark.cost(store_bytes=72)
 def test_get_variable(efivars: Efivars, measurement: Measure) -> None:
-    # lat-002: 3 to 5 ms on a processor emulated in software
+    # lat-002: 3 to 5 ms on the recorded board, whose processor is software
     efivars.write(NAME, b"x")
     measurement("get_variable", _median_ms(lambda: efivars.read(NAME)), "ms")
 
