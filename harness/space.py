@@ -186,13 +186,14 @@ class StoreSpace:
         return max(marked, key=lambda name: (marked[name], name))
 
     def _boot_entries(self) -> dict[VariableName, bytes]:
-        """Content (attributes and data) of Boot#### and BootOrder."""
+        """Content (attributes and data) of Boot#### and BootOrder; an empty file is no variable."""
         efivars = self._board.efivars
         return {
-            name: efivars.read_raw(name.name, name.guid)
+            name: content
             for name in efivars.names()
             if name.guid == GLOBAL_VARIABLE_GUID
             and (name == _BOOT_ORDER or _BOOT_OPTION.fullmatch(name.name))
+            and (content := efivars.read_raw(name.name, name.guid))
         }
 
     def _prove_remaking(self, option: VariableName, before: Mapping[VariableName, bytes]) -> None:

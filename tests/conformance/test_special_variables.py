@@ -409,6 +409,7 @@ class TestLoadOptions:
         with refused(expected):
             efivars.write(name, data, guid=GLOBAL_VARIABLE_GUID)
         assert _content(efivars, name) == b""
+        _discard(efivars, name, GLOBAL_VARIABLE_GUID)
 
     @pytest.mark.cases(393)
     @pytest.mark.cost(store_bytes=96)
