@@ -223,7 +223,7 @@ def name_case_folded(patches: Patches) -> None:
     patches.wrap(VariableStore, "find", find)
 
 
-@mutants("variables of one name are the same whatever their vendor GUID", "names")
+@mutants("variables of one name are the same whatever their vendor GUID", "create")
 def guid_ignored(patches: Patches) -> None:
     def find(
         original: Original, self: VariableStore, name: bytes, guid: bytes, required: int = 0

@@ -99,9 +99,7 @@ def remount_read_only_ignored(patches: Patches) -> None:
     patches.wrap(KernelHandlers, "remount_efivarfs", remount)
 
 
-@mutants(
-    "tee-supplicant is a build with RPMB_EMU, so no write reaches the card", "attributes", "exhaust"
-)
+@mutants("tee-supplicant is a build with RPMB_EMU, so no write reaches the card", "create")
 def supplicant_emulates_rpmb(patches: Patches) -> None:
     def prepare(
         original: Original,

@@ -258,14 +258,15 @@ class TestWhatTakesNothing:
 @pytest.mark.power
 @pytest.mark.pain(6)
 @pytest.mark.cases(219, 310)
-@takes(84)
+@takes(328)
 def test_a_reboot_alone_gives_nothing_back(
     board: Board, efivars: Efivars, gauge: SpaceGauge
 ) -> None:
     """truth README: reclaim comes with a SetVariable before ExitBootServices that does not fit.
     OP-TEE before 4.10 leaves zeros behind the store's end, and StandaloneMM reclaims at its start
     (contract 2.4, case 310)."""
-    efivars.write("Given", b"x")
+    # Longer than a half sector, so that OP-TEE must move the file.
+    efivars.write("Given", bytes(256))
     efivars.delete("Given")
     taken = gauge.taken_by(board.reboot)
     told = board.capabilities.has("exit_boot_services_told")
