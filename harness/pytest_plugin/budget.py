@@ -54,8 +54,10 @@ class Budget:
         self._passed = False
         self._excess: str | None = None
         self._cost = costs.Cost(0, None, declared=False)
-        # Stories that a test has paid for.
-        self._told: set[str] = set()
+        # Stories that a test has paid for, and how many bytes.
+        self._told: dict[str, int] = {}
+        # What the stories that end with the test may take.
+        self._ending = 0
         self._oddity: str | None = None
         self._per_byte = WRITES_PER_BYTE
         self._declared = 0
@@ -145,14 +147,21 @@ class Budget:
         """Only what a passing test took is judged."""
         if story := costs.story_of(item):
             # Its fixtures are made.
-            self._told.add(story)
+            self._told.setdefault(story, self._cost.store_bytes)
         result = yield
         self._passed = True
         return result
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
-    def pytest_runtest_teardown(self, item: pytest.Item) -> Generator[None, object, object]:
+    def pytest_runtest_teardown(
+        self, item: pytest.Item, nextitem: pytest.Item | None
+    ) -> Generator[None, object, object]:
         """After everything is tidied: a test that took more than it said fails."""
+        self._ending = 0
+        if nextitem is None or costs.group(nextitem) != costs.group(item):
+            # Fixtures of the file end; what that takes the first test of each story declared.
+            self._ending = sum(self._told.values())
+            self._told.clear()
         result = yield
         excess, self._excess = self._excess, None
         if excess is not None:
@@ -174,7 +183,7 @@ class Budget:
         taken = max(before.free - now.free, 0)
         item.user_properties.append(("store_bytes", taken))
         if self._passed and self._config.getini(ENFORCE) and self._meter.figures():
-            self._excess = _excess(self._cost, taken)
+            self._excess = _excess(self._cost, taken, self._ending)
 
     # --- room and writes ----------------------------------------------------------------------
 
@@ -261,7 +270,11 @@ class Budget:
     def _each_once(self, cost: Callable[[pytest.Item, set[str]], int]) -> Iterator[int]:
         """``cost`` of each test, with the stories that earlier ones have told."""
         told: set[str] = set()
+        group = ""
         for item in self._items:
+            if costs.group(item) != group:
+                told.clear()
+                group = costs.group(item)
             yield cost(item, told)
             if story := costs.story_of(item):
                 told.add(story)
@@ -323,10 +336,10 @@ class Budget:
         return now
 
 
-def _excess(cost: costs.Cost, taken: int) -> str | None:
-    if taken and not cost.declared:
+def _excess(cost: costs.Cost, taken: int, ending: int) -> str | None:
+    if taken > ending and not cost.declared:
         return f"took {taken} store bytes and declares no cost"
-    if taken > cost.store_bytes:
+    if taken > cost.store_bytes + ending:
         return f"took {taken} store bytes, declares {cost.store_bytes}"
     return None
 
