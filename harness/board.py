@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,15 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self
 
 from harness import capabilities
-from harness.capabilities import EFIVARS_PATH, STMM_DEVICE, STMM_DRIVER, Capabilities, Consent
+from harness.capabilities import (
+    EFIVARS_PATH,
+    STMM_DEVICE,
+    STMM_DRIVER,
+    Capabilities,
+    Capability,
+    Consent,
+    Finding,
+)
 from harness.errors import (
     CommandFailed,
     ConsentMissing,
@@ -52,12 +60,14 @@ _BOOT_ID = "cat /proc/sys/kernel/random/boot_id"
 _CID = "cat /sys/class/mmc_host/mmc*/mmc*/cid"
 # The last byte holds the CRC, which some host controllers do not pass on.
 _CID_DIGITS = 30
-_IDENTITY = """uname -srm
-dmesg | sed -n 's/.*efi: EFI v/EFI v/p' | head -n 1
-dmesg | sed -n 's/.*optee: revision /OP-TEE /p' | head -n 1
-"""
+_FIRMWARE = (
+    "dmesg | sed -n -e 's/.*efi: EFI v/EFI v/p' -e 's/.*optee: revision /OP-TEE /p' | sort -u"
+)
+_IDENTITY = f"uname -srm; {_FIRMWARE}"
+# What decides what a board can do: kernel, firmware, root file system.
+_SOFTWARE = f"{{ uname -srvm; cat /proc/cmdline; {_FIRMWARE}; }} 2>/dev/null"
 # Built-in commands where possible: it runs after every test, and a process costs a millisecond.
-_STANDING = f"""test -e {STMM_DRIVER}/{STMM_DEVICE} && echo bound
+STANDING = f"""test -e {STMM_DRIVER}/{STMM_DEVICE} && echo bound
 grep -F ' {EFIVARS_PATH} ' /proc/self/mountinfo
 for p in /proc/[0-9]*; do IFS= read -r n <$p/comm && case $n in tee-supplicant*) \
 echo supplicant; break;; esac; done 2>/dev/null
@@ -68,6 +78,7 @@ echo "own ${{v##*/}}"; done; true
 # stat is not on every board. A name may begin with a dot.
 _FOREIGN = f"""ls -Aln {EFIVARS_PATH} 2>/dev/null | sed -n -e '/-{VENDOR_GUID}$/d' -e \
 's/^-[^ ]* *[0-9]* *[0-9]* *[0-9]* *\\([0-9]*\\) *[^ ]* *[^ ]* *[^ ]* /\\1 /p'"""
+FOREIGN_STANDING = f"echo foreign $({_FOREIGN} | cksum)\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +149,10 @@ class Board:
         self._serial: SerialShell | None = None
         self._probe: Probe | None = None
         self._capabilities: Capabilities | None = None
+        # What software was measured, and what of that outlives a boot.
+        self._lasting: tuple[str, Mapping[Capability, Finding]] = ("", {})
+        # Links whose boot has not been compared with that of the chosen link.
+        self._unproved: set[LinkName] = set()
         self._boot_id: str | None = None
         self._standard: Standing | None = None
         self._right_board = False
@@ -199,7 +214,9 @@ class Board:
 
     @property
     def ssh(self) -> SshShell:
-        """The SSH link, connected at its first use."""
+        """The SSH link, connected at its first use; in a new boot it must reach the same board as
+        the chosen link, else :class:`WrongBoard`."""
+        self._prove("ssh", self._ssh)
         if self._ssh is None:
             from harness.links.ssh import SshShell
 
@@ -210,7 +227,12 @@ class Board:
 
     @property
     def serial(self) -> SerialShell:
-        """The serial link, logged in at its first use."""
+        """The serial link, logged in at its first use; in a new boot it must reach the same board
+        as the chosen link, else :class:`WrongBoard`."""
+        self._prove("serial", self._serial)
+        return self._serial_link()
+
+    def _serial_link(self) -> SerialShell:
         if self._serial is None:
             from harness.links.serial import SerialShell
 
@@ -222,7 +244,7 @@ class Board:
     @property
     def console(self) -> Console:
         """The serial console under :attr:`serial`: log, boot stage, break."""
-        return self.serial.console
+        return self._serial_link().console
 
     @property
     def links(self) -> list[LinkName]:
@@ -232,6 +254,17 @@ class Board:
             "serial": self._endpoints.serial,
         }
         return [name for name, end in ends.items() if end is not None]
+
+    def find_links(self) -> Endpoints:
+        """Where the links are now; opens none. Raises :class:`HostError` for a serial adapter that
+        is not plugged in."""
+        with self._located():
+            self._find_endpoints()
+        return self._endpoints
+
+    def do_without(self, link: LinkName) -> None:
+        """Forget a link that does not work, so that the other one is used."""
+        self._endpoints = replace(self._endpoints, **{link: None})
 
     # --- instruments --------------------------------------------------------------------------
 
@@ -289,14 +322,13 @@ class Board:
     def check_right_board(self) -> None:
         """Prove that this is the board of the board file: the boot id is the same over every
         link, and one eMMC has the board file's CID. Raises :class:`WrongBoard`."""
+        self._unproved = set()
+        self._check_right_board(self.links)
+
+    def _check_right_board(self, links: Sequence[LinkName]) -> None:
         with self._located():
-            seen = {name: self._read_boot_id(self._shell_of(name)) for name in self.links}
-            if len(set(seen.values())) > 1:
-                shown = ", ".join(f"{boot_id} over {name}" for name, boot_id in seen.items())
-                raise WrongBoard(
-                    f"the links reach different boards: boot id {shown}",
-                    remedy="compare the board file's ssh and serial entries with the wiring",
-                )
+            seen = {name: self._read_boot_id(self._shell_of(name)) for name in links}
+            _check_same_boot(seen)
             cids = self._read_cids()
             wanted = self.file.emmc_cid[:_CID_DIGITS]
             if not any(cid[:_CID_DIGITS] == wanted for cid in cids):
@@ -310,15 +342,20 @@ class Board:
 
     @property
     def capabilities(self) -> Capabilities:
-        """What the board can do; measured once a boot."""
+        """What the board can do; measured once a boot, and what lasts once for each firmware and
+        kernel that answer."""
         if self._capabilities is None:
+            software = self.shell.run(_SOFTWARE).text
+            known_of, known = self._lasting
             self._capabilities = capabilities.measure(
                 self.shell,
                 board=self.name,
                 pinned=self.file.capabilities,
                 may=self.may,
                 believe=self._believe_pins,
+                known=known if software == known_of else None,
             )
+            self._lasting = software, self._capabilities.lasting()
         return self._capabilities
 
     def may(self, consent: Consent) -> bool:
@@ -386,11 +423,10 @@ class Board:
         limits = self.file.timeouts
         with self._located():
             self._wait_until_up(after, timeout or limits.boot + (limits.shutdown if after else 0))
-            for name, shell in (("ssh", self._ssh), ("serial", self._serial)):
-                if shell is not None and name != self.link:
-                    # Its session ended with the old boot.
-                    shell.reconnect(deadline=limits.boot)
-            self.check_right_board()
+            # Their sessions ended with the old boot; logging in again is not worth the time
+            # before somebody uses them.
+            self._unproved = set(self.links) - {self.link}
+            self._check_right_board([self.link])
             self.wait_until_ready()
 
     def wait_until_ready(self) -> None:
@@ -408,8 +444,13 @@ class Board:
     def standing(self, *, foreign: bool = False) -> Standing:
         """Driver, mount, supplicant and own variables, in one round trip; with ``foreign`` the
         others, too, which takes three processes."""
-        look = f"echo foreign $({_FOREIGN} | cksum)" if foreign else ""
-        lines = self.shell.run(f"{_STANDING}{look}").text.splitlines()
+        look = STANDING + FOREIGN_STANDING if foreign else STANDING
+        return self.standing_of(self.shell.run(look).text.splitlines())
+
+    def standing_of(self, lines: Iterable[str]) -> Standing:
+        """What :data:`STANDING`, and perhaps :data:`FOREIGN_STANDING`, printed; other lines are
+        passed over."""
+        lines = list(lines)
         mounts = [mount_state(line) for line in lines if f" {EFIVARS_PATH} " in line]
         own = {line[4:] for line in lines if line.startswith("own ")}
         return Standing(
@@ -465,6 +506,16 @@ class Board:
         return routing_model(self.shell)
 
     # --- helpers ------------------------------------------------------------------------------
+
+    def _prove(self, name: LinkName, shell: SshShell | SerialShell | None) -> None:
+        """At the first use of a link in a new boot: log in again, and compare."""
+        if name not in self._unproved or name == self.link:
+            return
+        self._unproved.discard(name)
+        if shell is not None:
+            with self._located():
+                shell.reconnect(deadline=self.file.timeouts.boot)
+                _check_same_boot({self.link: self.boot_id, name: self._read_boot_id(shell)})
 
     def _shell_of(self, name: LinkName) -> Shell:
         return self.ssh if name == "ssh" else self.serial
@@ -558,6 +609,15 @@ class Board:
             yield
         except HilError as error:
             raise error.located(board=self.name) from error.__cause__
+
+
+def _check_same_boot(seen: Mapping[LinkName, str]) -> None:
+    if len(set(seen.values())) > 1:
+        shown = ", ".join(f"{boot_id} over {name}" for name, boot_id in seen.items())
+        raise WrongBoard(
+            f"the links reach different boards: boot id {shown}",
+            remedy="compare the board file's ssh and serial entries with the wiring",
+        )
 
 
 def _ssh_address(file: BoardFile) -> SshAddress | None:

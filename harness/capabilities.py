@@ -83,7 +83,8 @@ class Measurement:
     its first output line is kept as detail. ``series`` marks a promise of the kernel series
     (drivers/firmware/efi/stmm): its absence is a failure, never a skip. ``remedy`` says how a
     board gets the capability. ``consent`` is what the owner must allow before it may be measured;
-    without it the capability counts as absent.
+    without it the capability counts as absent. ``of_the_boot`` marks what each boot may bring
+    about or not; the others last as long as firmware, kernel and root file system do.
     """
 
     meaning: str
@@ -91,6 +92,7 @@ class Measurement:
     remedy: str
     series: bool = False
     consent: Consent | None = None
+    of_the_boot: bool = False
 
 
 def _tool(command: str, package: str) -> Measurement:
@@ -116,30 +118,35 @@ MEASUREMENTS: Mapping[Capability, Measurement] = {
         f"cd /sys/bus/tee/devices/{STMM_DEVICE} && echo {STMM_DEVICE}",
         "use an OP-TEE with CFG_STMM_PATH; start tee-supplicant, whose connection enumerates it",
         series=True,
+        of_the_boot=True,
     ),
     Capability.STMM_DRIVER: Measurement(
         "the kernel has the tee-stmm-efi driver",
         f"cd {STMM_DRIVER} && pwd",
         "build the kernel with CONFIG_TEE_STMM_EFI and load the module",
         series=True,
+        of_the_boot=True,
     ),
     Capability.DRIVER_BOUND: Measurement(
         "the driver is bound to the StandaloneMM device",
         f"test -e {STMM_DRIVER}/{STMM_DEVICE}",
         "read the kernel log for tee-stmm-efi; bind it by hand with `hil shell`",
         series=True,
+        of_the_boot=True,
     ),
     Capability.EFIVARFS: Measurement(
         "efivarfs is mounted",
         f"grep -E '^[^ ]+ {EFIVARS_PATH} efivarfs ' /proc/mounts",
         f"mount -t efivarfs efivarfs {EFIVARS_PATH}",
         series=True,
+        of_the_boot=True,
     ),
     Capability.WRITABLE: Measurement(
         "efivarfs is mounted read-write",
         f"grep -E '^[^ ]+ {EFIVARS_PATH} efivarfs rw[, ]' /proc/mounts",
         "bind the driver; a mount made ro by hand or by fstab stays ro: mount -o remount,rw",
         series=True,
+        of_the_boot=True,
     ),
     Capability.QUERY_VARIABLE_INFO: Measurement(
         "the firmware advertises QueryVariableInfo at run time, so df shows figures",
@@ -151,6 +158,7 @@ MEASUREMENTS: Mapping[Capability, Measurement] = {
         "for p in /proc/[0-9]*; do IFS= read -r n <$p/comm && case $n in tee-supplicant*) "
         'echo "pid ${p#/proc/}"; exit 0;; esac; done 2>/dev/null; exit 1',
         "start tee-supplicant; a kernel-routed board needs none",
+        of_the_boot=True,
     ),
     Capability.SUPPLICANT_ROUTED_RPMB: Measurement(
         "OP-TEE reaches the RPMB through tee-supplicant",
@@ -274,6 +282,19 @@ class Capabilities:
     pinned: Mapping[Capability, bool]
     board: str
 
+    def lasting(self) -> Mapping[Capability, Finding]:
+        """What holds in the next boot of the same software, too: nothing, unless this boot brought
+        the board into its standard state, in which it was measured."""
+        promised = (name for name in MEASUREMENTS if MEASUREMENTS[name].of_the_boot)
+        series = (name for name in promised if MEASUREMENTS[name].series)
+        if not all(self.findings[name].present for name in series):
+            return {}
+        return {
+            name: finding
+            for name, finding in self.findings.items()
+            if not MEASUREMENTS[name].of_the_boot
+        }
+
     def has(self, capability: Capability | str) -> bool:
         """Whether it was measured present."""
         return self.findings[Capability(capability)].present
@@ -319,15 +340,17 @@ def measure(
     pinned: Mapping[Capability, bool],
     may: Callable[[Consent], bool] = lambda consent: False,
     believe: bool = False,
+    known: Mapping[Capability, Finding] | None = None,
     timeout: float = 20.0,
 ) -> Capabilities:
     """Measure everything in one round trip on a lane of its own (``df`` can block behind a hung
     writer). ``may`` tells what the board's owner allows; with ``believe`` what is ``pinned`` is
-    not measured. Raises the link's errors, and :class:`TargetError` when the script did not
-    end."""
-    findings: dict[Capability, Finding] = {}
+    not measured, nor is what is ``known`` from an earlier boot of the same software
+    (:meth:`Capabilities.lasting`). Raises the link's errors, and :class:`TargetError` when the
+    script did not end."""
+    findings = dict(known or {})
     if believe:
-        findings = {name: Finding(name, value, "pinned") for name, value in pinned.items()}
+        findings |= {name: Finding(name, value, "pinned") for name, value in pinned.items()}
     if len(findings) == len(Capability):
         return Capabilities(findings, dict(pinned), board)
     script = _script(may, _offers_sftp(shell), set(Capability) - set(findings))

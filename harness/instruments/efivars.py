@@ -7,7 +7,7 @@ import contextlib
 import errno
 import shlex
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from threading import Event
 from uuid import UUID
@@ -303,12 +303,20 @@ class Efivars:
     def delete_own(self) -> list[VariableName]:
         """Delete every variable with :data:`VENDOR_GUID` but those that are ``kept``; returns
         those that resisted."""
-        for name in self._forsaken():
-            try:
-                self.delete(name.name)
-            except OSError:
-                continue
-        return self._forsaken()
+        return self.delete_these(self._forsaken())
+
+    def delete_these(self, names: Iterable[VariableName]) -> list[VariableName]:
+        """Delete variables, immutable or not, in one round trip; returns the names of
+        :data:`VENDOR_GUID` that are then left and not ``kept``."""
+        self._consent(Consent.WRITE_RPMB)
+        steps: list[Step] = []
+        for name in names:
+            path = f"{self.path}/{name}"
+            steps += [do.Open("v", path), do.SetFlags("v", 0), do.Close("v"), do.Unlink(path)]
+        *_, listing = self._probe.steps([*steps, do.ListDir(self.path)], timeout=30.0)
+        succeeded(listing)
+        left = sorted(VariableName.of_file(name) for name in listing.names)
+        return [name for name in left if name.guid == VENDOR_GUID and name not in self._kept]
 
     # --- helpers ------------------------------------------------------------------------------
 

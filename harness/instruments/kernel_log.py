@@ -56,13 +56,17 @@ class KernelLog:
     def since(self, mark: Mark, *, timeout: float = 10.0) -> list[str]:
         """The lines after ``mark``; the whole log when the marked line is gone (the board was
         rebooted, the ring went round, somebody cleared it)."""
-        # Only the new lines cross the link: a whole log takes seconds on a serial line.
-        command = f"dmesg | l={shlex.quote(mark.last_line)} awk {shlex.quote(_AFTER_LAST)}"
-        return self._shell.run(command, timeout=timeout).check().text.splitlines()
+        return self._shell.run(since_script(mark), timeout=timeout).check().text.splitlines()
 
     def all(self, *, timeout: float = 30.0) -> list[str]:
         """Every line that the ring still holds."""
         return self._shell.run("dmesg", timeout=timeout).check().text.splitlines()
+
+
+def since_script(mark: Mark) -> str:
+    """The shell command that prints the lines after ``mark``."""
+    # Only the new lines cross the link: a whole log takes seconds on a serial line.
+    return f"dmesg | l={shlex.quote(mark.last_line)} awk {shlex.quote(_AFTER_LAST)}"
 
 
 def bad_lines(lines: Iterable[str], *, allowed: Iterable[str] = ()) -> list[str]:

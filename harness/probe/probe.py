@@ -1,8 +1,9 @@
 """Raw system calls on the target, taken by a process that stays between batches.
 
-The process is python3 where the target has it (:mod:`harness.probe.target`), else an uploaded
-static program where there is one for its processor (:mod:`harness.probe.static_steps`), else the
-target's shell (:mod:`harness.probe.shell_steps`). Which one works is found out by trying.
+The process is an uploaded static program where there is one for the target's processor
+(:mod:`harness.probe.static_steps`), else python3 where the target has it, which takes longer to
+start (:mod:`harness.probe.target`), else the target's shell (:mod:`harness.probe.shell_steps`).
+Which one works is found out by trying.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from harness.probe.static_steps import StaticCodec
 from harness.probe.steps import Outcome, Step
 from harness.shell import Shell
 
-BACKENDS = ("python3", "static", "sh")
+BACKENDS = ("static", "python3", "sh")
 _INLINE = 8192  # bytes of a batch inside the command line
 _GONE = 88  # exit status that says the process on the target has ended
 

@@ -138,6 +138,9 @@ class StaticCodec:
             case do.Pread(fd, size, offset):
                 call = _Call("pread64", (self._open[fd], 0, size, offset), size, 1)
                 self._ask(step, call, value=True)
+            case do.Pwrite(fd, data, offset):
+                call = _Call("pwrite64", (self._open[fd], data, len(data), offset))
+                self._ask(step, call, value=True)
             case do.Ftruncate(fd, size):
                 self._ask(step, _Call("ftruncate", (self._open[fd], size)))
             case do.Lseek(fd, offset, whence):

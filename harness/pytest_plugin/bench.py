@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -19,6 +20,8 @@ from harness.errors import (
     MissingCapability,
     WrongBoard,
 )
+from harness.instruments.efivars import VariableName
+from harness.instruments.kernel_log import Mark, bad_lines, since_script
 from harness.pytest_plugin.blame import BLAME, Whose
 from harness.pytest_plugin.keeper import Keeper, foreign_names
 from harness.safekeeping.key_programming import KeyProgramming
@@ -26,7 +29,7 @@ from harness.safekeeping.key_programming import KeyProgramming
 if TYPE_CHECKING:
     from harness.board import Board, Standing
     from harness.boardfile import BoardFile
-    from harness.instruments.kernel_log import Mark
+    from harness.pytest_plugin.meter import Meter
 
 DEFAULT_BOARD = "emulated"
 
@@ -48,21 +51,23 @@ class Bench:
         """What had to be done to the board between tests."""
         self.at_begin: list[Callable[[Board, Sequence[pytest.Item]], None]] = []
         """Called with the board and its tests, once it answers and before the first test."""
+        self.meter: Meter | None = None
+        """Reads counter and free space in the same round trip as everything else."""
         self.before_tidying: list[Callable[[pytest.Item], None]] = []
-        """Called after a test's fixtures are gone and before the board is tidied."""
+        """Called after a test's fixtures are gone, with a fresh reading of the meter, and before
+        the board is tidied."""
         self.before_restoring: list[Callable[[Board], None]] = []
         """Called after the last test, before the board gets its variables back."""
         self.at_close: list[Callable[[Board], None]] = []
         """Called last, while the board still answers."""
-        self.wrote = True
-        """Whether the running test may have written a variable; False only where it is known that
-        the RPMB write counter has not moved."""
         self._keeper: Keeper | None = None
         # Foreign variables that tests of this run declare.
         self._declared: list[str] = []
         # Why the board must be recovered before the next test, and why no test can run any more.
         self._suspect: str | None = None
         self._lost: HilError | None = None
+        # Whether the board has answered since the last test, which then left nothing to read.
+        self._answered = False
         if names:
             with _usage_errors():
                 self.file  # noqa: B018 - what is wrong with it is said now
@@ -94,6 +99,12 @@ class Bench:
     def suspect(self) -> bool:
         """Whether the board must be recovered before it can be asked anything."""
         return self._suspect is not None or self._lost is not None
+
+    @property
+    def current(self) -> bool:
+        """Whether what was read after the last test still holds: nothing has been asked or done
+        since."""
+        return self._answered and not self.suspect
 
     @property
     def given_back(self) -> list[str]:
@@ -206,7 +217,7 @@ class Bench:
             except Exception:
                 self._show_log(item)
                 raise
-            self._fail_on_bad_log(item)
+            self._judge_log(item, self._new_lines())
             return result
 
     @pytest.hookimpl(wrapper=True)
@@ -217,8 +228,6 @@ class Bench:
         with self._judging(item):
             try:
                 result = yield
-                for step in self.before_tidying:
-                    step(item)
                 standing = self._tidy(item)
             except (Exception, pytest.fail.Exception):
                 # Whatever could not be undone must not be the next test's failure.
@@ -265,7 +274,8 @@ class Bench:
         if self._lost is not None:
             item.stash[BLAME] = Whose.LAB
             pytest.fail(f"lab error, not run: {self._lost}", pytrace=False)
-        if self._suspect is None and self._answers():
+        answered, self._answered = self._answered, False
+        if self._suspect is None and (answered or self._answers()):
             return
         from harness.recovery import recover
 
@@ -307,17 +317,13 @@ class Bench:
         """Kernel lines since the last look; moves the mark."""
         if self._mark is None:
             return []
-        from harness.instruments.kernel_log import Mark
-
         lines = self.board().kernel_log.since(self._mark)
         if lines:
             self._mark = Mark(lines[-1])
         return lines
 
-    def _fail_on_bad_log(self, item: pytest.Item) -> None:
-        from harness.instruments.kernel_log import bad_lines
-
-        lines = self._new_lines()
+    def _judge_log(self, item: pytest.Item, lines: list[str]) -> None:
+        """Fail for what no healthy kernel says."""
         allowed = list(self.file.kernel_log_allowed)
         for marker in item.iter_markers("allow_kernel_log"):
             allowed += marker.args
@@ -337,21 +343,52 @@ class Bench:
         """The standard state, and what was left otherwise; None on a board that is to be recovered
         first."""
         if self._suspect is not None or self._lost is not None:
+            self._run_before_tidying(item)
             return None
         board = self.board()
-        standing = board.standing(foreign=self.wrote)
+        standing, lines = self._look()
+        self._run_before_tidying(item)
         mended = board.restore_standing(standing)
         if mended and not item.get_closest_marker("disturbs"):
             self.notes.append(f"{item.nodeid} left the board without: {', '.join(mended)}")
-        if standing.own_variables:
-            resisted = board.efivars.delete_own()
+        if own := standing.own_variables:
+            resisted = board.efivars.delete_these(map(VariableName.of_file, map(os.fsencode, own)))
             if resisted:
                 names = ", ".join(map(str, resisted))
                 pytest.fail(f"variables of this test resist deletion: {names}", pytrace=False)
-        if mended or standing.own_variables:
-            self._fail_on_bad_log(item)
-        return board.standing(foreign=True) if mended else standing
+        if mended or own:
+            standing, more = self._look()
+            lines += more
+        self._judge_log(item, lines)
+        self._answered = True
+        return standing
 
+    def _run_before_tidying(self, item: pytest.Item) -> None:
+        for step in self.before_tidying:
+            step(item)
+
+    def _look(self) -> tuple[Standing, list[str]]:
+        """The meter, the standing and the new lines of the kernel log, in one round trip. Other
+        people's variables are looked at where the counter moved or cannot tell."""
+        from harness.board import FOREIGN_STANDING, STANDING
+
+        board = self.board()
+        meter = self.meter.script() if self.meter is not None else ""
+        foreign = f'test -z "$moved" || {FOREIGN_STANDING}' if meter else FOREIGN_STANDING
+        script = f"moved=yes\n{meter}{STANDING}{foreign}"
+        if self._mark is not None:
+            script += f"echo {_LOG_BEGINS}\n{since_script(self._mark)}"
+        lines = board.shell.run(script, timeout=20.0).text.splitlines()
+        end = lines.index(_LOG_BEGINS) if _LOG_BEGINS in lines else len(lines)
+        if self.meter is not None:
+            self.meter.take("\n".join(lines[:end]))
+        log = lines[end + 1 :]
+        if log:
+            self._mark = Mark(log[-1])
+        return board.standing_of(lines[:end]), log
+
+
+_LOG_BEGINS = "kernel log:"
 
 BENCH: pytest.StashKey[Bench] = pytest.StashKey()
 """Where a configuration keeps its bench."""

@@ -131,9 +131,11 @@ class Budget:
         """Room and writes for the test, or a skip that says why."""
         if not uses_board(item):
             return
-        self._read()
+        if self._meter is not None and self._bench.current:
+            self._account(self._meter.last)
+        else:
+            self._read()
         self._passed = False
-        self._bench.wrote = True
         cost = self._cost = costs.cost_after(item, self._told)
         self._check_writes(costs.rpmb_writes(item, self._per_byte, self._told))
         self._make_room(cost)
@@ -173,9 +175,8 @@ class Budget:
         """What the test took, read after its own fixtures and before anything is given back."""
         if self._meter is None or self._bench.suspect:
             return
-        before, now = self._before, self._read()
+        before, now = self._before, self._account(self._meter.last)
         self._before = Reading(None, None)
-        self._bench.wrote = before.counter is None or before.counter != now.counter
         if before.counter is not None and now.counter is not None:
             item.user_properties.append(("rpmb_writes", now.counter - before.counter))
         if before.free is None or now.free is None:
@@ -283,7 +284,7 @@ class Budget:
 
     def _begin(self, board: Board, items: Sequence[pytest.Item]) -> None:
         self._items = items
-        self._meter = Meter(board)
+        self._meter = self._bench.meter = Meter(board)
         self._ledger = Ledger.of(board)
         self._per_byte = self._ledger.writes_per_byte() or WRITES_PER_BYTE
         self._reserve = self._room_to_restore()
@@ -328,7 +329,9 @@ class Budget:
         """A reading; what the counter moved is charged to the group that ran."""
         if self._meter is None:
             return self._last
-        now = self._meter.read()
+        return self._account(self._meter.read())
+
+    def _account(self, now: Reading) -> Reading:
         if now.counter is not None and self._last.counter is not None:
             self.writes[self._group] += now.counter - self._last.counter
         if now.counter is not None or self._last.counter is None:

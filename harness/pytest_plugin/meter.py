@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 
 _COUNTER: Final = re.compile(r"Counter value: 0x([0-9a-fA-F]+)")
 # One round trip; the store is asked only when the counter has moved.
-_READ: Final = f"""c=$(mmc rpmb read-counter {{device}} 2>&1); echo "$c"
-case $c in *"{{known}}"*) ;; *) stat -f -c 'free %S %b %f' {EFIVARS_PATH};; esac"""
+_READ: Final = f"""c=$(mmc rpmb read-counter {{device}} 2>&1); echo "$c"; moved=
+case $c in *"{{known}}"*) ;; *) moved=yes; stat -f -c 'free %S %b %f' {EFIVARS_PATH};; esac
+"""
 _UNKNOWN: Final = "no counter yet"
 _FREE: Final = re.compile(r"free (\d+) (\d+) (\d+)")
 
@@ -35,11 +36,34 @@ class Meter:
         self._board = board
         self._last = Reading(None, None)
 
+    @property
+    def last(self) -> Reading:
+        """What was read last."""
+        return self._last
+
+    def script(self) -> str:
+        """Shell commands whose output :meth:`take` understands: nothing for a board that must be
+        asked otherwise."""
+        if not self._has_mmc():
+            return ""
+        last = self._last.counter
+        known = _UNKNOWN if last is None else f"{last:#010x}"
+        return _READ.format(device=self._board.rpmb.device, known=known)
+
+    def take(self, text: str) -> Reading:
+        """The reading in what :meth:`script` printed; other lines are passed over."""
+        try:
+            self._last = self._understood(text) if self._has_mmc() else self._slowly()
+        except HilError:
+            self._last = Reading(None, None)
+        return self._last
+
     def read(self) -> Reading:
         """Counter and free bytes now. Where the counter has not moved, nothing was written and
         the free bytes are those of the last reading."""
         try:
-            self._last = self._quickly() if self._has_mmc() else self._slowly()
+            script = self.script()
+            return self.take(self._board.shell.run(script).text if script else "")
         except HilError:
             self._last = Reading(None, None)
         return self._last
@@ -54,10 +78,7 @@ class Meter:
         has = self._board.capabilities.has
         return has(Capability.MMC_UTILS) and has(Capability.RPMB_ACCESS)
 
-    def _quickly(self) -> Reading:
-        last = self._last.counter
-        known = _UNKNOWN if last is None else f"{last:#010x}"
-        text = self._board.shell.run(_READ.format(device=self._board.rpmb.device, known=known)).text
+    def _understood(self, text: str) -> Reading:
         counter = _COUNTER.search(text)
         if counter is None:
             return Reading(None, None)

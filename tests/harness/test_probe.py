@@ -34,15 +34,10 @@ def probe(request: pytest.FixtureRequest, shell: SshShell) -> Iterator[Probe]:
         yield probe
 
 
-@pytest.fixture(scope="module")
-def python(shell: SshShell) -> Iterator[Probe]:
+def test_the_static_program_is_taken_where_there_is_one(shell: SshShell) -> None:
     with Probe(shell) as probe:
-        yield probe
-
-
-def test_python_is_taken_where_the_target_has_it(python: Probe) -> None:
-    python.steps([do.ListDir("/")])
-    assert python.backend == "python3"
+        probe.steps([do.ListDir("/")])
+        assert probe.backend == "static"
 
 
 def test_descriptors_live_from_batch_to_batch(probe: Probe, tmp_path: Path) -> None:
@@ -164,23 +159,24 @@ def test_one_write_is_one_system_call(probe: Probe, shell: SshShell, tmp_path: P
         os.close(reader)
 
 
-def test_what_only_python_can_do(python: Probe, tmp_path: Path) -> None:
+@pytest.mark.parametrize("backend", ["python3", "static"])
+def test_what_the_shell_cannot_do(shell: SshShell, backend: str, tmp_path: Path) -> None:
     path = str(tmp_path / "f")
-    outcomes = python.steps(
-        [
-            do.Open("f", path, "O_RDWR|O_CREAT", 0o600),
-            do.Writev("f", (b"ab", b"cd")),
-            do.Pwrite("f", b"B", 1),
-            do.Lseek("f", 1),
-            do.Read("f", 2),
-            do.Pread("f", 2, 2),
-            do.Ftruncate("f", 3),
-            do.Truncate(path, 2),
-            do.Fstat("f"),
-            do.Mknod(str(tmp_path / "fifo"), 0o010600),
-            do.Close("f"),
-        ]
-    )
+    steps: list[do.Step] = [
+        do.Open("f", path, "O_RDWR|O_CREAT", 0o600),
+        do.Writev("f", (b"ab", b"cd")),
+        do.Pwrite("f", b"B", 1),
+        do.Lseek("f", 1),
+        do.Read("f", 2),
+        do.Pread("f", 2, 2),
+        do.Ftruncate("f", 3),
+        do.Truncate(path, 2),
+        do.Fstat("f"),
+        do.Mknod(str(tmp_path / "fifo"), 0o010600),
+        do.Close("f"),
+    ]
+    with Probe(shell, backend=backend) as probe:
+        outcomes = probe.steps(steps)
     assert all(outcome.ok for outcome in outcomes)
     assert (outcomes[1].value, outcomes[2].value) == (4, 1)
     assert (outcomes[4].data, outcomes[5].data) == (b"Bc", b"cd")
@@ -230,7 +226,8 @@ def test_a_step_that_hangs_ends_at_the_timeout(shell: SshShell, tmp_path: Path) 
 def test_a_killed_probe_is_told_and_replaced(shell: SshShell) -> None:
     with Probe(shell) as probe:
         probe.steps([do.ListDir("/")])
-        shell.run("pkill -KILL -f hil-probe-.*/target.py", timeout=5)
+        helpers = "for p in /proc/[0-9]*; do case $(readlink $p/exe) in */hil-probe-*/helper*) "
+        shell.run(f"{helpers} kill -KILL ${{p#/proc/}};; esac; done", timeout=20)
         with pytest.raises(TargetError, match="probe on the target has ended"):
             probe.steps([do.ListDir("/")])
         assert probe.steps([do.ListDir("/")])[0].ok

@@ -92,6 +92,7 @@ MACHINES: Mapping[str, Machine] = {
         _X86_64,
         {
             "openat": 257, "read": 0, "write": 1, "writev": 20, "pread64": 17, "lseek": 8,
+            "pwrite64": 18,
             "close": 3, "unlinkat": 263, "truncate": 76, "ftruncate": 77, "renameat2": 316,
             "linkat": 265, "symlinkat": 266, "mkdirat": 258, "mknodat": 259, "ioctl": 16,
             "statfs": 137, "getdents64": 217, "statx": 332,
@@ -106,6 +107,7 @@ MACHINES: Mapping[str, Machine] = {
         _AARCH64,
         {
             "openat": 56, "read": 63, "write": 64, "writev": 66, "pread64": 67, "lseek": 62,
+            "pwrite64": 68,
             "close": 57, "unlinkat": 35, "truncate": 45, "ftruncate": 46, "renameat2": 276,
             "linkat": 37, "symlinkat": 36, "mkdirat": 34, "mknodat": 33, "ioctl": 29,
             "statfs": 43, "getdents64": 61, "statx": 291,
