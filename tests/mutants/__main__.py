@@ -1,10 +1,10 @@
-"""``python -m tests.mutants [NAME ...] [--jobs N] [--sample]``: the conformance tests on every
-mutant board.
+"""``python -m tests.mutants [NAME ...] [--jobs N] [--sample] [--results FILE]``: the conformance
+tests on every mutant board.
 
 Measures the healthy board once; the mutants' board files pin what it can do, so that a test is
 never skipped because of what a mutant broke.  Prints progress and then a table of mutant and tests
-that caught it.  Exit status 0 when all were caught, 1 when one survived, 2 when nothing could be
-tried.
+that caught it; with ``--results`` what an earlier run caught is not tried again.  Exit status 0
+when all were caught, 1 when one survived, 2 when nothing could be tried.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Final
 from emulation.mutants import mutants
 from emulation.mutants.registry import Mutant
 from harness.errors import HilError
+from tests.mutants.results import caught_before, keep
 from tests.mutants.trial import Bench, Trial
 
 SAMPLE: Final = (
@@ -45,17 +46,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # As ^C: the runs that are going on end with this one.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     chosen = _chosen(options)
-    with tempfile.TemporaryDirectory(prefix="hil-mutants-") as directory:
-        try:
-            bench = Bench.prepare(Path(directory), timeout=options.timeout)
-        except HilError as error:
-            print(f"mutants: the healthy board could not be measured: {error}", file=sys.stderr)
-            return 2
-        trials = sorted(_tried(bench, chosen, options.jobs), key=lambda t: chosen.index(t.mutant))
+    caught = caught_before(options.results, mutants())
+    before = [caught[mutant.name] for mutant in chosen if mutant.name in caught]
+    left = [mutant for mutant in chosen if mutant.name not in caught]
+    try:
+        trials = [*before, *_trials(left, options)]
+    except HilError as error:
+        print(f"mutants: the healthy board could not be measured: {error}", file=sys.stderr)
+        return 2
+    trials.sort(key=lambda trial: chosen.index(trial.mutant))
     _show(trials)
-    caught = sum(trial.caught for trial in trials)
-    print(f"MUTANTS caught {caught} of {len(trials)}")
-    return 0 if caught == len(trials) else 1
+    number = sum(trial.caught for trial in trials)
+    print(f"MUTANTS caught {number} of {len(trials)}")
+    return 0 if number == len(trials) else 1
+
+
+def _trials(chosen: Sequence[Mutant], options: argparse.Namespace) -> Iterator[Trial]:
+    """Try them all. Raises :class:`HilError` when the healthy board could not be measured."""
+    if not chosen:
+        return
+    with tempfile.TemporaryDirectory(prefix="hil-mutants-") as directory:
+        bench = Bench.prepare(Path(directory), timeout=options.timeout)
+        for trial in _tried(bench, chosen, options.jobs):
+            if options.results is not None:
+                keep(options.results, trial)
+            yield trial
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -63,6 +78,12 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("name", nargs="*", help="only these mutants (default: all)")
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="how many at a time")
     parser.add_argument("--sample", action="store_true", help="only the sample for CI")
+    parser.add_argument(
+        "--results",
+        type=Path,
+        metavar="FILE",
+        help="keep what became of each in FILE; what FILE says was caught is not tried again",
+    )
     parser.add_argument(
         "--timeout", type=float, default=300, metavar="SECONDS", help="for each mutant"
     )

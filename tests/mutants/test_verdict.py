@@ -12,7 +12,8 @@ import pytest
 from emulation.mutants import mutants
 from emulation.mutants.registry import Mutant
 from tests.mutants.__main__ import SAMPLE, main
-from tests.mutants.trial import HEALTHY, Bench, files_in_order
+from tests.mutants.results import caught_before, keep
+from tests.mutants.trial import HEALTHY, Bench, Trial, files_in_order
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -124,6 +125,21 @@ def test_a_board_that_does_not_start_is_not_caught(tmp_path: Path) -> None:
     trial = Bench(tmp_path, {}, 60).try_mutant(nothing)
     assert not trial.caught
     assert trial.outcome.startswith("NOT caught: pytest ended with 4")
+
+
+def test_what_was_caught_is_not_tried_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = tmp_path / "results.jsonl"
+    caught, survived = (mutants()[name] for name in SAMPLE[:2])
+    keep(results, Trial(caught, "caught", 1, ["tests/conformance/test_x.py::test_y"], []))
+    keep(results, Trial(survived, "NOT caught (3 passed)", 1, [], []))
+    keep(results, Trial(Mutant("gone", "", "", (), survived.install), "caught", 1, ["test"], []))
+    assert list(caught_before(results, mutants())) == [caught.name]
+    assert main([caught.name, "--results", str(results)]) == 0
+    shown = capsys.readouterr().out
+    assert f"| `{caught.name}` | `test_x.py::test_y` |" in shown
+    assert shown.endswith("MUTANTS caught 1 of 1\n")
 
 
 def test_an_unknown_mutant_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
