@@ -33,6 +33,8 @@ def refused(*expected: int) -> Iterator[None]:
 def accepted() -> Iterator[None]:
     """Expect the enclosed operation to succeed on the board: an errno is a failed assertion.
 
+    Also a decorator, of a test in which the board may refuse nothing.
+
     >>> with accepted():
     ...     pass
     """

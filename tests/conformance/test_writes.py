@@ -144,6 +144,7 @@ class TestAppend:
 
     @pytest.mark.cases(207)
     @TWO_RECORDS
+    @accepted()
     def test_nothing_appended_changes_nothing(self, efivars: Efivars) -> None:
         efivars.write("V", b"ap++!!")
         with _writable(efivars) as file:
