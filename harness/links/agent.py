@@ -2,24 +2,32 @@ r"""The program that receives commands over a serial line on the target, and its
 
 The line may lose characters both ways, and the kernel may print into it anywhere, so nothing
 that arrives is ever interpreted by an interactive shell. A small receiver reads lines; a
-command is put together from numbered pieces, runs only when its checksum is right and its id
-is new, and its result is kept in a directory so that it can be asked for again and again.
+command runs only when the checksum of its line is right and its id is new, and its result is
+kept in a directory so that it can be asked for again and again.
 
-Host to target, one line each (``^U`` before it kills a damaged rest):
+What is checked and answered for every command is done by the shell itself: a process costs as
+much as a dozen characters on the line. Hence the checksum :func:`digest`, which a shell can
+compute, and the texts that the receiver remembers, so that what commands have in common crosses
+the line once.
 
-=====================  ==========================================================
-``c ID.N:TEXT``        piece N of command ID; answered by ``C`` and the same line
-``d ID.N:TEXT``        the same, not answered
-``x ID.CRC``           run it: ``S ID`` when started, then ``R``; ``N ID`` if damaged
-``r ID``               the result again: ``R``, ``U ID`` never started, ``L ID`` no result
-``f ID.SIZE.N``        block N of SIZE bytes of the result: ``B ID.SIZE.N.CRC.DATA``
-``p NONCE``            ``P NONCE.STATE.ENCODING.DIRECTORY``, STATE ``new`` or ``old``
-``q``                  tidy up and end
-=====================  ==========================================================
+Host to target, one line each (``^U`` before it kills a damaged rest). ``H`` is the digest of the
+line without it:
 
-(without the blanks). Target to host: ``RS body US``. ``R ID.SIZE.CRC.DATA`` carries the whole
-result, encoded, when it is small. A result is standard output, standard error and a trailer
-``LF ID STATUS LENGTH-OF-STANDARD-ERROR LF``, all under one POSIX ``cksum``.
+=========================  ======================================================
+``c ID.N.H:TEXT``          piece N of command ID; answered by ``C ID.N``
+``x ID.N.H:TEXT``          the last piece: run it. ``ACK`` when started, then ``R`` or ``T``
+``y ID.N.A.B.H:TEXT``      the same, between the remembered texts A and B (none if empty)
+``k ID.N.A.H:TEXT``        the last piece of the text to be remembered as A: ``C ID.N``
+``r ID``                   the result again: ``R`` or ``T``, ``U ID`` not run, ``L ID`` no result
+``f ID.SIZE.N``            block N of SIZE bytes of the result: ``B ID.SIZE.N.CRC.DATA``
+``p NONCE``                ``P NONCE.STATE.ENCODING.DIRECTORY``, STATE ``new`` or ``old``
+``q``                      tidy up and end
+=========================  ======================================================
+
+(without the blanks). A line with a wrong digest is answered by ``N``, one that does not follow
+what came before by ``U ID``. Target to host: ``RS body US``. ``R ID.STATUS.OUT.ERR.H`` is a short
+result, ``T ID.STATUS.SIZE.ERRORS.CRC.H`` announces a long one: SIZE bytes, of which the last
+ERRORS are standard error, with their POSIX ``cksum``; its first block follows unasked.
 """
 
 from __future__ import annotations
@@ -34,7 +42,14 @@ from harness.links import posix
 from harness.links.console import without_escapes
 
 START, END = b"\x1e", b"\x1f"
-SMALL = 512  # bytes of a result that travel with R
+SMALL = 120  # bytes of a stream that travel with R; longer ones cost the target more processes
+FIRST_BLOCK = 512  # bytes of a long result that are sent unasked
+SLOTS = 32  # texts that the receiver remembers
+
+_FIRST, _LAST = 32, 126
+_TABLE = "".join(map(chr, range(_FIRST, _LAST + 1)))
+_FACTOR, _MODULUS = 131, 16_000_057
+# their product is below 2**31: the arithmetic of a shell may have no more
 
 # Runs under `sh -c`: no job control, so ^C reaches it; its command is a background child, so
 # the trap runs at once and ends the command's whole tree, whatever that ignores.
@@ -50,7 +65,7 @@ case $(printf QQ== | base64 -d 2>/dev/null) in
   A) ;;
   *) e='od -An -v -tx1' ;;
 esac
-stty -echo -iexten icanon isig icrnl intr '^C' kill '^U' eof '^D'
+stty -echo -iexten -opost icanon isig icrnl intr '^C' kill '^U' eof '^D'
 say() { printf '\036%s\037\n' "$1"; }
 slay() {
   kill -STOP "$1" 2>/dev/null
@@ -63,83 +78,118 @@ slay() {
 }
 CKSUM
 sum() { w=$(cksum <"$d/$1"); v=${w#* } w=${w%% *}; v=${v%% *}; }
+t='TABLE'
+hash() {
+  y=$1 v=0
+  while [ "$y" ]; do
+    z=${y#?} w=${y%"${y#?}"}
+    w=${t%%"$w"*} y=$z
+    v=$(((v*FACTOR+${#w})%MODULUS))
+  done
+}
+small() {
+  x= w=0
+  [ -s "$d/$1" ] || return 0
+  while IFS= read -r y; do
+    w=$((w+${#y}+1))
+    [ "$w" -gt SMALL ] && return 1
+  done <"$d/$1"
+  [ "$((w+${#y}))" -gt SMALL ] && return 1
+  set -- $($e <"$d/$1")
+  IFS=
+  x="$*"
+  unset IFS
+  [ "${#x}" -le 400 ]
+}
+block() {
+  dd if="$d/out" bs="$2" skip="$3" count=1 2>/dev/null >"$d/cmd"
+  sum cmd
+  printf '\036B%s' "$1.$2.$3.$w."; $e <"$d/cmd"; printf '\037\n'
+}
 report() {
   z=
-  read -r z v w 2>/dev/null <"$d/done"
-  [ "$z" = "$1" ] || { say "L$1"; return; }
-  if [ "$v" -le SMALL ]; then
-    printf '\036R%s' "$1.$v.$w."; $e <"$d/out"; printf '\037\n'
-  else
-    say "R$1.$v.$w."
-  fi
+  IFS= read -r z 2>/dev/null <"$d/done"
+  case $z in
+    R"$1".*) say "$z" ;;
+    T"$1".*) say "$z"; block "$1" FIRST 0 ;;
+    *) say "L$1" ;;
+  esac
 }
 run() {
   last=$1
   echo "$1" >"$d/last"
-  say "S$1"
-  : >"$d/out"
+  printf '\006'
+  : >"$d/out" >"$d/err"
   (
     exec </dev/null >>"$d/out" 2>"$d/err"
-    eval "unset d s e o t l a b i n g p v w z y k u last; set --; $g$p"
+    eval "unset d s e o t l a b i j n g v w x y z k u last; set --; $b"
   ) &
   k=$!
   wait "$k"
   u=$?
   while kill -0 "$k" 2>/dev/null; do wait "$k"; u=$?; done
   k=
-  z=0
-  if [ -s "$d/err" ]; then
-    z=$(wc -c <"$d/err")
-    cat "$d/err" >>"$d/out"
+  if small out && { b=$x; small err; }; then
+    b=R$1.$u.$b.$x
+  else
+    z=0
+    if [ -s "$d/err" ]; then
+      z=$(wc -c <"$d/err")
+      cat "$d/err" >>"$d/out"
+    fi
+    sum out
+    b=T$1.$u.$v.$((z)).$w
   fi
-  printf '\n%s %s %s\n' "$1" "$u" "$((z))" >>"$d/out"
-  sum out
-  echo "$1 $v $w" >"$d/done"
+  hash "$b"
+  echo "$b.$v" >"$d/done"
+  report "$1"
+}
+take() {
+  a=$1.
+  j=${a%%.*} a=${a#*.}
+  z=${a%%.*} a=${a#*.}
+  case $l in [xy]*) [ "$j" = "$last" ] && { report "$j"; return; } ;; esac
+  [ "$z" = 0 ] && i=$j n=0 g=
+  if [ "$j" != "$i" ] || [ "$z" -gt "$n" ]; then say "U$j"; return; fi
+  if [ "$z" -lt "$n" ]; then say "C$j.$z"; return; fi
+  case $l in
+    c*) g=$g$b n=$((n+1)); say "C$j.$z" ;;
+    k*) eval "_m${a%.}=\$g\$b"; n=$((n+1)); say "C$j.$z" ;;
+    x*) b=$g$b; run "$j" ;;
+    y*)
+      eval "w=\${_m${a%%.*}}"; a=${a#*.}
+      eval "x=\${_m${a%.}}"
+      b=$w$g$b$x; run "$j" ;;
+  esac
 }
 trap '[ "$k" ] && slay "$k"' INT
 trap '' QUIT TSTP
-last= i= n=0 g= p= k= z= l=
+last= i= n=0 g= k= u=0 l= _m=
 read -r last 2>/dev/null <"$d/last"
 say "Pready.$s.${e%% *}.$d"
 while :; do
   l=
   if ! IFS= read -r l; then
-    z=$((${z:-0}+1))
-    [ "$z" -gt 20 ] && break
+    u=$((u+1))
+    [ "$u" -gt 20 ] && break
     continue
   fi
-  z=0
+  u=0
   b=${l#*:} a=${l%%:*}
-  a=${a#?}
   case $l in
-    [cd]*:*)
-      case $a in
-        "$i.$n") p=$b ;;
-        "$i.$((n+1))") g=$g$p p=$b n=$((n+1)) ;;
-        *.0) i=${a%.*} n=0 g= p=$b ;;
-      esac
-      case $l in c*) say "C${l#c}" ;; esac ;;
-    x*.*)
-      b=${a#*.} a=${a%%.*}
-      if [ "$a" = "$last" ]; then
-        report "$a"
-      else
-        printf %s "$a.$g$p" >"$d/cmd"
-        sum cmd
-        if [ "$a.$w" = "$i.$b" ]; then run "$a"; report "$a"; else say "N$a"; fi
-      fi ;;
-    r*) if [ "$a" = "$last" ]; then report "$a"; else say "U$a"; fi ;;
+    [ckxy]*.*.*:*)
+      hash "${a%.*}:$b"
+      if [ "$v" = "${a##*.}" ]; then a=${a%.*}; take "${a#?}"; else say N; fi ;;
+    r*) a=${a#?}; if [ "$a" = "$last" ]; then report "$a"; else say "U$a"; fi ;;
     f*.*.*)
-      b=${a#*.} z=0
-      case $b in
-        *[!0-9.]*|*.*.*|.*|*.) ;;
-        *)
-          dd if="$d/out" bs="${b%.*}" skip="${b#*.}" count=1 2>/dev/null >"$d/cmd"
-          sum cmd
-          printf '\036B%s' "$a.$w."; $e <"$d/cmd"; printf '\037\n' ;;
+      a=${a#?}
+      case $a in
+        *[!0-9.]*|*.*.*.*|.*|*..*|*.) ;;
+        *) b=${a#*.}; block "${a%%.*}" "${b%.*}" "${b#*.}" ;;
       esac ;;
-    p*) say "P$a.$s.${e%% *}.$d" ;;
+    p*) say "P${a#?}.$s.${e%% *}.$d" ;;
     q) break ;;
+    ?*) say N ;;
   esac
 done
 stty "$o"
@@ -161,8 +211,18 @@ LOADER = (
 def script(name: str) -> str:
     """The receiver, keeping results in a directory called ``name``, on one line for
     ``printf %b``."""
-    text = _SCRIPT.replace("NAME", name).replace("SMALL", str(SMALL)).replace("CKSUM", posix.CKSUM)
-    return text.strip().replace("\\", "\\\\").replace("\n", "\\n")
+    values = {
+        "NAME": name,
+        "SMALL": str(SMALL),
+        "CKSUM": posix.CKSUM,
+        "FACTOR": str(_FACTOR),
+        "MODULUS": str(_MODULUS),
+        "FIRST": str(FIRST_BLOCK),
+        "TABLE": _TABLE.replace("'", "'\\''"),
+    }
+    text = re.sub("|".join(values), lambda found: values[found[0]], _SCRIPT)
+    lines = (line.strip() for line in text.strip().splitlines())
+    return "\n".join(lines).replace("\\", "\\\\").replace("\n", "\\n")
 
 
 def printable(command: str) -> str:
@@ -176,18 +236,30 @@ def printable(command: str) -> str:
     return f"eval \"$(printf %b '{escaped}')\""
 
 
-def checksum(command_id: int, text: str) -> int:
-    """What the target's ``x`` compares."""
-    return posix.cksum(f"{command_id}.{text}".encode())
+def digest(text: str) -> int:
+    """A checksum that a shell computes without a process: a polynomial over the characters'
+    places in the table of printable ASCII. One in sixteen million damages passes."""
+    value = 0
+    for byte in text.encode("latin-1"):
+        place = byte - _FIRST if _FIRST <= byte <= _LAST else len(_TABLE)
+        value = (value * _FACTOR + place) % _MODULUS
+    return value
+
+
+def line(head: str, text: str) -> str:
+    """A line of the kinds c, k, x and y: ``head`` is its kind and numbers."""
+    return f"{head}.{digest(f'{head}:{text}')}:{text}"
 
 
 class Kind(StrEnum):
     """First letter of a frame from the target."""
 
+    STARTED = "\x06"
+    """ACK, which stands alone: one character to lose, and none that a kernel prints."""
     PIECE = "C"
     DAMAGED = "N"
-    STARTED = "S"
     RESULT = "R"
+    LONG_RESULT = "T"
     BLOCK = "B"
     UNKNOWN = "U"
     LOST = "L"
@@ -210,7 +282,7 @@ class Frame:
         return self.body[1:].split(".")
 
 
-_FRAME = re.compile(rb"\x1e([^\x1e\x1f]*)\x1f")
+_FRAME = re.compile(rb"\x1e([^\x06\x1e\x1f]*)\x1f|\x06")
 # printk with time stamps, anywhere in a frame, up to its end of line
 _PRINTK = re.compile(rb"\[ *\d+\.\d{6}\](?:\[[^\]\n]*\])? [^\n]*\n")
 _KINDS = {kind.value for kind in Kind}
@@ -223,7 +295,8 @@ def frames(data: bytes) -> tuple[list[Frame], int]:
     position = 0
     for match in _FRAME.finditer(data):
         position = match.end()
-        found.append(Frame(without_noise(match[1]).replace("\r", "").replace("\n", "")))
+        body = match[0] if match[1] is None else match[1]
+        found.append(Frame(without_noise(body).replace("\r", "").replace("\n", "")))
     return found, position
 
 
@@ -232,12 +305,11 @@ def without_noise(data: bytes) -> str:
     return _PRINTK.sub(b"", without_escapes(data)).decode("latin-1")
 
 
-def decode(text: str) -> bytes | None:
-    """Bytes from base64 or ``od`` hexadecimal; None if damaged."""
-    if re.fullmatch(r"(?: [0-9a-f]{2})*", text):
-        return bytes.fromhex(text)
+def decode(text: str, *, base64_encoded: bool) -> bytes | None:
+    """Bytes from base64, or from ``od``'s hexadecimal with or without its blanks; None if
+    damaged."""
     try:
-        return base64.b64decode(text, validate=True)
+        return base64.b64decode(text, validate=True) if base64_encoded else bytes.fromhex(text)
     except (binascii.Error, ValueError):
         return None
 
@@ -251,12 +323,32 @@ class Outcome:
     stderr: bytes
 
 
-def parse_result(blob: bytes, command_id: int) -> Outcome:
-    """Take a result with a right checksum apart. Raises ValueError if it is none of
-    ``command_id``."""
-    head, newline, trailer = blob.rstrip(b"\n").rpartition(b"\n")
-    number, status, errors = (int(field) for field in trailer.split())
-    if not newline or number != command_id or errors > len(head):
-        raise ValueError("not the result of this command")
-    split = len(head) - errors
-    return Outcome(status, head[:split], head[split:])
+@dataclass(frozen=True, slots=True)
+class Announced:
+    """A result that must be fetched: ``size`` bytes with the POSIX checksum ``checksum``, the
+    last ``errors`` of them standard error."""
+
+    status: int
+    size: int
+    errors: int
+    checksum: int
+
+    def outcome(self, blob: bytes) -> Outcome | None:
+        """The result, or None if ``blob`` is not it."""
+        if len(blob) != self.size or posix.cksum(blob) != self.checksum:
+            return None
+        split = self.size - self.errors
+        return Outcome(self.status, blob[:split], blob[split:])
+
+
+def parse_result(frame: Frame, *, base64_encoded: bool) -> Outcome | Announced | None:
+    """What an ``R`` or ``T`` frame says; None if anything about it is damaged."""
+    text, _, check = frame.body.rpartition(".")
+    if check != str(digest(text)):
+        return None
+    _, *fields = text[1:].split(".")
+    if frame.kind is Kind.LONG_RESULT:
+        return Announced(*map(int, fields))
+    status, *streams = fields
+    out, err = (decode(stream, base64_encoded=base64_encoded) for stream in streams)
+    return None if out is None or err is None else Outcome(int(status), out, err)

@@ -42,6 +42,7 @@ class Stage(StrEnum):
     """What is at the other end of the console, as far as its output tells."""
 
     SILENT = "silent"
+    BOOTING = "booting"
     FIRMWARE = "firmware"
     KERNEL = "kernel"
     LOGIN = "login"
@@ -73,6 +74,7 @@ class Console:
         self._data = bytearray()
         self._dropped = 0
         self._stage = Stage.SILENT
+        self._heard = time.monotonic()
         self._line = b""
         self._failure: BaseException | None = None
         self._stopping = False
@@ -96,11 +98,18 @@ class Console:
         """The unfinished line, without escape sequences: where a prompt stands."""
         return self._line
 
-    def forget_stage(self) -> None:
-        """After a power cut: nothing is known until the board speaks again."""
+    @property
+    def quiet_seconds(self) -> float:
+        """How long nothing has been received."""
+        return time.monotonic() - self._heard
+
+    def expect_boot(self) -> None:
+        """The board's power was just switched: nothing is known until it speaks again, and
+        nothing should be typed before that."""
         with self._news:
-            self._stage = Stage.SILENT
+            self._stage = Stage.BOOTING
             self._line = b""
+            self._heard = time.monotonic()
 
     def mark(self) -> int:
         """The number of bytes received so far: a position for :meth:`since`."""
@@ -248,6 +257,7 @@ class Console:
     def _received(self, data: bytes) -> None:
         with self._news:
             self._data += data
+            self._heard = time.monotonic()
             surplus = len(self._data) - KEEP
             if surplus > KEEP // 4:
                 del self._data[:surplus]
@@ -273,7 +283,7 @@ class Console:
             self._stage = Stage.FIRMWARE
         elif _KERNEL_START.search(line):
             self._stage = Stage.KERNEL
-        elif self._stage is Stage.SILENT and _FIRMWARE_LATER.search(line):
+        elif self._stage in (Stage.SILENT, Stage.BOOTING) and _FIRMWARE_LATER.search(line):
             self._stage = Stage.FIRMWARE
 
 

@@ -30,21 +30,28 @@ from harness.links import agent, posix
 from harness.links.address import SerialAddress
 from harness.links.agent import Frame, Kind, Outcome
 from harness.links.console import Console, Stage
+from harness.links.fragments import Fragments
+from harness.links.patience import Patience
 from harness.shell import Result
 
 __all__ = ["Console", "SerialShell", "Stage"]
 
-PATIENCE = 0.15  # seconds beyond the wire time until an unanswered line is sent again
-LONGEST_PATIENCE = 2.0
 TRIES = 4  # of one piece before it is made shorter
+LOOK_AGAIN = 0.5  # seconds until the result of a command that runs is asked for
 NUDGE_INTERVAL = 0.5  # seconds between line feeds to a console that says nothing
-SHORTEST_PIECE, LONGEST_PIECE = 16, 512  # characters of a command in one line
+# While a system boots, what is typed before it has opened its port may block the port for good
+# (seen with QEMU's PL011): only when it has said nothing for so long.
+BOOT_QUIET, BOOT_LONGEST = 4.0, 20.0
+SHORTEST_PIECE, LONGEST_PIECE = 16, 1024  # characters of a command in one line
 SMALLEST_BLOCK, LARGEST_BLOCK = 32, 4096  # bytes of a result in one frame; powers of two
 UPLOAD_BLOCK = 1536  # bytes of a file in one command
 INLINE_STDIN = 256  # bytes of standard input inside the command
 TYPED_PIECE = 24  # characters typed at once at an interactive prompt, echo-checked
 WRONG_LOGINS = 4
 LOGIN_ANSWER = 5.0  # seconds a login program may take, e.g. to look up the user
+
+_SHORT_FRAME = 24  # characters of an answer without data
+_LONG_FRAME = 900  # ... of a result with its first block
 
 _REFUSED = re.compile(r"[Ii]ncorrect|[Ll]ogin failed|denied")
 
@@ -75,6 +82,8 @@ class SerialShell:
         self._number = 0
         self._piece = 96
         self._block = 2048
+        self._patience = Patience()
+        self._fragments = Fragments(agent.SLOTS)
         self._mark = console.mark()
         self._inbox: deque[Frame] = deque()
 
@@ -95,7 +104,7 @@ class SerialShell:
         with self._lock, self._located(command):
             start = time.monotonic()
             deadline = start + timeout
-            self._attach(deadline)
+            self._attach(min(deadline, start + self.login_timeout))
             outcome = self._execute(self._with_stdin(command, stdin, deadline), deadline, timeout)
         duration = time.monotonic() - start
         return Result(command, outcome.status, outcome.stdout, outcome.stderr, duration)
@@ -197,47 +206,50 @@ class SerialShell:
                 return frame
         return None
 
-    def _confirmed(self, line: str, answer: str, deadline: float) -> bool:
-        """Send ``line`` until it is printed back as ``answer``; False after several damages,
-        the pieces to come are then shorter. Raises ``SerialDamage`` at the deadline."""
-        patience = PATIENCE
+    def _ask(
+        self, line: str, wanted: Callable[[Frame], bool], deadline: float, *, characters: int
+    ) -> Frame | None:
+        """Send ``line`` until a frame is ``wanted``; None after several tries. An answer has up
+        to ``characters``. Raises ``SerialDamage`` at the deadline."""
         prefix = ""
-        for _ in range(TRIES):
-            self._inbox.clear()
-            self._write(prefix + line)
-            # the answer to a long line is as long, and both share a slow adapter
-            until = time.monotonic() + self._wire_time(2 * len(line) + 64) + patience
-            frame = self._await(
-                lambda frame: frame.kind in (Kind.PIECE, None), min(until, deadline)
-            )
-            if frame is not None and frame.body == answer:
-                self._piece = min(self._piece + self._piece // 8, LONGEST_PIECE)
-                return True
-            if time.monotonic() >= deadline:
+        for number in range(TRIES):
+            start = time.monotonic()
+            if start >= deadline:
                 raise SerialDamage(
                     f"the receiver on the board does not answer; {self.console.tail()}",
                     remedy="check cable, baud rate and that nobody else writes to the console",
                 )
+            self._write(prefix + line)
+            wire = self._wire_time(len(line) + characters)
+            frame = self._await(wanted, min(start + wire + self._patience.seconds, deadline))
+            if frame is not None:
+                if number == 0:
+                    self._patience.learn(time.monotonic() - start - wire)
+                return frame
+            self._patience.failed()
             prefix = _KILL_LINE
-            if frame is None:
-                patience = min(2 * patience, LONGEST_PATIENCE)
-        self._shorten_pieces()
-        return False
+        return None
 
     # commands
 
     def _execute(self, command: str, deadline: float, timeout: float) -> Outcome:
         """Run ``command`` once under a new id and bring its result, however often parts of it
         must be asked for."""
+        text = agent.printable(command)
+        for fragment in self._fragments.new_in(text):
+            self._keep(fragment, deadline)
+        before, rest, after = self._fragments.split(text)
+        run = ("y", f".{before}.{after}") if before or after else ("x", "")
         self._number += 1
         number = self._number
-        text = agent.printable(command)
-        start_lines = self._deliver(number, text, deadline)
-        self._write(*start_lines)
+        line = self._deliver(number, *run, rest, deadline)
+        self._inbox.clear()
+        self._mark = self.console.mark()
         started = False
         unanswered = 0
-        patience = PATIENCE + self._wire_time(sum(map(len, start_lines)) + 64)
-        ask_again = time.monotonic() + patience
+        sent = time.monotonic()
+        self._write(line)
+        ask_again = sent + self._patience.seconds + self._wire_time(len(line) + _SHORT_FRAME)
         while True:
             frame = self._receive(min(ask_again, deadline))
             now = time.monotonic()
@@ -249,90 +261,129 @@ class SerialShell:
                 unanswered += 1
                 if self._back_at_prompt() or (unanswered % 6 == 0 and not started):
                     self._reattach(deadline)
-                self._write(*([f"{_KILL_LINE}r{number}"] if started else start_lines))
-                patience = min(2 * patience, 8.0 if started else LONGEST_PATIENCE)
-                ask_again = time.monotonic() + patience
+                    run, rest = ("x", ""), text
+                    line = self._deliver(number, *run, rest, deadline)
+                self._patience.failed()
+                repeated = f"r{number}" if started else line
+                self._write(f"{_KILL_LINE}{repeated}")
+                ask_again = now + self._patience.seconds + self._wire_time(len(repeated))
                 continue
-            if frame.fields[0] != str(number):
-                continue
-            if frame.kind is Kind.STARTED:
-                started = True
-                ask_again = now + max(1.0, patience)
-            elif frame.kind in (Kind.DAMAGED, Kind.UNKNOWN):
-                self._shorten_pieces()
-                start_lines = self._deliver(number, text, deadline)
-                self._write(*start_lines)
-                ask_again = time.monotonic() + patience
-            elif frame.kind is Kind.LOST:
-                raise _unknown("the receiver on the board was killed while the command ran")
-            elif frame.kind is Kind.RESULT:
-                started = True
-                outcome = self._take_result(number, frame, deadline)
-                if outcome is not None:
-                    self._piece = min(self._piece + self._piece // 4, LONGEST_PIECE)
-                    return outcome
-                self._write(f"{_KILL_LINE}r{number}")
-                ask_again = time.monotonic() + patience
+            ask_again = now + self._patience.seconds + self._wire_time(_LONG_FRAME)
+            match frame.kind:
+                case Kind.STARTED:
+                    if not started and unanswered == 0:
+                        self._patience.learn(now - sent - self._wire_time(len(line) + 1))
+                    started = True
+                    ask_again += LOOK_AGAIN
+                case Kind.RESULT | Kind.LONG_RESULT:
+                    outcome = self._take_result(number, frame, deadline)
+                    if outcome is not None:
+                        self._piece = min(self._piece + self._piece // 4, LONGEST_PIECE)
+                        return outcome
+                    self._write(f"{_KILL_LINE}r{number}")
+                case Kind.LOST if frame.fields[0] == str(number):
+                    raise _unknown("the receiver on the board was killed while the command ran")
+                case Kind.UNKNOWN | Kind.DAMAGED if not started:
+                    self._shorten_pieces()
+                    line = self._deliver(number, *run, rest, deadline)
+                    self._write(f"{_KILL_LINE}{line}")
+                case Kind.UNKNOWN | Kind.DAMAGED | None:
+                    self._write(f"{_KILL_LINE}r{number}")
 
-    def _deliver(self, number: int, text: str, deadline: float) -> list[str]:
-        """Bring all but the last piece of a command across, each checked by its echo; returns
-        the last piece and the line that starts the command, for one write."""
+    def _keep(self, fragment: str, deadline: float) -> None:
+        """Have the receiver remember ``fragment``."""
+        place = self._fragments.free_place()
+        self._number += 1
+        while True:
+            line = self._deliver(self._number, "k", f".{place}", fragment, deadline)
+            if self._confirmed(line, deadline):
+                self._fragments.keep(place, fragment)
+                return
+
+    def _deliver(self, number: int, kind: str, places: str, text: str, deadline: float) -> str:
+        """Bring all but the last piece of a text across; returns the line with the last one."""
         at = index = 0
         while len(text) - at > self._piece:
             size = self._piece
-            body = f"{number}.{index}:{text[at : at + size]}"
-            if self._confirmed(f"c{body}", f"C{body}", deadline):
+            if self._confirmed(agent.line(f"c{number}.{index}", text[at : at + size]), deadline):
                 at += size
                 index += 1
-        return [f"d{number}.{index}:{text[at:]}", f"x{number}.{agent.checksum(number, text)}"]
+        return agent.line(f"{kind}{number}.{index}{places}", text[at:])
+
+    def _confirmed(self, line: str, deadline: float) -> bool:
+        """Send a piece until the receiver says that it has it; False after several damages, the
+        pieces to come are then shorter. Raises ``SerialDamage`` at the deadline."""
+        numbers = line[1:].split(".", 2)[:2]
+        frame = self._ask(
+            line,
+            lambda frame: frame.kind in (Kind.DAMAGED, Kind.UNKNOWN) or frame.fields == numbers,
+            deadline,
+            characters=_SHORT_FRAME,
+        )
+        if frame is not None and frame.kind is Kind.PIECE:
+            self._piece = min(self._piece + self._piece // 8, LONGEST_PIECE)
+            return True
+        self._shorten_pieces()
+        return False
 
     def _shorten_pieces(self) -> None:
         self._piece = max(self._piece // 2, SHORTEST_PIECE)
 
     def _take_result(self, number: int, frame: Frame, deadline: float) -> Outcome | None:
-        """The outcome an ``R`` frame announces; None if anything about it is damaged."""
-        try:
-            _, size_text, checksum_text, data = frame.fields
-            size, checksum = int(size_text), int(checksum_text)
-        except ValueError:
+        """The outcome that a frame tells or announces; None if anything about it is damaged, or
+        if it is of an earlier command."""
+        found = agent.parse_result(frame, base64_encoded=self._has_base64)
+        if found is None or frame.fields[0] != str(number):
             return None
-        small = size <= agent.SMALL
-        blob = agent.decode(data) if small else self._fetch(number, size, deadline)
-        if blob is None or len(blob) != size or posix.cksum(blob) != checksum:
-            return None
-        try:
-            return agent.parse_result(blob, number)
-        except ValueError:
-            return None
+        if isinstance(found, Outcome):
+            return found
+        blob = self._fetch(number, found.size, deadline)
+        return None if blob is None else found.outcome(blob)
 
     def _fetch(self, number: int, size: int, deadline: float) -> bytes | None:
-        """A long result block by block; each is asked for until it is intact."""
-        blob = bytearray()
+        """A long result block by block; each is asked for until it is intact. The first comes
+        unasked."""
+        until = time.monotonic() + self._wire_time(_LONG_FRAME) + self._patience.seconds
+        blob = self._await_block(f"{number}.{agent.FIRST_BLOCK}.0", min(until, deadline)) or b""
         while len(blob) < size:
-            block = self._fetch_block(number, len(blob), deadline)
+            # blocks are counted from the start of the result
+            length = self._block
+            while len(blob) % length:
+                length //= 2
+            block = self._fetch_block(number, length, len(blob) // length, deadline)
             if block is None:
                 if time.monotonic() >= deadline:
                     return None
-                self._block = max(self._block // 2, SMALLEST_BLOCK)
+                self._block = max(length // 2, SMALLEST_BLOCK)
                 continue
             if not block:
                 return None
             blob += block
-            if len(blob) % (2 * self._block) == 0:
+            if length == self._block:
                 self._block = min(2 * self._block, LARGEST_BLOCK)
-        return bytes(blob)
+        return blob
 
-    def _fetch_block(self, number: int, offset: int, deadline: float) -> bytes | None:
-        name = f"{number}.{self._block}.{offset // self._block}"
+    def _fetch_block(self, number: int, length: int, index: int, deadline: float) -> bytes | None:
+        name = f"{number}.{length}.{index}"
+        start = time.monotonic()
         self._write(f"{_KILL_LINE}f{name}")
-        until = time.monotonic() + self._wire_time(2 * self._block + 64) + PATIENCE
-        # a frame that is none of the known kinds is the answer, damaged: ask again at once
-        frame = self._await(lambda frame: frame.kind in (Kind.BLOCK, None), min(until, deadline))
-        if frame is None or not frame.body.startswith(f"B{name}.") or len(frame.fields) != 5:
-            return None
-        _, _, _, checksum, data = frame.fields
-        block = agent.decode(data)
-        return block if block is not None and str(posix.cksum(block)) == checksum else None
+        until = start + self._wire_time(2 * length + _SHORT_FRAME) + self._patience.seconds
+        block = self._await_block(name, min(until, deadline))
+        if time.monotonic() >= until:
+            self._patience.failed()
+        return block
+
+    def _await_block(self, name: str, until: float) -> bytes | None:
+        """The content of the block ``name``; None if it came damaged or not in time."""
+        while (frame := self._receive(until)) is not None:
+            if frame.kind is None:
+                return None  # the answer, damaged: ask again at once
+            if frame.body.startswith(f"B{name}."):
+                checksum, _, data = frame.body[len(name) + 2 :].partition(".")
+                block = agent.decode(data, base64_encoded=self._has_base64)
+                right = block is not None and str(posix.cksum(block)) == checksum
+                return block if right else None
+        return None
 
     def _interrupt(self) -> None:
         """End the command that runs; the receiver must prove itself before the next one."""
@@ -389,7 +440,7 @@ class SerialShell:
 
     # from a silent line to the receiver
 
-    def _attach(self, deadline: float) -> None:
+    def _attach(self, end: float) -> None:
         """Make sure that the receiver answers: ask it, else log in and start it.
 
         Raises ``LinkLost`` when that does not succeed in time (no command was sent),
@@ -398,7 +449,6 @@ class SerialShell:
         if self._attached and self.console.stage is Stage.SHELL:
             return
         self._attached = False
-        end = min(deadline, time.monotonic() + self.login_timeout)
         if self._directory and self.console.stage is Stage.SHELL and self._ping(end):
             return
         try:
@@ -415,22 +465,23 @@ class SerialShell:
 
     def _ping(self, end: float) -> bool:
         """Whether the receiver answers; interrupts what may still occupy it."""
-        patience = PATIENCE
+        nonces = set()
         for _ in range(5):
-            nonce = secrets.token_hex(2)
+            nonces.add(nonce := secrets.token_hex(2))
             self._write(f"{_KILL_LINE}p{nonce}")
-            until = time.monotonic() + patience + self._wire_time(80)
-            if self._take_pong(self._await_pong(nonce, min(until, end))):
+            until = time.monotonic() + self._patience.seconds + self._wire_time(80)
+            if self._take_pong(self._await_pong(nonces, min(until, end))):
                 return True
             if time.monotonic() >= end or self.console.stage is not Stage.SHELL:
                 return False
             self.console.write(_INTERRUPT)
-            patience *= 2
+            self._patience.failed()
         return False
 
-    def _await_pong(self, nonce: str, until: float) -> Frame | None:
+    def _await_pong(self, nonces: set[str], until: float) -> Frame | None:
+        """The answer to one of several questions: a slow target may still be at the first."""
         return self._await(
-            lambda frame: frame.kind is Kind.PONG and frame.fields[0] == nonce, until
+            lambda frame: frame.kind is Kind.PONG and frame.fields[0] in nonces, until
         )
 
     def _take_pong(self, frame: Frame | None) -> bool:
@@ -449,7 +500,8 @@ class SerialShell:
         """Reach a shell prompt: what stands on the screen decides what is typed, at once."""
         console = self.console
         seen = console.mark() - len(console.last_line)
-        next_nudge = 0.0
+        begun = time.monotonic()
+        next_nudge = begun if self._may_type(begun) else begun + NUDGE_INTERVAL
         nudges = refusals = 0
         while True:
             mark = console.mark()
@@ -478,14 +530,26 @@ class SerialShell:
                     remedy="check power, TX and RX, baud rate and the prompts in the board file;"
                     " see the console log",
                 )
-            # not while firmware counts down to the boot: a key would stop it
-            if now >= next_nudge and console.stage is not Stage.FIRMWARE:
-                nudges += 1
-                # at no prompt: a program, or a receiver that a killed harness left
-                stuck = nudges > 2 and console.stage is not Stage.KERNEL
-                console.write(_INTERRUPT + b"\x15q\n" if stuck else b"\n")
-                next_nudge = now + NUDGE_INTERVAL
+            if now >= next_nudge:
+                if self._may_type(begun):
+                    nudges += 1
+                    # at no prompt: a program, or a receiver that a killed harness left
+                    stuck = nudges > 2 and console.stage is not Stage.KERNEL
+                    console.write(_INTERRUPT + b"\x15q\n" if stuck else b"\n")
+                next_nudge = now + max(NUDGE_INTERVAL, self._patience.seconds)
             console.wait_for_data(mark, timeout=min(next_nudge, end) - now)
+
+    def _may_type(self, begun: float) -> bool:
+        """Whether a line feed does no harm: it would stop a firmware that counts down, and a
+        system that boots is left alone until it has long been quiet."""
+        match self.console.stage:
+            case Stage.FIRMWARE:
+                return False
+            case Stage.KERNEL | Stage.BOOTING:
+                waited = time.monotonic() - begun
+                return self.console.quiet_seconds >= BOOT_QUIET or waited >= BOOT_LONGEST
+            case _:
+                return True
 
     def _prompt_in(self, text: str) -> _Prompt | None:
         line = _last_line(text)
@@ -529,13 +593,20 @@ class SerialShell:
         return self._shows(lambda shown: text in shown, mark, len(text), end)
 
     def _shows(self, wanted: Callable[[str], bool], mark: int, characters: int, end: float) -> bool:
-        until = time.monotonic() + 2 * self._wire_time(characters) + 3 * PATIENCE
+        start = time.monotonic()
+        wire = 2 * self._wire_time(characters)
+        until = start + wire + 2 * self._patience.seconds
         while True:
             now = self.console.mark()
             if wanted(agent.without_noise(self.console.since(mark))):
+                self._patience.learn(time.monotonic() - start - wire)
                 return True
             if not self.console.wait_for_data(now, timeout=min(until, end) - time.monotonic()):
-                return False
+                if time.monotonic() >= until:
+                    self._patience.failed()
+                    return False
+                if time.monotonic() >= end:
+                    return False
 
     def _start_receiver(self, end: float) -> bool:
         """From a shell prompt to the receiver; False when a step was damaged. Raises LinkTimeout
@@ -582,36 +653,40 @@ class SerialShell:
 
     def _load(self, end: float) -> bool:
         """Hand the receiver over to the loader and see it start."""
+        self._fragments.clear()
         script = agent.script(self._directory_name)
-        at = number = failures = 0
+        at = number = 0
         while at < len(script):
             size = self._piece
             line = f"{number}:{script[at : at + size]}"
-            if self._confirmed(line, line, end):
+            echo = self._ask(line, _not_of(number - 1), end, characters=len(line))
+            if echo is None:
+                return False  # silent, in spite of all patience
+            if echo.body == line:
                 at += size
                 number += 1
-                failures = 0
+                self._piece = min(self._piece + self._piece // 8, LONGEST_PIECE)
             else:
-                failures += 1
-                if failures >= 3:
-                    return False
-        for _ in range(5):
-            self._write(f"{_KILL_LINE}x:")
-            nonce = secrets.token_hex(2)
-            self._write(f"{_KILL_LINE}p{nonce}")
-            until = time.monotonic() + self._wire_time(160) + 4 * PATIENCE
-            if self._take_pong(self._await_pong(nonce, min(until, end))):
+                self._shorten_pieces()
+        answers = {"ready"}
+        for _ in range(TRIES):
+            answers.add(nonce := secrets.token_hex(2))
+            self._write(f"{_KILL_LINE}x:", f"{_KILL_LINE}p{nonce}")
+            # its start takes some processes
+            until = time.monotonic() + self._wire_time(160) + 4 * self._patience.seconds
+            if self._take_pong(self._await_pong(answers, min(until, end))):
                 return True
+            self._patience.failed()
         return False
+
+
+def _not_of(number: int) -> Callable[[Frame], bool]:
+    """Answers of the loader but those to a piece that was sent twice."""
+    return lambda frame: not frame.body.startswith(f"{number}:")
 
 
 def _last_line(text: str) -> str:
     return text.rsplit("\n", 1)[-1].rsplit("\r", 1)[-1]
-
-
-def _is_echo(frame: Frame) -> bool:
-    """Whether a line printed back, intact or not, by the receiver or by its loader."""
-    return frame.kind in (Kind.PIECE, None)
 
 
 class _Prompt(Enum):
