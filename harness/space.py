@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 CAPACITY: Final = layout.VARIABLE_AREA_SIZE - layout.FIRST_VARIABLE_OFFSET
 """Bytes for records in the store that the kernel series is used with (contract 4.4)."""
+CACHED_SECONDS: Final = 2.5
+"""How old the figures of Linux 7 may be, with a margin: it asks the firmware five times in two
+seconds (K7 fs/efivarfs/super.c). That it drops unwritten files is how it is told from 6."""
 INVISIBLE: Final = 1024
 """Bytes that are taken to be in use by variables without run-time access."""
 RECLAIM_WRITES: Final = 3000
@@ -229,7 +232,7 @@ class StoreSpace:
     def _fill(self, too_much: int) -> None:
         """Fill until a record of ``too_much`` bytes does not fit; the fillers are deleted."""
         free = self.free()
-        if free is None:
+        if free is None or self._cached:
             self._fill_blindly()
             return
         while free >= too_much:
@@ -244,6 +247,11 @@ class StoreSpace:
                     board=self._board.name,
                 )
             free = now
+
+    @property
+    def _cached(self) -> bool:
+        """Whether the figures may be of :data:`CACHED_SECONDS` ago."""
+        return not self._board.capabilities.has(Capability.UNCOMMITTED_FILES_STAY)
 
     def _fill_blindly(self) -> None:
         record = _LARGEST_FILLER

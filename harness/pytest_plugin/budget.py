@@ -6,6 +6,7 @@ the store is reclaimed, and where it cannot be, the test is skipped with that re
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, Final
@@ -19,7 +20,7 @@ from harness.pytest_plugin.blame import BLAME, Whose
 from harness.pytest_plugin.keeper import foreign_names
 from harness.pytest_plugin.meter import Meter, Reading
 from harness.safekeeping.variables import is_named
-from harness.space import FOREIGN, RECLAIM_WRITES, WRITES_PER_BYTE, StoreSpace
+from harness.space import CACHED_SECONDS, FOREIGN, RECLAIM_WRITES, WRITES_PER_BYTE, StoreSpace
 from harness.wear import Entry, Ledger
 
 if TYPE_CHECKING:
@@ -58,6 +59,8 @@ class Budget:
         self._told: dict[str, int] = {}
         # What the stories that end with the test may take.
         self._ending = 0
+        # When tests ended and what they declared, for figures that lag behind.
+        self._recent: list[tuple[float, int]] = []
         self._oddity: str | None = None
         self._per_byte = WRITES_PER_BYTE
         self._declared = 0
@@ -165,6 +168,7 @@ class Budget:
             self._ending = sum(self._told.values())
             self._told.clear()
         result = yield
+        self._recent.append((time.monotonic(), self._cost.store_bytes))
         excess, self._excess = self._excess, None
         if excess is not None:
             item.stash[BLAME] = Whose.TEST
@@ -203,9 +207,7 @@ class Budget:
         space = self.space
         if not cost.store_bytes or space.reclaims_by_itself():
             return
-        free = self._last.free
-        if free is None:
-            free = space.at_least_free()
+        free = self._free()
         if free >= cost.store_bytes + self._reserve:
             return
         fits = space.after_reclaim() >= cost.store_bytes + self._reserve
@@ -216,6 +218,16 @@ class Budget:
             f"the test takes up to {cost.store_bytes} bytes of the store, restoring needs "
             f"{self._reserve}, {free} are free"
         )
+
+    def _free(self) -> int:
+        """Free bytes at least. Figures from a cache may lack what the last tests took."""
+        if self._meter is None or self._last.free is None:
+            return self.space.at_least_free()
+        if self._meter.figures():
+            return self._last.free
+        since = time.monotonic() - CACHED_SECONDS
+        self._recent = [(ended, took) for ended, took in self._recent if ended > since]
+        return max(self._last.free - sum(took for _, took in self._recent), 0)
 
     def _reclaim_for(self, why: str) -> None:
         """Reclaim, or skip with ``why`` and what stands in the way."""
@@ -235,6 +247,7 @@ class Budget:
         self._bench.will_write(*FOREIGN)
         try:
             done = self.space.reclaim()
+            self._recent.clear()
         finally:
             self._read()
         self._bench.notes.append(f"{why} -> reclaimed {_shown(done.freed)} bytes")
@@ -243,9 +256,8 @@ class Budget:
         """What restoring needs, after the last test filled the store."""
         if self._meter is None or self.space.reclaims_by_itself():
             return
-        free = self._read().free
-        if free is None:
-            free = self.space.at_least_free()
+        self._read()
+        free = self._free()
         if free < self._reserve and self._why_no_reclaim() is None:
             self._reclaim(f"restoring may need {self._reserve} bytes of the store, {free} are free")
 
