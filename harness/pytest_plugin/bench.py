@@ -211,6 +211,7 @@ class Bench:
         """The test, and then the kernel log."""
         if not uses_board(item):
             return (yield)
+        self._answered = False
         with self._judging(item):
             try:
                 result = yield
@@ -274,8 +275,7 @@ class Bench:
         if self._lost is not None:
             item.stash[BLAME] = Whose.LAB
             pytest.fail(f"lab error, not run: {self._lost}", pytrace=False)
-        answered, self._answered = self._answered, False
-        if self._suspect is None and (answered or self._answers()):
+        if self._suspect is None and (self._answered or self._answers()):
             return
         from harness.recovery import recover
 
