@@ -66,7 +66,7 @@ case $(printf QQ== | base64 -d 2>/dev/null) in
   *) e='od -An -v -tx1' ;;
 esac
 stty -echo -iexten -opost icanon isig icrnl intr '^C' kill '^U' eof '^D'
-say() { printf '\036%s\037\n' "$1"; }
+say() { printf '\036%s\037' "$1"; }
 slay() {
   kill -STOP "$1" 2>/dev/null
   for y in /proc/[0-9]*/stat; do
@@ -104,21 +104,24 @@ small() {
 block() {
   dd if="$d/out" bs="$2" skip="$3" count=1 2>/dev/null >"$d/cmd"
   sum cmd
-  printf '\036B%s' "$1.$2.$3.$w."; $e <"$d/cmd"; printf '\037\n'
+  printf '\036B%s' "$1.$2.$3.$w."; $e <"$d/cmd"; printf '\037'
+}
+show() {
+  say "$1"
+  case $1 in T*) block "$2" FIRST 0 ;; esac
 }
 report() {
   z=
   IFS= read -r z 2>/dev/null <"$d/done"
   case $z in
-    R"$1".*) say "$z" ;;
-    T"$1".*) say "$z"; block "$1" FIRST 0 ;;
+    [RT]"$1".*) show "$z" "$1" ;;
     *) say "L$1" ;;
   esac
 }
 run() {
   last=$1
   echo "$1" >"$d/last"
-  printf '\006'
+  printf '\n\006'
   : >"$d/out" >"$d/err"
   (
     exec </dev/null >>"$d/out" 2>"$d/err"
@@ -141,8 +144,9 @@ run() {
     b=T$1.$u.$v.$((z)).$w
   fi
   hash "$b"
-  echo "$b.$v" >"$d/done"
-  report "$1"
+  b=$b.$v
+  show "$b" "$1"
+  echo "$b" >"$d/done"
 }
 take() {
   a=$1.

@@ -686,7 +686,7 @@ def _not_of(number: int) -> Callable[[Frame], bool]:
 
 
 def _last_line(text: str) -> str:
-    return text.rsplit("\n", 1)[-1].rsplit("\r", 1)[-1]
+    return re.split(r"[\n\r\x1f]", text)[-1]
 
 
 class _Prompt(Enum):

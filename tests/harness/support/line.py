@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pty
 import random
@@ -12,6 +13,7 @@ import sys
 import threading
 import time
 import tty
+from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,13 +23,15 @@ GETTY = Path(__file__).with_name("getty.py")
 @dataclass
 class Weather:
     """What the line does to its bytes. Losses are probabilities a character; ``noise`` is the
-    interval of kernel messages in seconds (0: none); ``baud`` paces the line (0: not)."""
+    interval of kernel messages in seconds (0: none); ``baud`` paces the line (0: not); ``delay``
+    are the least and the most seconds by which each burst comes later."""
 
     lost_input: float = 0.0
     lost_output: float = 0.0
     noise: float = 0.0
     escapes: bool = False
     baud: int = 0
+    delay: tuple[float, float] = (0.0, 0.0)
     cut: bool = False
     random: random.Random = field(default_factory=lambda: random.Random(1))
 
@@ -73,38 +77,35 @@ class Line:
         self.getty.wait()
 
     def _carry(self) -> None:
+        to_board, to_host = _Way(self._board), _Way(self._host)
         next_noise = time.monotonic()
         while True:
             weather = self.weather
-            timeout = None
-            if weather.noise:
-                timeout = max(0.0, next_noise - time.monotonic())
-            elif weather.cut:
+            now = time.monotonic()
+            if weather.noise and now >= next_noise:
+                next_noise = now + weather.noise
+                os.write(self._host, f"[{now:12.6f}] mmc0: something happened, x = 7\r\n".encode())
+            due = [next_noise] if weather.noise else []
+            due += [way.deliver() for way in (to_board, to_host)]
+            timeout = min(due) - time.monotonic()
+            if weather.cut:
                 timeout = 0.05
             watched = [self._stop_read] + ([] if weather.cut else [self._host, self._board])
-            readable, _, _ = select.select(watched, [], [], timeout)
+            readable, _, _ = select.select(watched, [], [], min(max(timeout, 0.0), 1.0))
             if self._stop_read in readable:
                 return
-            if weather.noise and time.monotonic() >= next_noise:
-                next_noise = time.monotonic() + weather.noise
-                stamp = time.monotonic()
-                os.write(
-                    self._host, f"[{stamp:12.6f}] mmc0: something happened, x = 7\r\n".encode()
-                )
             size = 16 if weather.noise or weather.baud else 4096
             if self._host in readable:
                 data = os.read(self._host, size)
                 self.sent += len(data)
-                self._pace(len(data))
-                os.write(self._board, self._through(data, weather.lost_input))
+                to_board.take(len(data), self._through(data, weather.lost_input), weather)
             if self._board in readable:
                 data = os.read(self._board, size)
                 self.received += len(data)
-                self._pace(len(data))
-                data = self._through(data, weather.lost_output)
+                through = self._through(data, weather.lost_output)
                 if weather.escapes and weather.random.random() < 0.1:
-                    data = b"\x1b[?2004h\x1b[01;32m" + data + b"\x1b[0m"
-                os.write(self._host, data)
+                    through = b"\x1b[?2004h\x1b[01;32m" + through + b"\x1b[0m"
+                to_host.take(len(data), through, weather)
 
     def _through(self, data: bytes, loss: float) -> bytes:
         if self.garbled:
@@ -113,6 +114,26 @@ class Line:
             return data
         return bytes(byte for byte in data if self.weather.random.random() >= loss)
 
-    def _pace(self, characters: int) -> None:
-        if self.weather.baud:
-            time.sleep(characters * 10 / self.weather.baud)
+
+class _Way:
+    """One direction: what is on its way to ``fd``, and when it is there."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._free = 0.0  # when the last bit of what is on its way has passed
+        self._queue: deque[tuple[float, bytes]] = deque()
+
+    def take(self, characters: int, data: bytes, weather: Weather) -> None:
+        """Send ``data``, which was that many characters before some were lost."""
+        self._free = max(self._free, time.monotonic())
+        if weather.baud:
+            self._free += characters * 10 / weather.baud
+        late = weather.random.uniform(*weather.delay) if any(weather.delay) else 0.0
+        last = self._queue[-1][0] if self._queue else 0.0
+        self._queue.append((max(self._free + late, last), data))
+
+    def deliver(self) -> float:
+        """Hand over what has arrived; returns when the next arrives."""
+        while self._queue and self._queue[0][0] <= time.monotonic():
+            os.write(self._fd, self._queue.popleft()[1])
+        return self._queue[0][0] if self._queue else math.inf
