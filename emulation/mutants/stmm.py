@@ -382,12 +382,12 @@ def _reclaimed(patches: Patches, change: Callable[[list[Record]], list[Record]])
     patches.wrap(VariableStore, "survivors", survivors)
 
 
-@mutants("a reclaim loses a variable", "exhaust", "space")
+@mutants("a reclaim loses a variable", "exhaust")
 def reclaim_loses_variable(patches: Patches) -> None:
     _reclaimed(patches, lambda kept: kept[:-1])
 
 
-@mutants("a reclaim spoils the last byte of every value", "exhaust", "space")
+@mutants("a reclaim spoils the last byte of every value", "exhaust")
 def reclaim_spoils_data(patches: Patches) -> None:
     def spoil(kept: list[Record]) -> list[Record]:
         for record in kept:
@@ -398,7 +398,7 @@ def reclaim_spoils_data(patches: Patches) -> None:
     _reclaimed(patches, spoil)
 
 
-@mutants("a reclaim forgets the run-time access of variables", "exhaust", "space")
+@mutants("a reclaim forgets the run-time access of variables", "exhaust")
 def reclaim_loses_attributes(patches: Patches) -> None:
     def strip(kept: list[Record]) -> list[Record]:
         for record in kept:
@@ -410,7 +410,7 @@ def reclaim_loses_attributes(patches: Patches) -> None:
     _reclaimed(patches, strip)
 
 
-@mutants("a reclaim brings deleted variables back", "exhaust", "space")
+@mutants("a reclaim brings deleted variables back", "exhaust")
 def reclaim_revives_deleted(patches: Patches) -> None:
     def survivors(original: Original, self: VariableStore, found: Found | None) -> list[Record]:
         kept: list[Record] = original(self, found)
@@ -426,7 +426,7 @@ def reclaim_revives_deleted(patches: Patches) -> None:
     patches.wrap(VariableStore, "survivors", survivors)
 
 
-@mutants("the store is never reclaimed", "exhaust", "space")
+@mutants("the store is never reclaimed", "exhaust")
 def reclaim_never(patches: Patches) -> None:
     def reclaim(
         original: Original, self: VariableService, found: Any, new: Any, store: Any = None
@@ -439,7 +439,7 @@ def reclaim_never(patches: Patches) -> None:
     patches.wrap(VariableService, "_reclaim", reclaim)
 
 
-@mutants("the store is reclaimed at run time as well", "exhaust", "space")
+@mutants("the store is reclaimed at run time as well", "exhaust")
 def reclaim_at_runtime(patches: Patches) -> None:
     def store_new(
         original: Original, self: VariableService, store: VariableStore, record: Record, found: Any
@@ -455,7 +455,7 @@ def reclaim_at_runtime(patches: Patches) -> None:
     patches.wrap(VariableService, "_store_new", store_new)
 
 
-@mutants("a full store is reported as a device error", "exhaust", "space")
+@mutants("a full store is reported as a device error", "exhaust")
 def full_store_is_device_error(patches: Patches) -> None:
     def store_new(original: Original, self: VariableService, *args: Any) -> EfiStatus:
         status: EfiStatus = original(self, *args)
@@ -465,7 +465,7 @@ def full_store_is_device_error(patches: Patches) -> None:
     patches.wrap(VariableService, "_store_new", store_new)
 
 
-@mutants("an overwrite that does not fit loses the old value", "exhaust", "space")
+@mutants("an overwrite that does not fit loses the old value", "exhaust")
 def refused_overwrite_deletes(patches: Patches) -> None:
     def change(
         original: Original, self: VariableService, found: Found | None, rest: list[Any]

@@ -337,6 +337,13 @@ class TestReadOnly:
             efivars.unlink("R")
         assert efivars.read("R").data == b"R"
 
+    def test_a_remount_read_only_is_so_in_both_flags(self, efivars: Efivars) -> None:
+        """Also where the file system is mounted a second time (do_remount, K6 fs/namespace.c)."""
+        efivars.remount("ro")
+        state = _state(efivars)
+        assert state.mount_read_only
+        assert state.superblock_read_only
+
     @ONE_RECORD
     def test_a_remount_read_write_takes_writes_again(self, efivars: Efivars) -> None:
         # mount-002

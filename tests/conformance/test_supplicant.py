@@ -479,6 +479,25 @@ class TestHung:
         assert hung.killed in (None, b"", ATTRIBUTES + b"killed")
 
 
+class TestKilledWhileHung:
+    pytestmark = disturbing
+
+    @pytest.mark.cases(339)
+    @pytest.mark.cost(store_bytes=record_size("Waiting", 7))
+    def test_the_write_that_waits_fails_and_the_next_one_does_not_do_it(
+        self, tee: Tee, efivars: Efivars, shell: Shell
+    ) -> None:
+        """Requests end with the descriptor (K6 drivers/tee/optee/supp.c:optee_supp_release)."""
+        with _supplicant_back(tee):
+            tee.kill_supplicant("STOP")
+            writer = Writer.start(shell, efivars.file("Waiting"), ATTRIBUTES + b"waiting")
+            assert not writer.ended(within=BLOCKED_SECONDS)
+            tee.kill_supplicant("KILL")
+            assert writer.ended(within=10)
+            assert writer.status() != 0
+        assert content_of(efivars, "Waiting") in (None, b"")
+
+
 @dataclass(frozen=True)
 class MidWrite:
     """What was seen after kill -9 of the supplicant under a writer."""
