@@ -11,13 +11,14 @@ import contextlib
 import functools
 import signal
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from emulation.faults import PowerLost
 from emulation.linux.kernel import Kernel, Task
-from emulation.machine import Machine
+from emulation.linux.tee_stmm_efi import DEVICE_NAME, DRIVER_NAME
+from emulation.machine import TEE_GROUP, Machine
 from emulation.options import BoardOptions
 from emulation.userland import rootfs
 from emulation.userland.console import BoardTty, SerialLine
@@ -42,17 +43,33 @@ START_TIMEOUT: Final = 5.0
 TERMINATION_TIMEOUT: Final = 2.0
 """Seconds that processes get between SIGTERM and the end at an orderly shutdown."""
 
-EFIVARFS_AT: Final = "/sys/firmware/efi/efivars"
-
 TTY: Final = "ttyAMA0"
 """Name of the serial console."""
+
+_SUPPLICANT_UNIT: Final = """\
+[Unit]
+Description=TEE Supplicant
+DefaultDependencies=no
+Before=sysinit.target
+
+[Service]
+Type=notify
+ExecStart=/usr/sbin/tee-supplicant
+
+[Install]
+WantedBy=sysinit.target
+"""
 
 SUPPLICANT: Final = UnitFile(
     "tee-supplicant.service",
     "TEE Supplicant",
     "/usr/lib/systemd/system/tee-supplicant.service",
     aliases=("tee-supplicant@teepriv0.service",),
+    text=_SUPPLICANT_UNIT,
 )
+
+_UNBIND: Final = f"echo {DEVICE_NAME} > /sys/bus/tee/drivers/{DRIVER_NAME}/unbind"
+_DROP_INS: Final = f"/etc/systemd/system/{SUPPLICANT.name}.d"
 
 SSHD: Final = UnitFile(
     "ssh.service",
@@ -60,6 +77,20 @@ SSHD: Final = UnitFile(
     "/usr/lib/systemd/system/ssh.service",
     aliases=("sshd.service",),
 )
+
+
+def supplicant_unit(options: BoardOptions) -> UnitFile:
+    """The unit of the supplicant with the drop-ins that ``options`` ask for."""
+    file = SUPPLICANT
+    if options.supplicant_unbinds:
+        text = f"[Service]\nExecStop=-/bin/sh -c '{_UNBIND}'\n"
+        drop_in = (f"{_DROP_INS}/unbind.conf", text)
+        file = replace(file, stop=("/bin/sh", "-c", _UNBIND), drop_ins=(*file.drop_ins, drop_in))
+    if options.supplicant_user == "tee":
+        drop_in = (f"{_DROP_INS}/user.conf", "[Service]\nUser=tee\n")
+        file = replace(file, uid=TEE_GROUP, drop_ins=(*file.drop_ins, drop_in))
+    return file
+
 
 _LAST_WORDS: Final = {
     "reboot": ("Rebooting.", "reboot: Restarting system"),
@@ -234,6 +265,7 @@ class Board:
                 userland=options.userland,
                 sftp=options.sftp,
                 root_password=options.root_password,
+                efivarfs_read_only=options.mount == "read-only",
                 supplicant=options.supplicant_program,
             ),
             state,
@@ -407,11 +439,9 @@ class Board:
         )
         control = self._state / "manager.sock"
         await manager.listen(control)
-        if self._options.mount == "boot":
-            mount = functools.partial(machine.efivarfs.mount, task=Task.kernel("systemd"))
-            await asyncio.to_thread(mount)
+        mounted = await asyncio.to_thread(self._mount_efivarfs)
         handlers = KernelHandlers(machine, self._end_from_kernel)
-        start = functools.partial(Jail.start, self._plan(control), handlers)
+        start = functools.partial(Jail.start, self._plan(control, mounted), handlers)
         try:
             jail = await asyncio.to_thread(start, on_death=self._init_died)
         except BaseException:
@@ -423,8 +453,9 @@ class Board:
         tty = BoardTty(self._line, userland)
         emulating = self._options.supplicant == "emulation"
         argv = (rootfs.SUPPLICANT_PROGRAM, *(["--rpmb-emu"] if emulating else []))
+        unit = supplicant_unit(self._options)
         supplicant = ProcessUnit(
-            SUPPLICANT, journal, userland, argv, files.environment, _Serving(machine)
+            unit, journal, userland, argv, files.environment, _Serving(machine)
         )
         sshd = SwitchUnit(
             SSHD, journal, on=functools.partial(self._sshd_on, userland), off=self._sshd_off
@@ -433,12 +464,22 @@ class Board:
         getty = Getty(userland, tty, files.environment)
         return _System(jail, userland, tty, getty, manager, supplicant, sshd)
 
-    def _plan(self, control: Path) -> JailPlan:
+    def _mount_efivarfs(self) -> bool:
+        """What the service manager does at boot; False where it does not or the kernel refuses."""
+        if self._options.mount == "none":
+            return False
+        try:
+            self._machine.efivarfs.mount(task=Task.kernel("systemd"))
+        except OSError:
+            return False
+        return True
+
+    def _plan(self, control: Path, mounted: bool) -> JailPlan:
         machine, files = self._machine, self._files
         kernel = machine.kernel
         filesystems = (
             FuseMount("/sys", machine.sysfs, "sysfs", SYSFS_MAGIC),
-            FuseMount(EFIVARFS_AT, machine.efivarfs, "efivarfs", EFIVARFS_MAGIC),
+            FuseMount(rootfs.EFIVARFS_AT, machine.efivarfs, "efivarfs", EFIVARFS_MAGIC),
         )
         return JailPlan(
             hostname=machine.hostname,
@@ -454,7 +495,8 @@ class Board:
                 "/proc/sysrq-trigger": SysRq(machine, self._end_from_kernel).sink,
             },
             efivarfs_read_only=machine.efivarfs.read_only,
-            efivarfs_at_boot=self._options.mount == "boot",
+            efivarfs_at_boot=mounted,
+            efivarfs_mount_read_only=self._options.mount == "read-only",
             host_programs=files.host_programs,
         )
 

@@ -9,10 +9,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 RELEASES: Final[Mapping[str, str]] = {"K6": "6.12.107-stmm", "K7": "7.3.0-stmm"}
-VERSION: Final = "#1 SMP Mon Nov 23 10:08:14 UTC 2026"
+_BUILT: Final = "Mon Nov 23 10:08:14 UTC 2026"
 COMMAND_LINE: Final = (
     "console=ttyAMA0 root=/dev/vda2 rw rootwait loglevel=7 net.ifnames=0 systemd.show_status=0"
 )
+
+
+def version(*, preempt_rt: bool) -> str:
+    """uname -v."""
+    return f"#1 SMP {'PREEMPT_RT ' if preempt_rt else ''}{_BUILT}"
+
 
 TRUSTED_FIRMWARE: Final = (
     "NOTICE:  Booting Trusted Firmware",
@@ -62,12 +68,15 @@ EFI_STUB: Final = (
 )
 
 
-def early_kernel(release: str, *, efi: bool, secure_boot: bool) -> Iterable[str]:
-    """Kernel lines before the first driver."""
+def early_kernel(
+    release: str, version: str, *, efi: bool, runtime: bool, secure_boot: bool
+) -> Iterable[str]:
+    """Kernel lines before the first driver. ``efi``: it was booted through EFI; ``runtime``: it
+    uses EFI's run-time services."""
     yield "Booting Linux on physical CPU 0x0000000000 [0x411fd070]"
     yield (
         f"Linux version {release} (root@vm) (aarch64-linux-gnu-gcc (Debian 14.2.0-19) 14.2.0, "
-        f"GNU ld (GNU Binutils for Debian) 2.44) {VERSION}"
+        f"GNU ld (GNU Binutils for Debian) 2.44) {version}"
     )
     yield "Machine model: linux,dummy-virt"
     if efi:
@@ -89,7 +98,8 @@ def early_kernel(release: str, *, efi: bool, secure_boot: bool) -> Iterable[str]
     yield "psci: SMC Calling Convention v1.5"
     yield f"Kernel command line: {COMMAND_LINE}"
     if efi:
-        yield "Remapping and enabling EFI services."
+        enabled = "Remapping and enabling EFI services."
+        yield enabled if runtime else "EFI runtime services will be disabled."
     yield "smp: Brought up 1 node, 2 CPUs"
     yield "CPU: All CPU(s) started at EL1"
     yield "SMBIOS 3.0.0 present."

@@ -9,7 +9,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -23,8 +23,9 @@ from emulation.linux import sysfs_tree
 from emulation.linux.efi_pstore import EfiPstore
 from emulation.linux.efivarfs import Efivarfs
 from emulation.linux.efivars import Efivars, KernelSeries
-from emulation.linux.firmware import EfiRuntime, FirmwareTables
+from emulation.linux.firmware import EfiRuntime, FirmwareTables, RuntimeService
 from emulation.linux.kernel import KERN_EMERG, Kernel, LogRecord, Task, current_task
+from emulation.linux.kernel_config import kernel_config
 from emulation.linux.mmc_ioctl import RPMB, MmcBlock, MmcNode
 from emulation.linux.modules import Module, ModuleLoader
 from emulation.linux.optee import OpteeDriver
@@ -35,7 +36,7 @@ from emulation.linux.tee_ioctl import TeeNode
 from emulation.linux.tee_stmm_efi import DEVICE_UUID, DRIVER_NAME, TeeStmmEfi
 from emulation.optee.config import OpTeeConfig
 from emulation.optee.optee import OpTee
-from emulation.options import BoardOptions
+from emulation.options import BoardOptions, DriverLoading
 from emulation.rpmb_transport import RpmbTransport
 from emulation.uboot.boot import Uboot, UbootWorld
 from emulation.uboot.variables import FileVariables, StmmVariables, VariableServices
@@ -48,6 +49,8 @@ Console = Callable[[bytes], None]
 UDEV_EVENT_TIMEOUT = 180.0
 """Seconds until udev kills a worker (event_timeout; truth log-file-variant4)."""
 _DISK_GROUP: Final = 6
+TEE_GROUP: Final = 900
+"""Group ``tee`` of the board, and the user that a supplicant without privileges runs as."""
 _TEST_PTA: Final = uuid.UUID("d96a5b40-c3e5-21e3-8794-1002a5d5c61b")
 """OP-TEE's self-test pseudo-application, part of the recorded kernel-routed build."""
 
@@ -112,7 +115,7 @@ class Machine:
     @property
     def version(self) -> str:
         """uname -v."""
-        return boot_log.VERSION
+        return boot_log.version(preempt_rt=self.options.preempt_rt)
 
     @property
     def card(self) -> EmmcCard:
@@ -121,6 +124,8 @@ class Machine:
             options = self.options
             self.state.mkdir(parents=True, exist_ok=True)
             self._image = RpmbImage.open(self.state / "rpmb.img", options.rpmb_size_mult)
+            if options.rpmb_key and self._image.key is None:
+                self._image.program_key(bytes.fromhex(options.rpmb_key))
             self._card = EmmcCard(
                 self._image,
                 cid=bytes.fromhex(options.cid),
@@ -185,6 +190,8 @@ class Machine:
     def nodes(self) -> tuple[DeviceNode, ...]:
         """The device nodes of the eMMC and the TEE."""
         rpmb = MmcNode(self.mmc, RPMB)
+        rpmb_node = DeviceNode("/dev/mmcblk0rpmb", rpmb, sysfs_tree.RPMB_MAJOR, 0)
+        served = self.options.supplicant_user == "tee"
         tee, privileged = TeeNode("tee0", self.optee), TeeNode("teepriv0", self.optee)
         tee_major = sysfs_tree.TEE_MAJOR
         minor = sysfs_tree.TEE_PRIVILEGED_MINOR
@@ -202,9 +209,16 @@ class Machine:
         )
         return (
             *disks,
-            DeviceNode("/dev/mmcblk0rpmb", rpmb, sysfs_tree.RPMB_MAJOR, 0),
+            *([rpmb_node] if self.options.rpmb_node else []),
             DeviceNode("/dev/tee0", tee, tee_major, 0),
-            DeviceNode("/dev/teepriv0", privileged, tee_major, minor),
+            DeviceNode(
+                "/dev/teepriv0",
+                privileged,
+                tee_major,
+                minor,
+                mode=0o660 if served else 0o600,
+                gid=TEE_GROUP if served else 0,
+            ),
         )
 
     @property
@@ -223,7 +237,11 @@ class Machine:
         self.power_cut()
         card = self.card
         card.power_cycle()
-        optee = OpTee(self._optee_config(), faults=self.faults)
+        optee = OpTee(
+            self._optee_config(),
+            log=lambda line: console(line.encode() + b"\r\n"),
+            faults=self.faults,
+        )
         supply = self._supply = _Supply()
         optee.normal_world = UbootWorld(card, supply.check)
         tables = self._run_firmware(optee, console)
@@ -273,6 +291,7 @@ class Machine:
         return OpTeeConfig(
             release=self.options.optee,
             write_key=self.options.write_key,
+            stmm=self.options.stmm,
             announce_probe=routed,
             listed_devices=(_TEST_PTA,) if routed else (),
         )
@@ -303,7 +322,12 @@ class Machine:
         kernel.log.listen(lambda record: _to_console(kernel, record, console))
         series = KernelSeries(self.options.efivarfs)
         efivars = Efivars(kernel)
-        runtime = EfiRuntime(kernel, efivars, tables)
+        if self.options.preempt_rt:
+            # efi.c:disable_runtime, by CONFIG_EFI_DISABLE_RUNTIME.
+            inherited = replace(tables, services=RuntimeService(0))
+        else:
+            inherited = tables
+        runtime = EfiRuntime(kernel, efivars, inherited)
         claim = threading.Lock()
         mmc = MmcBlock(kernel, card, claim, honour_postsleep=self.options.mmc_postsleep)
         driver = OpteeDriver(
@@ -324,7 +348,7 @@ class Machine:
             series=series,
             allocation_fails=lambda: self.faults.point("driver.allocation") is not None,
         )
-        modules = _modules(driver, efivarfs, pstore, stmm, built_in=self.options.driver)
+        modules = _modules(driver, efivarfs, pstore, stmm, built=self.options.driver)
         boot_id = str(uuid.uuid4())
         files = proc_files(
             kernel,
@@ -333,6 +357,7 @@ class Machine:
             version=self.version,
             command_line=boot_log.COMMAND_LINE,
             boot_id=boot_id,
+            configuration=kernel_config(self.options),
             disks=mmc.disks.values(),
         )
         sysfs = Sysfs(
@@ -357,8 +382,16 @@ class Machine:
             and variable.data == b"\1"
             for variable in tables.variables
         )
-        log(boot_log.early_kernel(self.release, efi=bool(tables.services), secure_boot=secure))
-        if tables.services:
+        log(
+            boot_log.early_kernel(
+                self.release,
+                self.version,
+                efi=bool(tables.services),
+                runtime=bool(runtime.services),
+                secure_boot=secure,
+            )
+        )
+        if runtime.services:
             runtime.register_generic(task=boot)
         if options.driver == "auto":
             self.optee.bus.on_added(self._uevent)
@@ -399,7 +432,12 @@ class Machine:
 
 
 def _modules(
-    driver: OpteeDriver, efivarfs: Efivarfs, pstore: EfiPstore, stmm: TeeStmmEfi, *, built_in: str
+    driver: OpteeDriver,
+    efivarfs: Efivarfs,
+    pstore: EfiPstore,
+    stmm: TeeStmmEfi,
+    *,
+    built: DriverLoading,
 ) -> ModuleLoader:
     client = driver.client()
     stmm_driver = BusDriver(
@@ -408,7 +446,7 @@ def _modules(
         probe=lambda: stmm.probe(client, task=current_task()),
         remove=lambda: stmm.remove(task=current_task()),
     )
-    modules = (
+    modules = [
         Module("efivarfs", 16384, users=lambda: int(efivarfs.mounted)),
         Module("efi_pstore", 12288, lambda task: pstore.load(), lambda task: pstore.unload()),
         Module(
@@ -418,8 +456,10 @@ def _modules(
             lambda task: driver.bus.unregister_driver(stmm_driver.name),
             aliases=frozenset([f"tee:{DEVICE_UUID}"]),
         ),
-    )
-    part_of_kernel = frozenset(["tee_stmm_efi"]) if built_in == "builtin" else frozenset()
+    ]
+    if built == "absent":
+        modules = [module for module in modules if module.name != "tee_stmm_efi"]
+    part_of_kernel = frozenset(["tee_stmm_efi"]) if built == "builtin" else frozenset()
     return ModuleLoader({module.name: module for module in modules}, part_of_kernel)
 
 

@@ -13,9 +13,10 @@ Variant = Literal["mm-query", "mm", "file", "mm-kernel-rpmb"]
 EfivarfsSeries = Literal["K6", "K7"]
 OpteeRelease = Literal["4.10", "4.1"]
 RpmbProfile = Literal["qemu", "silicon"]
-DriverLoading = Literal["auto", "builtin", "manual"]
+DriverLoading = Literal["auto", "builtin", "manual", "absent"]
 SupplicantBuild = Literal["rpmb", "emulation"]
-EfivarsMount = Literal["boot", "none"]
+EfivarsMount = Literal["boot", "read-only", "none"]
+SupplicantUser = Literal["root", "tee"]
 Userland = Literal["host", "busybox"]
 
 _TRUE: Final = ("yes", "true", "on", "1")
@@ -53,19 +54,33 @@ class BoardOptions:
     """MMC commands wait as long as their sender asks for: 20 ms a write with tee-supplicant."""
     write_key: bool = True
     """OP-TEE programs the RPMB key of a blank part (CFG_RPMB_WRITE_KEY)."""
+    rpmb_key: str = ""
+    """Key that somebody programmed before the first power-on, 64 hexadecimal digits."""
+    rpmb_node: bool = True
+    """Whether udev made /dev/mmcblk0rpmb."""
+    stmm: bool = True
+    """Whether OP-TEE was built with StandaloneMM (CFG_STMM_PATH)."""
+    preempt_rt: bool = False
+    """A PREEMPT_RT kernel, which starts without EFI run-time services."""
     driver: DriverLoading = "auto"
-    """tee_stmm_efi: loaded by its alias when the device appears, built in, or by hand."""
+    """tee_stmm_efi: loaded by its alias when the device appears, built in, by hand, or not built
+    at all."""
     supplicant: SupplicantBuild = "rpmb"
     """``emulation`` is a tee-supplicant built with RPMB_EMU, the classic fault of bring-up."""
     supplicant_program: str = ""
     """Path of a tee-supplicant built for this host, such as upstream's, to run instead of ours."""
     supplicant_autostart: bool = True
     """The userland starts the supplicant at boot, as the udev rule of optee_client does."""
+    supplicant_user: SupplicantUser = "root"
+    """``tee``: it runs without privileges and may open /dev/teepriv0, but not the RPMB's node."""
+    supplicant_unbinds: bool = False
+    """Stopping the supplicant's service first unbinds the driver, by a drop-in."""
     fault: tuple[str, ...] = ()
     """Faults armed before the first power-on (emulation.faults), separated by commas; more
     ``fault=`` words add to them."""
     mount: EfivarsMount = "boot"
-    """Whether the userland mounts efivarfs at boot, as systemd does."""
+    """Whether the userland mounts efivarfs at boot, as systemd does; ``read-only``: as /etc/fstab
+    says."""
     userland: Userland = "host"
     """``busybox``: the PATH holds busybox's commands and no others."""
     sftp: bool = True
@@ -86,8 +101,10 @@ class BoardOptions:
             raise OptionError(f"rpmb_rel_wr_sec_c={self.rpmb_rel_wr_sec_c}: must be 1..255")
         if self.kernel_routed_rpmb and self.optee == "4.1":
             raise OptionError("variant=mm-kernel-rpmb: needs OP-TEE 4.4 or later, not optee=4.1")
-        if not _is_cid(self.cid):
+        if not _is_hex(self.cid, 16):
             raise OptionError(f"cid={self.cid}: must be 32 hexadecimal digits")
+        if self.rpmb_key and not _is_hex(self.rpmb_key, 32):
+            raise OptionError(f"rpmb_key={self.rpmb_key}: must be 64 hexadecimal digits")
         _check_mutant(self.mutant)
         for spec in self.fault:
             try:
@@ -159,8 +176,8 @@ def _nearest(word: str, choices: list[str]) -> str:
     return f"{hint} (one of {', '.join(choices)})"
 
 
-def _is_cid(text: str) -> bool:
+def _is_hex(text: str, size: int) -> bool:
     try:
-        return len(text) == 32 and len(bytes.fromhex(text)) == 16
+        return len(text) == 2 * size and len(bytes.fromhex(text)) == size
     except ValueError:
         return False

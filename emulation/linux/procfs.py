@@ -5,6 +5,7 @@ Sources: K6 fs/proc, kernel/module/procfs.c, drivers/char/random.c; truth state-
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Callable, Iterable
 from typing import Final
 
@@ -53,9 +54,12 @@ def proc_files(
     version: str,
     command_line: str,
     boot_id: str,
+    configuration: str,
     disks: Iterable[Disk],
 ) -> dict[str, ProcFile]:
-    """Absolute path -> what is read there at this moment."""
+    """Absolute path -> what is read there at this moment. ``configuration``: what the kernel was
+    built with (CONFIG_IKCONFIG_PROC)."""
+    packed = gzip.compress(configuration.encode(), mtime=0)
 
     def constant(text: str) -> ProcFile:
         return lambda task: text.encode()
@@ -66,6 +70,7 @@ def proc_files(
     )
     return {
         "/proc/cmdline": constant(f"{command_line}\n"),
+        "/proc/config.gz": lambda task: packed,
         "/proc/version": constant(banner),
         "/proc/sys/kernel/osrelease": constant(f"{release}\n"),
         "/proc/sys/kernel/version": constant(f"{version}\n"),

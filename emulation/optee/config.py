@@ -30,6 +30,8 @@ class OpTeeConfig:
     """Hardware unique key."""
     chip_id: bytes = bytes(32)
     """What tee_otp_get_die_id answers."""
+    stmm: bool = True
+    """CFG_STMM_PATH: StandaloneMM is part of the image."""
     listed_devices: tuple[UUID, ...] = ()
     """Pseudo-applications that are listed without any condition (GET_DEVICES)."""
     log_level: int = 2

@@ -91,7 +91,7 @@ class OpTee:
         Raises TeeError: ITEM_NOT_FOUND for an unknown application, TARGET_DEAD after a panic,
         BAD_PARAMETERS, BAD_STATE.
         """
-        if uuid != STMM_UUID:
+        if uuid != STMM_UUID or not self.config.stmm:
             raise TeeError(TeeResult.ITEM_NOT_FOUND)
         with self._inside:
             context = self._stmm_context()
@@ -126,15 +126,16 @@ class OpTee:
         """
         if function == GET_DEVICES:
             return list(self.config.listed_devices)
+        stmm = [STMM_UUID] if self.config.stmm else []
         if function == GET_DEVICES_SUPP:
-            return [] if self.config.announce_probe else [STMM_UUID]
+            return [] if self.config.announce_probe else stmm
         if function == GET_DEVICES_RPMB and self.config.release != "4.1":
             with self._inside:
                 try:
                     self.rpmb.initialise()
                 except TeeError:
                     raise TeeError(TeeResult.STORAGE_NOT_AVAILABLE) from None
-                return [STMM_UUID]
+                return stmm
         raise TeeError(TeeResult.NOT_IMPLEMENTED)
 
     def _call_normal_world(self, request: bytes, reply_size: int) -> bytes:

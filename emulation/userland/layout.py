@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from emulation.userland.plan import BOARD_PYTHON, Bind, BoardFile, JailPlan
-from emulation.userland.syscalls import MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RELATIME
+from emulation.userland.syscalls import MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDONLY, MS_RELATIME
 
 HIDDEN: Final = "/run/board"
 """Where the transport keeps what must exist and not be seen; /run is mounted over it at the end."""
@@ -141,7 +141,9 @@ class _Layout:
                 self.steps.append(("fuse", index, EFIVARFS_TARGET, _SYSTEM))
                 self.steps.append(("hide_efivarfs", EFIVARFS_TARGET, plan.efivarfs_read_only))
                 if plan.efivarfs_at_boot:
-                    self.steps.append(("bind_path", EFIVARFS_TARGET, mount.target, _SYSTEM))
+                    read_only = MS_RDONLY if plan.efivarfs_mount_read_only else 0
+                    flags = _SYSTEM | read_only
+                    self.steps.append(("bind_path", EFIVARFS_TARGET, mount.target, flags))
             else:
                 self.steps.append(("fuse", index, mount.target, _SYSTEM))
 

@@ -250,6 +250,7 @@ class JailPlan:
     ``open_hooks``: absolute path in the board -> hook; consulted for opens of that name, whether
     or not such a file exists.
     ``efivarfs_at_boot``: whether it is mounted then; it can be mounted later in any case.
+    ``efivarfs_mount_read_only``: that mount's own flag.
     ``host_programs``: show the host's /usr with its top-level links.
     ``board_python``: show the supervisor's Python installation at :data:`BOARD_PYTHON`.
     """
@@ -266,3 +267,4 @@ class JailPlan:
     board_python: bool = True
     host_programs: bool = True
     efivarfs_at_boot: bool = True
+    efivarfs_mount_read_only: bool = False

@@ -33,6 +33,8 @@ SUPPLICANT_PROGRAM: Final = f"{BOARD_PROGRAMS}/tee-supplicant"
 INTERPRETER: Final = f"{BOARD_PYTHON}/bin/python3"
 """The supervisor's own; not in the PATH."""
 
+EFIVARFS_AT: Final = "/sys/firmware/efi/efivars"
+
 SYSTEM_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 _SERVICES: Final = Path(__file__).parent / "services"
@@ -62,13 +64,15 @@ class RootFs:
 @dataclass(frozen=True)
 class RootFsOptions:
     """What may differ: ``root_password`` empty lets root in on the console without one;
-    ``supplicant`` is a program of the host to have as tee-supplicant, empty for the board's own."""
+    ``supplicant`` is a program of the host to have as tee-supplicant, empty for the board's own;
+    ``efivarfs_read_only``: /etc/fstab mounts it so."""
 
     hostname: str
     userland: Userland = "host"
     sftp: bool = True
     root_password: str = ""
     supplicant: str = ""
+    efivarfs_read_only: bool = False
 
 
 def build(options: RootFsOptions, state: Path) -> RootFs:
@@ -163,6 +167,7 @@ def _persistent(state: Path) -> list[Bind]:
 def _accounts(options: RootFsOptions, shell: str) -> dict[str, Account]:
     known = (
         Account("root", 0, 0, "/root", shell, options.root_password),
+        Account("tee", 900, 900, "/nonexistent", "/usr/sbin/nologin"),
         Account("user", 1000, 1000, "/home/user", shell, gecos="a second user"),
         Account("nobody", 65534, 65534, "/nonexistent", "/usr/sbin/nologin"),
     )
@@ -177,7 +182,7 @@ def _etc(options: RootFsOptions, accounts: object, path: str) -> list[BoardFile]
         f"{a.name}:{shadow.get(a.password, f'$plain${a.password}')}:19000::::::" for a in known
     ]
     groups = [f"{a.name}:x:{a.gid}:" for a in known]
-    groups += ["tty:x:5:", "disk:x:6:", "tee:x:900:", "teeclnt:x:901:"]
+    groups += ["tty:x:5:", "disk:x:6:", "teeclnt:x:901:"]
     name = options.hostname
     texts = {
         "passwd": "\n".join(passwd) + "\n",
@@ -188,7 +193,9 @@ def _etc(options: RootFsOptions, accounts: object, path: str) -> list[BoardFile]
         "os-release": 'PRETTY_NAME="Emulated board"\nNAME="Emulated board"\nID=stmm-hil-board\n',
         "nsswitch.conf": "passwd: files\ngroup: files\nshadow: files\nhosts: files\n",
         "machine-id": "\n",
-        "fstab": "# efivarfs is mounted by the service manager\n",
+        "fstab": f"efivarfs {EFIVARFS_AT} efivarfs ro,nosuid,nodev,noexec 0 0\n"
+        if options.efivarfs_read_only
+        else "# efivarfs is mounted by the service manager\n",
         "login.defs": f"ENV_SUPATH PATH={path}\nENV_PATH PATH={SYSTEM_PATH}\n",
         "environment": f'PATH="{path}"\n',
         "shells": "/bin/sh\n/bin/bash\n",

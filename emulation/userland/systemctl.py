@@ -157,6 +157,7 @@ class Systemctl:
             "reset-failed": self._reset_failed,
             "status": self._status,
             "show": self._show,
+            "cat": self._cat,
             "is-active": self._is_active,
             "is-failed": self._is_failed,
             "is-enabled": self._is_enabled,
@@ -355,6 +356,18 @@ class Systemctl:
         recent = self._journal.entries(unit=file.name)[-10:]
         return [*lines, "", *(entry.render(self._journal.hostname) for entry in recent)]
 
+    async def _cat(self, caller: Caller, options: Options) -> Reply:
+        """The unit's file and its drop-ins, each after a comment with its path."""
+        reply = Reply()
+        for name in map(_full_name, options.words[1:]):
+            unit = self._units.find(name)
+            if unit is None:
+                reply.fail(1, f"No files found for {name}.")
+                continue
+            for path, content in ((unit.file.path, unit.file.text), *unit.file.drop_ins):
+                reply.out += ([""] if reply.out else []) + [f"# {path}", *content.splitlines()]
+        return reply
+
     async def _show(self, caller: Caller, options: Options) -> Reply:
         names = [_full_name(name) for name in options.words[1:]]
         blocks = []
@@ -449,6 +462,7 @@ def _properties(unit: Unit | None, name: str) -> dict[str, str]:
         "ActiveState": unit.active,
         "SubState": unit.sub,
         "FragmentPath": unit.file.path,
+        "DropInPaths": " ".join(path for path, _ in unit.file.drop_ins),
         "UnitFileState": unit.file.file_state,
         "ActiveEnterTimestamp": _stamp(unit.activated) if unit.activated else "",
         "InvocationID": unit.invocation,

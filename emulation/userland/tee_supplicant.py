@@ -155,7 +155,12 @@ class MmcRpmb:
         """Request frames to the card and ``replies`` frames back; raises Refused, OSError."""
         if self.node is None:
             host = self.host(device)
-            self.node = self.system.open(f"/dev/mmcblk{host}rpmb", os.O_RDWR)
+            path = f"/dev/mmcblk{host}rpmb"
+            try:
+                self.node = self.system.open(path, os.O_RDWR)
+            except OSError as error:
+                log(f"Could not open {path} ({error.strerror})")
+                raise
             self.device = device
         elif device != self.device:
             raise Refused(GENERIC)
@@ -227,8 +232,13 @@ class EmulatedRpmb:
         address = int.from_bytes(frames[504:506], "big")
         count = len(frames) // FRAME
         if (address + count) * HALF_SECTOR > len(self.data):
+            log("Transfer bounds exceeed emulated memory")
             result = 4
-        elif self.key is None or self.mac(self.key, frames) != frames[-316:-284]:
+        elif self.key is None:
+            log("Cannot check MAC (key not set)")
+            result = 2
+        elif self.mac(self.key, frames) != frames[-316:-284]:
+            log("Invalid MAC")
             result = 2
         else:
             result = 0

@@ -43,6 +43,14 @@ class UnitFile:
     path: str
     enabled: bool = True
     aliases: tuple[str, ...] = ()
+    text: str = ""
+    """The file's content."""
+    drop_ins: tuple[tuple[str, str], ...] = ()
+    """Path and content of each drop-in."""
+    stop: tuple[str, ...] = ()
+    """ExecStop=: what runs before the service's process is asked to end."""
+    uid: int = 0
+    """User= and its group, as a number."""
 
     @property
     def title(self) -> str:
@@ -238,6 +246,9 @@ class ProcessUnit(Unit):
         if self.active not in ("active", "activating", "deactivating"):
             return
         self.say(f"Stopping {self.file.title}...")
+        if self.file.stop and self.active == "active":
+            self._become("deactivating", "stop")
+            await self._run_stop_command()
         self._become("deactivating", "stop-sigterm")
         try:
             self._spawner.signal(self.main_pid, signal.SIGTERM)
@@ -256,6 +267,32 @@ class ProcessUnit(Unit):
             raise ProcessLookupError("No main process to kill")
         self._spawner.signal(self.main_pid, number)
 
+    async def _run_stop_command(self) -> None:
+        """ExecStop=, whose result does not matter (it begins with a dash)."""
+        ended = asyncio.Event()
+        null = os.open(os.devnull, os.O_RDWR)
+
+        def exited(status: int) -> None:
+            self._loop.call_soon_threadsafe(ended.set)
+
+        try:
+            await asyncio.to_thread(
+                self._spawner.spawn,
+                self.file.stop,
+                env=self._env,
+                cwd="/",
+                fds=(null, null, null),
+                controlling_tty=False,
+                uid=0,
+                gid=0,
+                on_exit=exited,
+            )
+            await asyncio.wait_for(ended.wait(), STOP_TIMEOUT)
+        except (OSError, TimeoutError) as error:
+            self.say(f"{self.file.name}: Control process failed: {error}")
+        finally:
+            os.close(null)
+
     def _spawn(self) -> int:
         null = os.open(os.devnull, os.O_RDONLY)
         reader, writer = os.pipe()
@@ -266,8 +303,8 @@ class ProcessUnit(Unit):
                 cwd="/",
                 fds=(null, writer, writer),
                 controlling_tty=False,
-                uid=0,
-                gid=0,
+                uid=self.file.uid,
+                gid=self.file.uid,
                 on_exit=self._exited_elsewhere,
             )
         except OSError:
