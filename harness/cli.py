@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from harness.errors import ConfigurationError, HilError
-from harness.lab.cli import add_discover, add_lease
+from harness.lab.cli import add_check, add_discover, add_lease
 
 if TYPE_CHECKING:
     from harness.board import Board
@@ -30,6 +30,7 @@ _EPILOG = """examples:
   hil run --link serial desk3 'efivar -l | wc -l'
   hil shell desk3                    log in
   hil power cycle desk3
+  hil check desk3                    from the cable up: where does it stop, and why
   hil discover --probe               what is plugged in, and who answers
   hil lease show                     who holds which board
   hil restore desk3                  give it its variables back after a killed run
@@ -78,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for add in (
         _add_boards,
+        add_check,
         add_discover,
         _add_emulate,
         _add_run,

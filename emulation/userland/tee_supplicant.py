@@ -278,6 +278,7 @@ class EmulatedRpmb:
     def signed(self, frames: Iterable[bytes]) -> bytes:
         joined = b"".join(frames)
         if self.key is None:
+            log("Cannot compute MAC (key not set)")
             return joined
         place = len(joined) - FRAME + 196
         return joined[:place] + self.mac(self.key, joined) + joined[place + 32 :]

@@ -1,4 +1,4 @@
-"""The bench's part of the command ``hil``: ``discover`` and ``lease``."""
+"""The bench's part of the command ``hil``: ``discover``, ``lease`` and ``check``."""
 
 from __future__ import annotations
 
@@ -295,3 +295,46 @@ def _show_status(status: Status, file: TextIO | None = None) -> None:
         print(f"waits {place}  {waiting}", file=file, flush=True)
     if not status.holders and not status.queue:
         print("nobody holds or waits for a board", file=file, flush=True)
+
+
+# --- check --------------------------------------------------------------------------------------
+
+_CHECK_EXAMPLES = """examples:
+  hil check desk3                        from the cable up; the first `fail` names the cause
+  hil check --link serial desk3          ... looking over the console
+  hil check --json desk3 | jq .first_failure
+
+exit status: 0 nothing failed, 1 something did, 4 the board file is wrong
+"""
+
+
+def add_check(commands: _Commands) -> None:
+    parser = commands.add_parser(
+        "check",
+        help="walk a board from the cable up, and say where it stops and why",
+        epilog=_CHECK_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("board", metavar="BOARD", help="name from `hil boards`, or a path")
+    parser.add_argument("--link", choices=("ssh", "serial"), help="default: ssh where there is one")
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of lines")
+    parser.set_defaults(run=_check)
+
+
+def _check(options: argparse.Namespace) -> int:
+    import time
+
+    from harness import boardfile
+    from harness.lab.check import walk
+    from harness.lab.check.show import Screen, as_json
+
+    file = boardfile.load(boardfile.find(options.board))
+    screen = Screen()
+    started = time.monotonic()
+    if options.json:
+        report = walk(file, link=options.link)
+        print(as_json(report, time.monotonic() - started))
+    else:
+        report = walk(file, link=options.link, begun=screen.begun, done=screen.done)
+        screen.summary(report, time.monotonic() - started)
+    return int(report.failed)

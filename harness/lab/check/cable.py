@@ -1,4 +1,4 @@
-"""The way to the board: power, adapter, console, SSH, and whether it is the right board."""
+"""The way to the board: lease, power, adapter, console, SSH, and whether it is the right board."""
 
 from __future__ import annotations
 
@@ -29,6 +29,21 @@ _ALREADY_ON_SECONDS = 5.0
 _POLL_SECONDS = 0.05
 _HEARD_LINES = 3
 _FAST_TIMER_MS = 1
+
+
+def lease(survey: Survey) -> Finding:
+    """Nobody else holds any of the board's physical things; for the time of the check we do."""
+    from harness.lab.lease import BoardHeld, LeaseDesk
+    from harness.lab.things import things_of
+
+    things = things_of(survey.file)
+    try:
+        survey.lease = LeaseDesk().acquire(
+            things, board=survey.file.name, purpose="hil check", timeout=0.0
+        )
+    except BoardHeld as error:
+        return fail("somebody else holds the board", cause=error.what, remedy=error.remedy)
+    return ok(f"ours: {', '.join(things)}" if things else "nothing to share: made for this check")
 
 
 def power(survey: Survey) -> Finding:

@@ -18,9 +18,9 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What was looked at (``step``), what was ``found`` and the verdict; for everything but ``ok``
-    also the ``cause``, the ``evidence`` (log lines, file contents) and what to do next (``remedy``).
-    ``seconds`` is how long the look took."""
+    """What was looked at (``step``), what was ``found`` and the verdict; where it is not ``ok``
+    also the ``cause``, the ``evidence`` (log lines, file contents) and, as ``remedy``, what to do
+    next. ``seconds`` is how long the look took."""
 
     verdict: Verdict
     found: str

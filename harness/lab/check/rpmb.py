@@ -93,9 +93,9 @@ def _no_key(survey: Survey) -> Finding:
     return fail(
         "NOT programmed; the walk stops here",
         cause=cause + "; whatever uses it now may program one, which cannot be undone",
-        remedy="decide who programs it: an OP-TEE with CFG_RPMB_WRITE_KEY does so on its first use, "
-        "which may be the next start of tee-supplicant, the next binding of the driver, or the "
-        "next boot (U-Boot uses variables before Linux does).\n"
+        remedy="decide who programs it: an OP-TEE with CFG_RPMB_WRITE_KEY does so on its first "
+        "use, which may be the next start of tee-supplicant, the next binding of the driver, or "
+        "the next boot (U-Boot uses variables before Linux does).\n"
         "If its owner agrees: program_key = true in [consents]",
     )
 

@@ -10,6 +10,7 @@ from harness.lab.check.target import Target, look
 if TYPE_CHECKING:
     from harness.board import Board, LinkName
     from harness.boardfile import BoardFile
+    from harness.lab.lease import Lease
     from harness.links.address import SerialAddress
     from harness.links.console import Console
     from harness.power import Endpoints
@@ -28,6 +29,7 @@ class Survey:
         self.serial: SerialAddress | None = None
         self.recording: Console | None = None
         """An open console from before the power was switched on: it hears the whole boot."""
+        self.lease: Lease | None = None
         self.switched_on = False
         self.console_text = ""
         self.key_programmed: bool | None = None
@@ -41,6 +43,8 @@ class Survey:
         if self.recording is not None:
             self.recording.close()
         self.board.close()
+        if self.lease is not None:
+            self.lease.release()
 
     @cached_property
     def endpoints(self) -> Endpoints:

@@ -47,13 +47,12 @@ _SCRIPTS: Mapping[str, str] = {
     # A build with RPMB_EMU names no node of an RPMB (OC rpmb.c:mmc_rpmb_fd).
     "grep -aq 'mmcblk.*rpmb' $p/exe $(tr '\\0' '\\n' <$p/cmdline | grep '^/') && "
     "echo names rpmb;; esac; done",
-    "unit": f"for u in {_UNITS}; do "
-    'test "$(systemctl show -p LoadState --value $u)" = loaded && '
-    "{ echo unit $u $(systemctl is-active $u); systemctl cat $u; break; }; done",
+    "unit": f"for u in {_UNITS}; do t=$(systemctl cat $u) && "
+    '{ echo unit $u $(systemctl is-active $u); echo "$t"; break; }; done',
     "script": "for s in /etc/init.d/*tee-supplicant*; do test -f $s && "
     "{ echo script $s; cat $s; break; }; done",
-    "journal": f"for u in {_UNITS}; do journalctl -q -o cat -n 50 -u $u | grep -E '{_JOURNAL}'; "
-    "done",
+    "journal": f"journalctl -q -o cat -n 50 -u {' -u '.join(_UNITS.split())} | "
+    f"grep -E '{_JOURNAL}'",
     "efi": "ls /sys/firmware/efi",
     "mounts": f"grep -F ' {EFIVARS_PATH} ' /proc/self/mountinfo",
     "fstab": "grep -E '^[^#].*efivarfs' /etc/fstab",

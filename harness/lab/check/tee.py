@@ -104,8 +104,8 @@ def access(survey: Survey) -> Finding:
                 cause=f"missing permission: {node.path} is {node.mode}, owner {node.uid}, group "
                 f"{node.gid}",
                 evidence=[line for line in target.lines("journal") if "rpmb" in line][-2:],
-                remedy="install optee_client's udev rule for mmcblk*rpmb, or let the service's user "
-                "be in the node's group",
+                remedy="install optee_client's udev rule for mmcblk*rpmb, or let the service's "
+                "user be in the node's group",
             )
     return ok(f"uid {process.uid} may open the RPMB node")
 

@@ -29,7 +29,8 @@ class Step:
 
 
 STEPS: Final = (
-    Step("power", cable.power),
+    Step("lease", cable.lease),
+    Step("power", cable.power, ("lease",)),
     Step("adapter", cable.adapter, ("power",)),
     Step("latency timer", cable.latency_timer, ("adapter",)),
     Step("console", cable.console, ("adapter",)),
