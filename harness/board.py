@@ -68,7 +68,8 @@ _IDENTITY = f"uname -srm; {_FIRMWARE}"
 _SOFTWARE = f"{{ uname -srvm; cat /proc/cmdline; {_FIRMWARE}; }} 2>/dev/null"
 # Built-in commands where possible: it runs after every test, and a process costs a millisecond.
 STANDING = f"""test -e {STMM_DRIVER}/{STMM_DEVICE} && echo bound
-grep -F ' {EFIVARS_PATH} ' /proc/self/mountinfo
+while IFS= read -r m; do case $m in *' {EFIVARS_PATH} '*) printf '%s\\n' "$m";; esac
+done </proc/self/mountinfo
 for p in /proc/[0-9]*; do IFS= read -r n <$p/comm && case $n in tee-supplicant*) \
 echo supplicant; break;; esac; done 2>/dev/null
 for v in {EFIVARS_PATH}/*-{VENDOR_GUID} {EFIVARS_PATH}/.*-{VENDOR_GUID}; do test -e "$v" && \

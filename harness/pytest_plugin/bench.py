@@ -236,6 +236,9 @@ class Bench:
                 raise
             if standing is not None and self._keeper is not None:
                 self._keeper.after(item, standing)
+                if foreign_names(item):
+                    # What was put back has moved the meter.
+                    self._answered = False
             return result
 
     # --- helpers ------------------------------------------------------------------------------
@@ -346,7 +349,8 @@ class Bench:
             self._run_before_tidying(item)
             return None
         board = self.board()
-        standing, lines = self._look()
+        # What follows a test that disturbs nothing shows in the log before the next test ends.
+        standing, lines = self._look(log=item.get_closest_marker("disturbs") is not None)
         self._run_before_tidying(item)
         mended = board.restore_standing(standing)
         if mended and not item.get_closest_marker("disturbs"):
@@ -358,9 +362,11 @@ class Bench:
             if resisted:
                 names = ", ".join(map(str, resisted))
                 pytest.fail(f"variables of this test resist deletion: {names}", pytrace=False)
-        if mended or own:
-            standing, more = self._look()
+        if mended:
+            standing, more = self._look(log=True)
             lines += more
+        elif own and self.meter is not None:
+            self.meter.read()
         self._judge_log(item, lines)
         self._answered = True
         return standing
@@ -369,25 +375,25 @@ class Bench:
         for step in self.before_tidying:
             step(item)
 
-    def _look(self) -> tuple[Standing, list[str]]:
-        """The meter, the standing and the new lines of the kernel log, in one round trip. Other
-        people's variables are looked at where the counter moved or cannot tell."""
+    def _look(self, *, log: bool) -> tuple[Standing, list[str]]:
+        """The meter, the standing and, with ``log``, the new lines of the kernel log, in one round
+        trip. Other people's variables are looked at where the counter moved or cannot tell."""
         from harness.board import FOREIGN_STANDING, STANDING
 
         board = self.board()
         meter = self.meter.script() if self.meter is not None else ""
         foreign = f'test -z "$moved" || {FOREIGN_STANDING}' if meter else FOREIGN_STANDING
         script = f"moved=yes\n{meter}{STANDING}{foreign}"
-        if self._mark is not None:
+        if log and self._mark is not None:
             script += f"echo {_LOG_BEGINS}\n{since_script(self._mark)}"
         lines = board.shell.run(script, timeout=20.0).text.splitlines()
         end = lines.index(_LOG_BEGINS) if _LOG_BEGINS in lines else len(lines)
         if self.meter is not None:
             self.meter.take("\n".join(lines[:end]))
-        log = lines[end + 1 :]
-        if log:
-            self._mark = Mark(log[-1])
-        return board.standing_of(lines[:end]), log
+        new = lines[end + 1 :]
+        if new:
+            self._mark = Mark(new[-1])
+        return board.standing_of(lines[:end]), new
 
 
 _LOG_BEGINS = "kernel log:"

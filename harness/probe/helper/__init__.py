@@ -100,6 +100,7 @@ MACHINES: Mapping[str, Machine] = {
         {
             **_COMMON_FLAGS,
             "O_DIRECT": 0o40000, "O_DIRECTORY": 0o200000, "O_NOFOLLOW": 0o400000,
+            "O_TMPFILE": 0o20200000,
         },
     ),
     "aarch64": Machine(
@@ -115,6 +116,7 @@ MACHINES: Mapping[str, Machine] = {
         {
             **_COMMON_FLAGS,
             "O_DIRECT": 0o200000, "O_DIRECTORY": 0o40000, "O_NOFOLLOW": 0o100000,
+            "O_TMPFILE": 0o20040000,
         },
     ),
 }  # fmt: skip
