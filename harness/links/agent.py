@@ -24,17 +24,23 @@ line without it:
 ``q``                      tidy up and end
 =========================  ======================================================
 
-(without the blanks). A line with a wrong digest is answered by ``N``, one that does not follow
-what came before by ``U ID``. Target to host: ``RS body US``. ``R ID.STATUS.OUT.ERR.H`` is a short
-result, ``T ID.STATUS.SIZE.ERRORS.CRC.H`` announces a long one: SIZE bytes, of which the last
-ERRORS are standard error, with their POSIX ``cksum``; its first block follows unasked.
+(without the blanks). ``X``, ``Y`` and ``K`` are the same with a text that is to be decoded by
+base64 and gzip, where the target has both (ENCODING ``base64+gzip``). A line with a wrong digest
+is answered by ``N``, one that does not follow what came before by ``U ID``.
+
+Target to host: ``RS body US``. ``R ID.STATUS.OUT.ERR.H`` is a short result. A long one is
+announced by ``T ID.STATUS.SIZE.ERRORS.CRC.H``: SIZE bytes, of which the last ERRORS are standard
+error, with their POSIX ``cksum``; its first block follows unasked. Where the target has gzip, SIZE
+and CRC are of the result compressed.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import gzip
 import re
+import zlib
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -43,6 +49,8 @@ from harness.links.console import without_escapes
 
 START, END = b"\x1e", b"\x1f"
 SMALL = 120  # bytes of a stream that travel with R; longer ones cost the target more processes
+LONG = 150  # characters of a text from which packing is tried
+UNPACKING = 40  # characters that cross the line while a target unpacks one
 FIRST_BLOCK = 512  # bytes of a long result that are sent unasked
 SLOTS = 32  # texts that the receiver remembers
 
@@ -65,6 +73,8 @@ case $(printf QQ== | base64 -d 2>/dev/null) in
   A) ;;
   *) e='od -An -v -tx1' ;;
 esac
+f=${e%% *} q=out
+[ "$(printf A | gzip -c 2>/dev/null | gzip -dc 2>/dev/null)" = A ] && f=$f+gzip q=packed
 stty -echo -iexten -opost icanon isig icrnl intr '^C' kill '^U' eof '^D'
 say() { printf '\036%s\037' "$1"; }
 slay() {
@@ -102,7 +112,7 @@ small() {
   [ "${#x}" -le 400 ]
 }
 block() {
-  dd if="$d/out" bs="$2" skip="$3" count=1 2>/dev/null >"$d/cmd"
+  dd if="$d/$q" bs="$2" skip="$3" count=1 2>/dev/null >"$d/cmd"
   sum cmd
   printf '\036B%s' "$1.$2.$3.$w."; $e <"$d/cmd"; printf '\037'
 }
@@ -125,7 +135,7 @@ run() {
   : >"$d/out" >"$d/err"
   (
     exec </dev/null >>"$d/out" 2>"$d/err"
-    eval "unset d s e o t l a b i j n g v w x y z k u last; set --; $b"
+    eval "unset d s e f q o t l a b i j n g v w x y z k u last; set --; $b"
   ) &
   k=$!
   wait "$k"
@@ -140,7 +150,8 @@ run() {
       z=$(wc -c <"$d/err")
       cat "$d/err" >>"$d/out"
     fi
-    sum out
+    [ "$q" = out ] || gzip -c <"$d/out" >"$d/$q"
+    sum "$q"
     b=T$1.$u.$v.$((z)).$w
   fi
   hash "$b"
@@ -152,15 +163,16 @@ take() {
   a=$1.
   j=${a%%.*} a=${a#*.}
   z=${a%%.*} a=${a#*.}
-  case $l in [xy]*) [ "$j" = "$last" ] && { report "$j"; return; } ;; esac
+  case $l in [xyXY]*) [ "$j" = "$last" ] && { report "$j"; return; } ;; esac
   [ "$z" = 0 ] && i=$j n=0 g=
   if [ "$j" != "$i" ] || [ "$z" -gt "$n" ]; then say "U$j"; return; fi
   if [ "$z" -lt "$n" ]; then say "C$j.$z"; return; fi
+  case $l in [XYK]*) b=$(printf %s "$g$b" | base64 -d | gzip -dc) g= ;; esac
   case $l in
     c*) g=$g$b n=$((n+1)); say "C$j.$z" ;;
-    k*) eval "_m${a%.}=\$g\$b"; n=$((n+1)); say "C$j.$z" ;;
-    x*) b=$g$b; run "$j" ;;
-    y*)
+    [kK]*) eval "_m${a%.}=\$g\$b"; n=$((n+1)); say "C$j.$z" ;;
+    [xX]*) b=$g$b; run "$j" ;;
+    [yY]*)
       eval "w=\${_m${a%%.*}}"; a=${a#*.}
       eval "x=\${_m${a%.}}"
       b=$w$g$b$x; run "$j" ;;
@@ -170,7 +182,7 @@ trap '[ "$k" ] && slay "$k"' INT
 trap '' QUIT TSTP
 last= i= n=0 g= k= u=0 l= _m=
 read -r last 2>/dev/null <"$d/last"
-say "Pready.$s.${e%% *}.$d"
+say "Pready.$s.$f.$d"
 while :; do
   l=
   if ! IFS= read -r l; then
@@ -181,7 +193,7 @@ while :; do
   u=0
   b=${l#*:} a=${l%%:*}
   case $l in
-    [ckxy]*.*.*:*)
+    [ckxyKXY]*.*.*:*)
       hash "${a%.*}:$b"
       if [ "$v" = "${a##*.}" ]; then a=${a%.*}; take "${a#?}"; else say N; fi ;;
     r*) a=${a#?}; if [ "$a" = "$last" ]; then report "$a"; else say "U$a"; fi ;;
@@ -191,7 +203,7 @@ while :; do
         *[!0-9.]*|*.*.*.*|.*|*..*|*.) ;;
         *) b=${a#*.}; block "${a%%.*}" "${b%.*}" "${b#*.}" ;;
       esac ;;
-    p*) say "P${a#?}.$s.${e%% *}.$d" ;;
+    p*) say "P${a#?}.$s.$f.$d" ;;
     q) break ;;
     ?*) say N ;;
   esac
@@ -309,15 +321,6 @@ def without_noise(data: bytes) -> str:
     return _PRINTK.sub(b"", without_escapes(data)).decode("latin-1")
 
 
-def decode(text: str, *, base64_encoded: bool) -> bytes | None:
-    """Bytes from base64, or from ``od``'s hexadecimal with or without its blanks; None if
-    damaged."""
-    try:
-        return base64.b64decode(text, validate=True) if base64_encoded else bytes.fromhex(text)
-    except (binascii.Error, ValueError):
-        return None
-
-
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """A command's result as the receiver keeps it."""
@@ -329,30 +332,62 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Announced:
-    """A result that must be fetched: ``size`` bytes with the POSIX checksum ``checksum``, the
-    last ``errors`` of them standard error."""
+    """A result that must be fetched: ``size`` bytes with the POSIX checksum ``checksum``. The
+    last ``errors`` of them, once unpacked if they are ``packed``, are standard error."""
 
     status: int
     size: int
     errors: int
     checksum: int
+    packed: bool
 
     def outcome(self, blob: bytes) -> Outcome | None:
         """The result, or None if ``blob`` is not it."""
         if len(blob) != self.size or posix.cksum(blob) != self.checksum:
             return None
-        split = self.size - self.errors
-        return Outcome(self.status, blob[:split], blob[split:])
+        try:
+            whole = gzip.decompress(blob) if self.packed else blob
+        except (OSError, EOFError, zlib.error):
+            return None
+        split = len(whole) - self.errors
+        return Outcome(self.status, whole[:split], whole[split:])
 
 
-def parse_result(frame: Frame, *, base64_encoded: bool) -> Outcome | Announced | None:
-    """What an ``R`` or ``T`` frame says; None if anything about it is damaged."""
-    text, _, check = frame.body.rpartition(".")
-    if check != str(digest(text)):
-        return None
-    _, *fields = text[1:].split(".")
-    if frame.kind is Kind.LONG_RESULT:
-        return Announced(*map(int, fields))
-    status, *streams = fields
-    out, err = (decode(stream, base64_encoded=base64_encoded) for stream in streams)
-    return None if out is None or err is None else Outcome(int(status), out, err)
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What the target has, by the ENCODING it names."""
+
+    base64: bool = True
+    gzip: bool = False
+
+    @classmethod
+    def named(cls, encoding: str) -> Tools:
+        return cls(base64=encoding.startswith("base64"), gzip=encoding.endswith("+gzip"))
+
+    def parse_result(self, frame: Frame) -> Outcome | Announced | None:
+        """What an ``R`` or ``T`` frame says; None if anything about it is damaged."""
+        text, _, check = frame.body.rpartition(".")
+        if check != str(digest(text)):
+            return None
+        _, *fields = text[1:].split(".")
+        if frame.kind is Kind.LONG_RESULT:
+            status, size, errors, checksum = map(int, fields)
+            return Announced(status, size, errors, checksum, packed=self.gzip)
+        number, *streams = fields
+        out, err = map(self.decode, streams)
+        return None if out is None or err is None else Outcome(int(number), out, err)
+
+    def decode(self, text: str) -> bytes | None:
+        """Bytes from base64, or from ``od``'s hexadecimal with or without its blanks; None if
+        damaged."""
+        try:
+            return base64.b64decode(text, validate=True) if self.base64 else bytes.fromhex(text)
+        except (binascii.Error, ValueError):
+            return None
+
+    def shorter(self, text: str) -> str | None:
+        """``text`` packed where that spares the line more than it costs the target."""
+        if not (self.base64 and self.gzip) or len(text) < LONG:
+            return None
+        packed = base64.b64encode(gzip.compress(text.encode("ascii"), mtime=0)).decode("ascii")
+        return packed if len(packed) + UNPACKING < len(text) else None

@@ -90,7 +90,11 @@ def _crc_state(data: bytes) -> int:
 
 def octal(data: bytes) -> str:
     """``data`` as a ``printf`` format: letters and digits as they are, the rest ``\\ooo``."""
-    plain = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz_.,:/=+"
+    plain = (
+        b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.,:/=+-"
+        if data[:1] != b"-"  # would be taken for an option
+        else b""
+    )
     return "".join(chr(byte) if byte in plain else f"\\{byte:03o}" for byte in data)
 
 

@@ -28,7 +28,7 @@ from harness.errors import (
 )
 from harness.links import agent, posix
 from harness.links.address import SerialAddress
-from harness.links.agent import Frame, Kind, Outcome
+from harness.links.agent import Frame, Kind, Outcome, Tools
 from harness.links.console import Console, Stage
 from harness.links.fragments import Fragments
 from harness.links.patience import Patience
@@ -73,7 +73,7 @@ class SerialShell:
         self._lock = threading.RLock()
         self._directory_name = f"hil-{secrets.token_hex(4)}"
         self._directory = ""
-        self._has_base64 = True
+        self._tools = Tools()
         self._attached = False  # the receiver answered and nothing has gone wrong since
         self._logged_in = False
         self._directory_state = ""
@@ -239,10 +239,10 @@ class SerialShell:
         for fragment in self._fragments.new_in(text):
             self._keep(fragment, deadline)
         before, rest, after = self._fragments.split(text)
-        run = ("y", f".{before}.{after}") if before or after else ("x", "")
+        kind, places = ("y", f".{before}.{after}") if before or after else ("x", "")
         self._number += 1
         number = self._number
-        line = self._deliver(number, *run, rest, deadline)
+        line = self._deliver(number, kind, places, rest, deadline)
         self._inbox.clear()
         self._mark = self.console.mark()
         started = False
@@ -261,8 +261,8 @@ class SerialShell:
                 unanswered += 1
                 if self._back_at_prompt() or (unanswered % 6 == 0 and not started):
                     self._reattach(deadline)
-                    run, rest = ("x", ""), text
-                    line = self._deliver(number, *run, rest, deadline)
+                    kind, places, rest = "x", "", text
+                    line = self._deliver(number, kind, places, rest, deadline)
                 self._patience.failed()
                 repeated = f"r{number}" if started else line
                 self._write(f"{_KILL_LINE}{repeated}")
@@ -285,7 +285,7 @@ class SerialShell:
                     raise _unknown("the receiver on the board was killed while the command ran")
                 case Kind.UNKNOWN | Kind.DAMAGED if not started:
                     self._shorten_pieces()
-                    line = self._deliver(number, *run, rest, deadline)
+                    line = self._deliver(number, kind, places, rest, deadline)
                     self._write(f"{_KILL_LINE}{line}")
                 case Kind.UNKNOWN | Kind.DAMAGED | None:
                     self._write(f"{_KILL_LINE}r{number}")
@@ -302,6 +302,8 @@ class SerialShell:
 
     def _deliver(self, number: int, kind: str, places: str, text: str, deadline: float) -> str:
         """Bring all but the last piece of a text across; returns the line with the last one."""
+        packed = self._tools.shorter(text)
+        kind, text = (kind, text) if packed is None else (kind.upper(), packed)
         at = index = 0
         while len(text) - at > self._piece:
             size = self._piece
@@ -332,7 +334,7 @@ class SerialShell:
     def _take_result(self, number: int, frame: Frame, deadline: float) -> Outcome | None:
         """The outcome that a frame tells or announces; None if anything about it is damaged, or
         if it is of an earlier command."""
-        found = agent.parse_result(frame, base64_encoded=self._has_base64)
+        found = self._tools.parse_result(frame)
         if found is None or frame.fields[0] != str(number):
             return None
         if isinstance(found, Outcome):
@@ -380,7 +382,7 @@ class SerialShell:
                 return None  # the answer, damaged: ask again at once
             if frame.body.startswith(f"B{name}."):
                 checksum, _, data = frame.body[len(name) + 2 :].partition(".")
-                block = agent.decode(data, base64_encoded=self._has_base64)
+                block = self._tools.decode(data)
                 right = block is not None and str(posix.cksum(block)) == checksum
                 return block if right else None
         return None
@@ -429,7 +431,7 @@ class SerialShell:
         self._execute(f": >{path}", deadline, timeout)
         for at in range(0, len(data), UPLOAD_BLOCK):
             block = data[at : at + UPLOAD_BLOCK]
-            if self._has_base64:
+            if self._tools.base64:
                 line = f"printf %s {b64encode(block).decode()} | base64 -d >>{path}"
             else:
                 line = f"printf '{posix.octal(block)}' >>{path}"
@@ -492,7 +494,7 @@ class SerialShell:
             self._write(f"{_KILL_LINE}q")  # left by a harness that was killed
             return False
         self._directory = directory
-        self._has_base64 = encoding == "base64"
+        self._tools = Tools.named(encoding)
         self._attached = True
         return True
 
