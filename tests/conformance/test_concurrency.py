@@ -138,7 +138,6 @@ def test_processes_with_a_variable_each_do_not_disturb_each_other(
     assert efivars.own() == []
 
 
-@pytest.mark.needs("chattr")
 @pytest.mark.cost(store_bytes=7 * record_size("V", SIZE))
 def test_a_write_and_a_delete_at_once_leave_the_one_or_the_other(
     efivars: Efivars, shell: Shell

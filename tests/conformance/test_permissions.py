@@ -24,11 +24,11 @@ READS = 150
 
 
 def as_nobody(shell: Shell, command: str) -> Result:
-    """Run a command line as the user nobody."""
+    """Run a command line as the user nobody. BusyBox's setpriv changes no user."""
     line = quote(f"LC_ALL=C; export LC_ALL; {command}")
     return shell.run(
-        "if command -v setpriv >/dev/null; then "
-        f"setpriv --reuid=65534 --regid=65534 --clear-groups sh -c {line}; "
+        'p="setpriv --reuid=65534 --regid=65534 --clear-groups"; '
+        f"if $p true 2>/dev/null; then $p sh -c {line}; "
         f"else su -s /bin/sh nobody -c {line}; fi"
     )
 
