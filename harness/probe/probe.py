@@ -194,9 +194,10 @@ class _Process:
 
     def _exchange(self, batch: str | bytes, timeout: float) -> bytes:
         directory = quote(self._directory)
-        # a killed process may still be a zombie; writing to its fifo would wait for ever
+        # a killed process may still be a zombie; writing to its fifo would wait for ever. A shell
+        # whose background job ends meanwhile takes the interrupted open for a failure.
         alive = (
-            f"s=; read -r s 2>/dev/null </proc/{self._pid}/stat;"
+            f"for i in 1 2 3; do s=; read -r s 2>/dev/null </proc/{self._pid}/stat && break; done;"
             f" case $s in ''|*') Z '*) exit {_GONE};; esac"
         )
         receive = f"exec cat {directory}/answer"

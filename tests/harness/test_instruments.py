@@ -70,6 +70,7 @@ def test_mount_and_superblock_are_told_apart(line: str, expected: MountState) ->
     assert mount_state(line) == expected
 
 
+@pytest.mark.cost(store_bytes=160)
 class TestEfivars:
     def test_reading_what_is_not_there(self, efivars: Efivars) -> None:
         with refused(errno.ENOENT):
