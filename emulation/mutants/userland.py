@@ -15,6 +15,8 @@ from emulation.userland import fuse
 from emulation.userland.dispatch import CAP_LINUX_IMMUTABLE, Caller, Dispatcher, Proceed
 from emulation.userland.fuse import FuseConnection
 from emulation.userland.handlers import KernelHandlers
+from emulation.userland.seccomp import Notification
+from emulation.userland.syscalls import MS_RDONLY
 from emulation.userland.units import ProcessUnit
 
 mutants: Final = Registry("userland")
@@ -91,12 +93,20 @@ def huge_write_truncated(patches: Patches) -> None:
 @mutants("remounting with ro has no effect", "mounts", "takeover")
 def remount_read_only_ignored(patches: Patches) -> None:
     def remount(
-        original: Original, self: KernelHandlers, task: Task, read_only: bool, options: str
+        original: Original,
+        self: Dispatcher,
+        notification: Notification,
+        caller: Caller,
+        path: str,
+        flags: int,
+        options: str,
     ) -> None:
-        if not read_only:
-            original(self, task, read_only, options)
+        if flags & MS_RDONLY:
+            self._listener.reply(notification.id, 0)
+        else:
+            original(self, notification, caller, path, flags, options)
 
-    patches.wrap(KernelHandlers, "remount_efivarfs", remount)
+    patches.wrap(Dispatcher, "_remount", remount)
 
 
 @mutants("tee-supplicant is a build with RPMB_EMU, so no write reaches the card", "create")

@@ -39,6 +39,8 @@ DEAD = ("Old", *FILLERS, "Final")
 FILLER_BYTES = 3400
 LAST_BYTES = 4000
 """What the last record may have; more than a filler, so that something is left for it."""
+BOOT_OPTIONS = 512
+"""What giving back boot options and their order may take after a reclaim."""
 
 pytestmark = [
     pytest.mark.needs("writable"),
@@ -119,13 +121,7 @@ def full(board: Board, request: pytest.FixtureRequest) -> Full:
     create_after_reboot = _create(board.efivars, "N")
     read_after_reboot = _live(board.efivars)
 
-    failure = None
-    try:
-        request.config.stash[BUDGET].space.reclaim()
-    except MissingCapability:
-        raise
-    except (HilError, OSError) as error:
-        failure = str(error)
+    failure = _reclaim(request)
     efivars = board.efivars
     others_after = _others(efivars)
     return Full(
@@ -157,6 +153,17 @@ def full(board: Board, request: pytest.FixtureRequest) -> Full:
         create_after_reclaim=_set(efivars, "After", b"x"),
         large_after_reclaim=_set(efivars, "Wide", bytes(4000)),
     )
+
+
+def _reclaim(request: pytest.FixtureRequest) -> str | None:
+    """Make the firmware reclaim; what went wrong, if anything."""
+    try:
+        request.config.stash[BUDGET].space.reclaim()
+    except MissingCapability:
+        raise
+    except (HilError, OSError) as error:
+        return str(error)
+    return None
 
 
 def _write_live(efivars: Efivars) -> None:
@@ -236,6 +243,16 @@ def _live_bytes(efivars: Efivars) -> int:
         for name, raw in contents
         if len(raw) > 4 and raw[0] & 1
     )
+
+
+@pytest.mark.cases(216, 219)
+@pytest.mark.needs("exit_boot_services_told")
+@pytest.mark.cost(store_bytes=BOOT_OPTIONS, rpmb_writes=6000)
+def test_a_store_that_was_used_up_is_as_good_as_new_after_a_reclaim(
+    request: pytest.FixtureRequest,
+) -> None:
+    """First of all: without it there would be no room for the others."""
+    assert _reclaim(request) is None
 
 
 SURVIVORS = {name: ATTRIBUTES + data for name, data in LIVE.items()}

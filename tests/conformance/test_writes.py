@@ -18,6 +18,7 @@ from harness.instruments import accepted, refused
 from harness.instruments.descriptor import Descriptor
 from harness.instruments.efivars import NV_BS_RT, Efivars
 from harness.instruments.rpmb import Rpmb
+from harness.links import posix
 from harness.shell import Shell
 from harness.truth.store_space import record_size
 
@@ -298,6 +299,14 @@ class TestInPieces:
         path = quote(efivars.file("V"))
         shell.run(f"printf '\\007\\000\\000\\000new' | dd bs=7 conv=notrunc of={path}").check()
         assert efivars.read("V").data == b"new"
+
+    @ONE_RECORD
+    def test_fsync_is_invalid_and_not_needed(self, efivars: Efivars, shell: Shell) -> None:
+        """efivarfs has no fsync (K6 fs/efivarfs/file.c); the write(2) was a SetVariable already."""
+        path = quote(efivars.file("V"))
+        command = f"printf '\\007\\000\\000\\000x' | dd bs=5 conv=notrunc,fsync of={path}"
+        assert posix.errno_in(shell.run(command).stderr) == errno.EINVAL
+        assert efivars.read("V").data == b"x"
 
     @pytest.mark.cases(378)
     @TWO_RECORDS
