@@ -14,10 +14,10 @@ Host to target, one line each (``^U`` before it kills a damaged rest). ``H`` is 
 line without it:
 
 =========================  ======================================================
-``c ID.N.H:TEXT``          piece N of command ID; answered by ``C ID.N``
+``c ID.N.H:TEXT``          piece N of command ID, or that one again; answered by ``C ID.N.H``
 ``x ID.N.H:TEXT``          the last piece: run it. ``ACK`` when started, then ``R`` or ``T``
 ``y ID.N.A.B.H:TEXT``      the same, between the remembered texts A and B (none if empty)
-``k ID.N.A.H:TEXT``        the last piece of the text to be remembered as A: ``C ID.N``
+``k ID.N.A.H:TEXT``        the last piece of the text to be remembered as A: ``C ID.N.H``
 ``r ID``                   the result again: ``R`` or ``T``, ``U ID`` not run, ``L ID`` no result
 ``f ID.SIZE.N``            block N of SIZE bytes of the result: ``B ID.SIZE.N.CRC.DATA``
 ``p NONCE``                ``P NONCE.STATE.ENCODING.DIRECTORY``, STATE ``new`` or ``old``
@@ -135,7 +135,7 @@ run() {
   : >"$d/out" >"$d/err"
   (
     exec </dev/null >>"$d/out" 2>"$d/err"
-    eval "unset d s e f q o t l a b i j n g v w x y z k u last; set --; $b"
+    eval "unset d s e f q o t l a b i j n g p v w x y z k u last; set --; $b"
   ) &
   k=$!
   wait "$k"
@@ -164,23 +164,29 @@ take() {
   j=${a%%.*} a=${a#*.}
   z=${a%%.*} a=${a#*.}
   case $l in [xyXY]*) [ "$j" = "$last" ] && { report "$j"; return; } ;; esac
-  [ "$z" = 0 ] && i=$j n=0 g=
-  if [ "$j" != "$i" ] || [ "$z" -gt "$n" ]; then say "U$j"; return; fi
-  if [ "$z" -lt "$n" ]; then say "C$j.$z"; return; fi
-  case $l in [XYK]*) b=$(printf %s "$g$b" | base64 -d | gzip -dc) g= ;; esac
+  [ "$z" = 0 ] && i=$j n=0 g= p=
+  if [ "$j" != "$i" ]; then say "U$j"; return; fi
+  case $z in
+    "$n") g=$g$p n=$((n+1)) ;;
+    "$((n-1))") ;;
+    *) say "U$j"; return ;;
+  esac
+  p=$b
+  case $l in c*) say "C$j.$z.$v"; return ;; esac
+  b=$g$p
+  case $l in [XYK]*) b=$(printf %s "$b" | base64 -d | gzip -dc) ;; esac
   case $l in
-    c*) g=$g$b n=$((n+1)); say "C$j.$z" ;;
-    [kK]*) eval "_m${a%.}=\$g\$b"; n=$((n+1)); say "C$j.$z" ;;
-    [xX]*) b=$g$b; run "$j" ;;
+    [kK]*) eval "_m${a%.}=\$b"; say "C$j.$z.$v" ;;
+    [xX]*) run "$j" ;;
     [yY]*)
       eval "w=\${_m${a%%.*}}"; a=${a#*.}
       eval "x=\${_m${a%.}}"
-      b=$w$g$b$x; run "$j" ;;
+      b=$w$b$x; run "$j" ;;
   esac
 }
 trap '[ "$k" ] && slay "$k"' INT
 trap '' QUIT TSTP
-last= i= n=0 g= k= u=0 l= _m=
+last= i= n=0 g= p= k= u=0 l= _m=
 read -r last 2>/dev/null <"$d/last"
 say "Pready.$s.$f.$d"
 while :; do

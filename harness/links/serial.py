@@ -315,10 +315,11 @@ class SerialShell:
     def _confirmed(self, line: str, deadline: float) -> bool:
         """Send a piece until the receiver says that it has it; False after several damages, the
         pieces to come are then shorter. Raises ``SerialDamage`` at the deadline."""
-        numbers = line[1:].split(".", 2)[:2]
+        number, index, *_, digest = line[1:].partition(":")[0].split(".")
+        answer = [number, index, digest]
         frame = self._ask(
             line,
-            lambda frame: frame.kind in (Kind.DAMAGED, Kind.UNKNOWN) or frame.fields == numbers,
+            lambda frame: frame.kind in (Kind.DAMAGED, Kind.UNKNOWN) or frame.fields == answer,
             deadline,
             characters=_SHORT_FRAME,
         )

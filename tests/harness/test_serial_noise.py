@@ -1,0 +1,23 @@
+"""Commands over a line that loses characters, with kernel messages and escapes between them.
+
+``HIL_NOISE_COMMANDS`` says how many (CI: 40; nightly: 500 by ``tests.harness.support.bad_line``).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.harness.support import bad_line
+
+COUNT = int(os.environ.get("HIL_NOISE_COMMANDS", "40"))
+
+
+@pytest.mark.parametrize("where", list(bad_line.WEATHERS))
+def test_a_bad_line_never_gives_a_wrong_answer(where: str, tmp_path: Path) -> None:
+    tally = bad_line.run(where, COUNT, tmp_path, seed=2)
+    assert not tally.wrong
+    assert not tally.repeated
+    assert tally.passed, f"{tally.right} of {COUNT} right, {tally.errors}"
