@@ -448,12 +448,12 @@ def write_count_without_attributes(patches: Patches) -> None:
     patches.wrap(Efivarfs, "write", write)
 
 
-@mutants("content of boot options is not validated", "boot_entries")
+@mutants("content of boot options is not validated", "special")
 def boot_options_not_validated(patches: Patches) -> None:
     patches.wrap(efivarfs_names, "is_valid_content", lambda *_: True)
 
 
-@mutants("BootNext must have the two bytes that the kernel meant to demand", "boot_entries")
+@mutants("BootNext must have the two bytes that the kernel meant to demand", "special")
 def validators_exact(patches: Patches) -> None:
     def is_valid(original: Original, name: str, guid: UUID, data: bytes) -> bool:
         rules = [
@@ -468,7 +468,7 @@ def validators_exact(patches: Patches) -> None:
     patches.wrap(efivarfs_names, "is_valid_content", is_valid)
 
 
-@mutants("stat(2) shows the old size after an overwrite", "sizes")
+@mutants("stat(2) shows the old size after an overwrite", "writes")
 def size_stale_after_overwrite(patches: Patches) -> None:
     def write(original: Original, self: Efivarfs, inode: Any, data: bytes, task: Task) -> int:
         size = inode.size

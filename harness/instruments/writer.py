@@ -13,8 +13,10 @@ from harness.shell import Shell
 _SCRATCH = "/tmp/hil-writer"
 # The system call may be in a child; a fatal signal must reach that one.
 _KILL = (
-    "for p in $(sed -n 's/ .*//p' /proc/{pid}/task/*/children 2>/dev/null) {pid}; "
-    "do kill -9 $p; done 2>/dev/null; true"
+    "all=\"$(sed -n 's/ .*//p' /proc/{pid}/task/*/children 2>/dev/null) {pid}\"; "
+    "kill -9 $all 2>/dev/null; "
+    "i=0; for p in $all; do while test -d /proc/$p; "
+    "do i=$((i + 1)); test $i -lt {polls} || exit 1; sleep 0.02; done; done"
 )
 
 
@@ -45,9 +47,10 @@ class Writer:
         """Its exit status; 0 when the variable was written."""
         return int(self.shell.run(f"cat {_SCRATCH}.status").check().text)
 
-    def kill(self) -> None:
-        """SIGKILL to it and to its child."""
-        self.shell.run(_KILL.format(pid=self.pid)).check()
+    def kill(self, *, within: float = 2.0) -> bool:
+        """SIGKILL to it and to its child; whether both are gone after so many seconds."""
+        killing = _KILL.format(pid=self.pid, polls=int(within * 50))
+        return self.shell.run_isolated(killing, timeout=within + 10).ok
 
 
 @dataclass(frozen=True)

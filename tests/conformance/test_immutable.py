@@ -12,7 +12,7 @@ from uuid import UUID
 import pytest
 
 from harness.expectations import recorded
-from harness.instruments import refused, succeeded
+from harness.instruments import accepted, refused, succeeded
 from harness.instruments.efivars import IMMUTABLE, VENDOR_GUID, Efivars
 from harness.probe import Probe
 from harness.probe import steps as do
@@ -36,6 +36,65 @@ APPEND_ONLY = 0x20
 
 ONE_RECORD = pytest.mark.cost(store_bytes=record_size("V", 4))
 TWO_RECORDS = pytest.mark.cost(store_bytes=2 * record_size("V", 4))
+
+
+class TestCleared:
+    """First, because where this does not work no test can be cleaned up after."""
+
+    @pytest.mark.cases(385)
+    @TWO_RECORDS
+    @accepted()
+    def test_the_file_can_be_written(self, efivars: Efivars) -> None:
+        efivars.write("V", b"x")
+        efivars.set_immutable("V", False)
+        efivars.write("V", b"y", flags="O_WRONLY")
+        assert efivars.read("V").data == b"y"
+
+    @TWO_RECORDS
+    def test_the_flag_stays_cleared_after_a_write(self, efivars: Efivars) -> None:
+        efivars.write("V", b"x")
+        efivars.set_immutable("V", False)
+        efivars.write("V", b"y", flags="O_WRONLY")
+        assert not efivars.is_immutable("V")
+
+    @ONE_RECORD
+    def test_the_flag_can_be_set_again(self, efivars: Efivars) -> None:
+        efivars.write("V", b"x")
+        efivars.set_immutable("V", False)
+        efivars.set_immutable("V", True)
+        with refused(errno.EPERM):
+            efivars.unlink("V")
+
+    @ONE_RECORD
+    def test_a_descriptor_opened_meanwhile_goes_on_writing(self, efivars: Efivars) -> None:
+        efivars.write("V", b"x")
+        efivars.set_immutable("V", False)
+        with efivars.opened("V", "O_WRONLY") as file:
+            efivars.set_immutable("V", True)
+            assert file.write(b"\7\0\0\0x") == 5
+
+    @TWO_RECORDS
+    def test_one_file_only(self, efivars: Efivars) -> None:
+        efivars.write("V", b"x")
+        efivars.write("W", b"x")
+        efivars.set_immutable("V", False)
+        assert efivars.is_immutable("W")
+
+    @pytest.mark.disturbs
+    @ONE_RECORD
+    def test_a_fresh_mount_sets_it_again(self, efivars: Efivars) -> None:
+        efivars.write("V", b"x")
+        efivars.set_immutable("V", False)
+        efivars.unmount()
+        efivars.mount()
+        assert efivars.is_immutable("V")
+
+    @TWO_RECORDS
+    def test_one_of_the_same_name_is_immutable_again(self, efivars: Efivars) -> None:
+        efivars.write("V", b"x")
+        efivars.delete("V")
+        efivars.write("V", b"x")
+        assert efivars.is_immutable("V")
 
 
 class TestWhichFiles:
@@ -137,62 +196,6 @@ class TestRefused:
             file.write(b"\7\0\0\0x")
             assert efivars.is_immutable("V")
             assert file.write(b"\7\0\0\0x") == 5
-
-
-class TestCleared:
-    @pytest.mark.cases(385)
-    @TWO_RECORDS
-    def test_the_file_can_be_written(self, efivars: Efivars) -> None:
-        efivars.write("V", b"x")
-        efivars.set_immutable("V", False)
-        efivars.write("V", b"y", flags="O_WRONLY")
-        assert efivars.read("V").data == b"y"
-
-    @TWO_RECORDS
-    def test_the_flag_stays_cleared_after_a_write(self, efivars: Efivars) -> None:
-        efivars.write("V", b"x")
-        efivars.set_immutable("V", False)
-        efivars.write("V", b"y", flags="O_WRONLY")
-        assert not efivars.is_immutable("V")
-
-    @ONE_RECORD
-    def test_the_flag_can_be_set_again(self, efivars: Efivars) -> None:
-        efivars.write("V", b"x")
-        efivars.set_immutable("V", False)
-        efivars.set_immutable("V", True)
-        with refused(errno.EPERM):
-            efivars.unlink("V")
-
-    @ONE_RECORD
-    def test_a_descriptor_opened_meanwhile_goes_on_writing(self, efivars: Efivars) -> None:
-        efivars.write("V", b"x")
-        efivars.set_immutable("V", False)
-        with efivars.opened("V", "O_WRONLY") as file:
-            efivars.set_immutable("V", True)
-            assert file.write(b"\7\0\0\0x") == 5
-
-    @TWO_RECORDS
-    def test_one_file_only(self, efivars: Efivars) -> None:
-        efivars.write("V", b"x")
-        efivars.write("W", b"x")
-        efivars.set_immutable("V", False)
-        assert efivars.is_immutable("W")
-
-    @pytest.mark.disturbs
-    @ONE_RECORD
-    def test_a_fresh_mount_sets_it_again(self, efivars: Efivars) -> None:
-        efivars.write("V", b"x")
-        efivars.set_immutable("V", False)
-        efivars.unmount()
-        efivars.mount()
-        assert efivars.is_immutable("V")
-
-    @TWO_RECORDS
-    def test_one_of_the_same_name_is_immutable_again(self, efivars: Efivars) -> None:
-        efivars.write("V", b"x")
-        efivars.delete("V")
-        efivars.write("V", b"x")
-        assert efivars.is_immutable("V")
 
 
 class TestFlags:
