@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import termios
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +13,8 @@ import pytest
 
 from harness import boardfile
 from harness.boardfile import BoardFile
+from harness.capabilities import Consent
+from harness.lab import console_probe
 from harness.lab.check import Finding, Report, Verdict, walk
 from harness.links.address import SerialAddress
 from harness.links.console import Console
@@ -28,10 +33,12 @@ def own_leases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HIL_LEASES", str(tmp_path / "leases"))
 
 
-def emulated(*options: str, consents: dict[str, bool] | None = None) -> BoardFile:
-    words = dict(option.split("=", 1) for option in options)
-    power = EMULATED.power.model_copy(update={"options": {**EMULATED.power.options, **words}})  # type: ignore[dict-item]
-    allowed = {**EMULATED.consents, **(consents or {})}
+def emulated(*options: str, consents: dict[Consent, bool]) -> BoardFile:
+    known = EMULATED.power.options
+    assert isinstance(known, dict)
+    words = {key: value for key, _, value in (option.partition("=") for option in options)}
+    power = EMULATED.power.model_copy(update={"options": {**known, **words}})
+    allowed = {**EMULATED.consents, **consents}
     return EMULATED.model_copy(update={"power": power, "consents": allowed})
 
 
@@ -66,7 +73,7 @@ def first_failure(report: Report) -> Finding:
 )
 def test_a_board_that_is_made_broken(options: str, step: str, cause: str) -> None:
     failure = first_failure(
-        walk(emulated(*options.split(), consents={"program_key": False}), link="ssh")
+        walk(emulated(*options.split(), consents={Consent.PROGRAM_KEY: False}), link="ssh")
     )
     assert (failure.step, cause in failure.cause) == (step, True), failure.lines()
 
@@ -164,19 +171,43 @@ def test_another_boards_file(running: RunningBoard) -> None:
     assert (failure.step, failure.found) == ("identity", "another board answers")
 
 
+@pytest.fixture
+def two_rates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each rate that nobody answers at costs a second and a half."""
+    probe = functools.partial(console_probe.probe_console, bauds=(57600,), seconds=0.7)
+    monkeypatch.setattr(console_probe, "probe_console", probe)
+
+
+@pytest.mark.usefixtures("two_rates")
 def test_a_silent_console(running: RunningBoard, line: Line) -> None:
     line.weather.cut = True
-    failure = first_failure(check(running.file(serial=line.device)))
-    assert (failure.step, failure.cause) == (
-        "console",
-        "nothing was received, at any usual rate",
-    )
+    failure = first_failure(check(running.file(serial=line.device, consents="")))
+    assert (failure.step, failure.cause) == ("console", "nothing was received, at any usual rate")
 
 
+@pytest.mark.usefixtures("two_rates")
 def test_an_unreadable_console(running: RunningBoard, line: Line) -> None:
     line.garbled = True
-    failure = first_failure(check(running.file(serial=line.device)))
-    assert (failure.step, "wrong" in failure.cause) == ("console", True), failure.lines()
+    failure = first_failure(check(running.file(serial=line.device, consents="")))
+    assert (failure.step, "an unusual one" in failure.cause) == ("console", True)
+
+
+@pytest.mark.usefixtures("two_rates")
+def test_the_wrong_rate_in_the_board_file(running: RunningBoard, line: Line) -> None:
+    def at_its_rate() -> None:
+        while not stop.wait(0.01):
+            line.garbled = termios.tcgetattr(line._slaves[0])[5] != termios.B57600
+
+    stop = threading.Event()
+    watcher = threading.Thread(target=at_its_rate)
+    watcher.start()
+    try:
+        failure = first_failure(check(running.file(serial=line.device, consents="")))
+    finally:
+        stop.set()
+        watcher.join()
+    assert failure.found == "answers at 57600 baud, not at 115200"
+    assert failure.remedy == "set baud = 57600 in [serial]"
 
 
 @pytest.fixture
