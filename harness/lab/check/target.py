@@ -28,8 +28,9 @@ _SCRIPTS: Mapping[str, str] = {
     f"}} 2>/dev/null | grep -E '^(# )?CONFIG_({_CONFIG})[ =]'",
     "file systems": "cat /proc/filesystems",
     "modules": "ls /sys/module | grep -E '^(optee|tee|tee_stmm_efi|efivarfs)$'",
-    "loadable": "for m in optee tee_stmm_efi efivarfs; do { modprobe -n -q $m || modinfo $m; } "
-    ">/dev/null 2>&1 && echo $m; done",
+    # Slow, and of use only where the kernel does not tell its configuration.
+    "loadable": "zcat /proc/config.gz >/dev/null || for m in optee tee_stmm_efi efivarfs; do "
+    "{ modprobe -n -q $m || modinfo $m; } >/dev/null 2>&1 && echo $m; done",
     "log": f"dmesg | grep -E '{_LOG}'",
     "log readable": "dmesg >/dev/null && echo yes",
     "nodes": "ls -ln /dev/tee* /dev/mmcblk*rpmb",
