@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import errno
 import re
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from threading import Event
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
@@ -52,6 +54,7 @@ _BOOT_OPTION: Final = re.compile(r"Boot[0-9A-F]{4}")
 _BOOT_ORDER: Final = VariableName("BootOrder", GLOBAL_VARIABLE_GUID)
 # A full store makes a write relocate OP-TEE's file several times.
 _WRITE_SECONDS: Final = 60.0
+_POLL_SECONDS: Final = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +86,10 @@ class StoreSpace:
         """Free bytes as ``df`` shows them; None where the firmware gives no figures."""
         if not self._board.capabilities.has(Capability.QUERY_VARIABLE_INFO):
             return None
-        space = self._board.efivars.space()
+        deadline = time.monotonic() + (CACHED_SECONDS if self._cached else 0)
+        # Figures from a cache may be those of a moment without the driver.
+        while not (space := self._board.efivars.space()).total and time.monotonic() < deadline:
+            Event().wait(_POLL_SECONDS)
         return space.free if space.total else None
 
     def at_least_free(self) -> int:
