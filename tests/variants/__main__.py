@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -50,14 +51,18 @@ def main() -> int:
     parser.add_argument("--link", action="append", choices=("ssh", "serial"), help="default: ssh")
     parser.add_argument("--tests", default=_SUITE, help=f"what to run (default: {_SUITE})")
     parser.add_argument("--timeout", type=float, default=1800.0, help="seconds for one run")
+    parser.add_argument(
+        "--shuffle", type=int, metavar="N", help="run each N times, each time in another order"
+    )
     chosen = parser.parse_args()
     unknown = [name for name in chosen.names if name not in VARIANTS]
     if unknown:
         parser.error(f"no such board: {', '.join(unknown)}; there are {', '.join(VARIANTS)}")
     runs = []
     for name in chosen.names or VARIANTS:
-        for link in chosen.link or ["ssh"]:
-            runs.append(run(name, link, chosen.tests, chosen.timeout))
+        for link, seed in product(chosen.link or ["ssh"], range(chosen.shuffle or 1)):
+            order = ["--random-order", f"--random-order-seed={seed}"] if chosen.shuffle else []
+            runs.append(run(name, link, [*chosen.tests.split(), *order], chosen.timeout))
             print(_row(runs[-1]), flush=True)
             for failure in runs[-1].failed[:_SHOWN_FAILURES]:
                 print(f"    {failure}", flush=True)
@@ -67,14 +72,15 @@ def main() -> int:
     return 0 if green == len(runs) else 1
 
 
-def run(name: str, link: str, tests: str, timeout: float) -> Run:
-    """Measure one board, then run the tests on another one like it."""
+def run(name: str, link: str, tests: Sequence[str], timeout: float) -> Run:
+    """Measure one board, then run the tests on another one like it. ``tests`` are arguments of
+    pytest."""
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         file = write_board_file(name, Path(folder))
         report = Path(folder, "report.xml")
         facts = _measure(file, link)
-        command = [sys.executable, "-m", "pytest", *tests.split(), "-q", "-p", "no:cacheprovider"]
+        command = [sys.executable, "-m", "pytest", *tests, "-q", "-p", "no:cacheprovider"]
         command += ["--board", str(file), "--link", link, f"--junitxml={report}"]
         try:
             done = subprocess.run(
