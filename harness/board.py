@@ -248,6 +248,11 @@ class Board:
         return self._serial_link().console
 
     @property
+    def open_console(self) -> Console | None:
+        """The console where something already listens to it: asking opens nothing."""
+        return None if self._serial is None else self._serial.console
+
+    @property
     def links(self) -> list[LinkName]:
         """The links that this board has."""
         ends: dict[LinkName, object | None] = {

@@ -69,10 +69,14 @@ def since_script(mark: Mark) -> str:
     return f"dmesg | l={shlex.quote(mark.last_line)} awk {shlex.quote(_AFTER_LAST)}"
 
 
-def bad_lines(lines: Iterable[str], *, allowed: Iterable[str] = ()) -> list[str]:
-    """The lines that match :data:`BAD_PATTERNS` and none of the ``allowed`` regular
-    expressions."""
-    bad = re.compile("|".join(BAD_PATTERNS))
+def bad_lines(
+    lines: Iterable[str],
+    *,
+    allowed: Iterable[str] = (),
+    patterns: Iterable[str] = BAD_PATTERNS,
+) -> list[str]:
+    """The lines that match ``patterns`` and none of the ``allowed`` regular expressions."""
+    bad = re.compile("|".join(patterns))
     permitted = [re.compile(pattern) for pattern in allowed]
     return [
         line

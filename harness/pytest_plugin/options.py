@@ -8,6 +8,7 @@ import pytest
 
 from harness.pytest_plugin.bench import BENCH, DEFAULT_BOARD, Bench
 from harness.pytest_plugin.budget import BUDGET, ENFORCE, Budget
+from harness.pytest_plugin.console_watch import ConsoleWatch
 from harness.pytest_plugin.report import REPORT, Report
 from harness.safekeeping import key_programming
 
@@ -53,7 +54,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--console-log",
         type=Path,
         metavar="FILE",
-        help="capture the serial console in FILE, with time stamps",
+        help="capture the serial console in FILE, with time stamps; in a folder, which exists or "
+        "ends in /, one file a boot",
     )
     group.addoption(
         key_programming.OPTION,
@@ -90,6 +92,7 @@ def pytest_configure(config: pytest.Config) -> None:
     bench = Bench(config)
     config.stash[BENCH] = bench
     config.pluginmanager.register(bench, "hil-bench")
+    config.pluginmanager.register(ConsoleWatch(bench), "hil-console")
     budget = config.stash[BUDGET] = Budget(config, bench)
     config.pluginmanager.register(budget, "hil-budget")
     report = config.stash[REPORT] = Report(config, bench, budget)

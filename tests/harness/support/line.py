@@ -37,7 +37,8 @@ class Weather:
 
 
 class Line:
-    """``device`` is the host's end; a login program and ``shell`` are at the other."""
+    """``device`` is the host's end; at the other are ``program``, by itself a login program, and
+    ``shell``."""
 
     def __init__(
         self,
@@ -46,6 +47,7 @@ class Line:
         user: str = "root",
         password: str = "",
         environment: dict[str, str] | None = None,
+        program: Path = GETTY,
     ) -> None:
         self.weather = Weather()
         self.sent = 0  # characters, host to board
@@ -59,7 +61,7 @@ class Line:
         name = os.ttyname(board_slave)
         home = dict(os.environ, TERM="vt100", **(environment or {}))
         self.getty = subprocess.Popen(
-            [sys.executable, str(GETTY), name, user, password, *shell], env=home
+            [sys.executable, str(program), name, user, password, *shell], env=home
         )
         self._stop_read, self._stop_write = os.pipe()
         self._thread = threading.Thread(target=self._carry, daemon=True)

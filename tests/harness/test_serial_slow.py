@@ -1,0 +1,93 @@
+"""Targets that answer late, and boards that are not to be disturbed while they boot."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from harness.errors import LinkTimeout
+from harness.links.address import Login, SerialAddress
+from harness.links.patience import LEAST, MOST, Patience
+from harness.links.serial import Console, SerialShell, Stage
+from tests.harness.support.line import Line, Weather
+
+
+@pytest.fixture
+def line() -> Iterator[Line]:
+    line = Line(["dash", "-i"], environment={"PS1": "# "})
+    yield line
+    line.close()
+
+
+@pytest.fixture
+def shell(line: Line) -> Iterator[SerialShell]:
+    shell = SerialShell.open(SerialAddress(line.device, login=Login("root")))
+    yield shell
+    line.weather = Weather()
+    shell.close()
+
+
+def test_a_target_that_answers_late_is_waited_for(line: Line, shell: SerialShell) -> None:
+    """As an emulated processor on a loaded host: every answer comes 0.3 to 1 s later."""
+    line.weather = Weather(delay=(0.15, 0.5))
+    shell.reconnect(deadline=120)
+    assert shell.run("echo late; exit 3", timeout=30).stdout == b"late\n"
+
+
+def test_reconnect_has_its_own_deadline(line: Line, shell: SerialShell) -> None:
+    shell.login_timeout = 0.1
+    line.weather = Weather(delay=(0.02, 0.03))
+    shell.reconnect(deadline=60)
+    assert shell.run("true").ok
+
+
+def test_reconnect_ends_at_its_deadline(line: Line, shell: SerialShell) -> None:
+    line.weather = Weather(cut=True)
+    start = time.monotonic()
+    with pytest.raises(LinkTimeout, match="did not come back"):
+        shell.reconnect(deadline=1.0)
+    assert time.monotonic() - start < 2.0
+
+
+def test_a_booting_board_is_not_typed_at(line: Line) -> None:
+    """QEMU's PL011 takes no more input once a line feed came before its driver."""
+    shell = SerialShell.open(SerialAddress(line.device, login=Login("root")))
+    shell.console.wait_for("login: $", timeout=10, since=0)
+    shell.console.expect_boot()
+    line.print_from_kernel("\r\n[    0.000000] Booting Linux on physical CPU 0x0\r\n")
+    sent = line.sent
+    with pytest.raises(LinkTimeout):
+        shell.reconnect(deadline=1.5)
+    assert line.sent == sent
+    line.print_from_kernel("\r\nboard login: ")
+    shell.reconnect(deadline=20)
+    assert shell.run("echo up").text == "up"
+    shell.close()
+
+
+def test_expecting_a_boot_forgets_the_prompt(line: Line) -> None:
+    console = Console(SerialAddress(line.device))
+    line.print_from_kernel("\r\nboard login: ")
+    assert console.wait_for("login", timeout=5, since=0)
+    assert console.stage is Stage.LOGIN
+    console.expect_boot()
+    assert console.stage is Stage.BOOTING
+    console.close()
+
+
+def test_patience_follows_what_was_measured() -> None:
+    patience = Patience()
+    for _ in range(20):
+        patience.learn(0.001)
+    assert patience.seconds == LEAST
+    patience.failed()
+    assert patience.seconds == 2 * LEAST
+    for _ in range(20):
+        patience.failed()
+    assert patience.seconds == MOST
+    patience.learn(2.0)
+    for _ in range(20):
+        patience.learn(2.0)
+    assert 2.0 < patience.seconds < 3.0
