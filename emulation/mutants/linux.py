@@ -8,7 +8,7 @@ import time
 from dataclasses import replace
 from typing import Any, Final
 from uuid import UUID
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 from emulation.linux import efivarfs as efivarfs_module
 from emulation.linux import efivarfs_names
@@ -258,11 +258,16 @@ def long_name_truncated(patches: Patches) -> None:
 
 @mutants("a new variable does not appear in the directory", "create")
 def listing_misses_new(patches: Patches) -> None:
-    def readdir(original: Original, self: Efivarfs, task: Task, ino: int) -> list[Entry]:
-        entries: list[Entry] = original(self, task, ino)
-        mounted = min((entry.ino for entry in entries), default=0) + len(entries)
-        return [entry for entry in entries if entry.ino < mounted]
+    newest: WeakKeyDictionary[Efivarfs, int] = WeakKeyDictionary()
 
+    def fill(original: Original, self: Efivarfs, read_only: bool, task: Task) -> None:
+        original(self, read_only, task)
+        newest[self] = max(self._inodes)
+
+    def readdir(original: Original, self: Efivarfs, task: Task, ino: int) -> list[Entry]:
+        return [entry for entry in original(self, task, ino) if entry.ino <= newest[self]]
+
+    patches.wrap(Efivarfs, "_fill", fill)
     patches.wrap(Efivarfs, "readdir", readdir)
 
 

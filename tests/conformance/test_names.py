@@ -12,7 +12,7 @@ import pytest
 
 from harness.expectations import recorded
 from harness.formats.efi import LINUX_RANDOM_SEED_GUID
-from harness.instruments import refused
+from harness.instruments import accepted, refused
 from harness.instruments.descriptor import opened
 from harness.instruments.efivars import VENDOR_GUID, Efivars, VariableName
 from harness.probe import Probe
@@ -112,6 +112,7 @@ class TestLength:
         ],
     )
     @pytest.mark.cost(store_bytes=record_size("n" * LONGEST, 1))
+    @accepted()
     def test_up_to_the_longest(self, efivars: Efivars, length: int, written: int) -> None:
         with efivars.opened("n" * length, "O_WRONLY|O_CREAT") as file:
             assert file.write(b"\7\0\0\0n") == written
@@ -232,6 +233,7 @@ class TestCase:
 
     @pytest.mark.cases(371)
     @ONE_RECORD
+    @accepted()
     def test_a_guid_in_capitals_finds_the_file(self, efivars: Efivars, probe: Probe) -> None:
         efivars.write("V", b"n")
         with opened(probe, f"{efivars.path}/V-{GUID.upper()}") as file:

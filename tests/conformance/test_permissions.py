@@ -43,7 +43,9 @@ class TestAnotherUser:
     @ONE_RECORD
     def test_reads_a_variable(self, efivars: Efivars, shell: Shell) -> None:
         efivars.write("V", b"open")
-        read = as_nobody(shell, f"cat {quote(efivars.file('V'))}").check().stdout
+        result = as_nobody(shell, f"cat {quote(efivars.file('V'))}")
+        assert result.ok
+        read = result.stdout
         assert read[:4] == recorded(b"\7\0\0\0", "perm-001.output")
         assert read[4:] == b"open"
 
