@@ -16,10 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.emulated import emulated_board
-from harness.links.address import Login, SerialAddress, SshAddress
-from harness.links.serial import SerialShell
+from harness.links.address import SshAddress
 from harness.links.ssh import SshShell
-from tests.harness.support.line import Line, Weather
 
 REQUIRED_RATIO = 20
 TURNS = 6
@@ -79,23 +77,6 @@ def ssh_costs(address: SshAddress, folder: Path) -> dict[str, float]:
     return {way: statistics.median(taken) for way, taken in times.items()}
 
 
-def serial_costs(baud: int) -> tuple[float, float]:
-    """Milliseconds a command, and the wire time of its own bytes at ``baud``."""
-    line = Line(["dash", "-i"], environment={"PS1": "# "})
-    shell = SerialShell.open(SerialAddress(line.device, baud=baud, login=Login("root")))
-    try:
-        shell.run("true")
-        line.weather = Weather(baud=baud)
-        before = line.sent + line.received
-        rounds = 50
-        cost = median_ms(lambda: shell.run("true"), rounds)
-        characters = (line.sent + line.received - before) / (rounds + 1)
-        return cost, characters * 10 / baud * 1000
-    finally:
-        shell.close()
-        line.close()
-
-
 def main() -> int:
     """Print the table and the ratio."""
     with tempfile.TemporaryDirectory() as name, emulated_board() as address:
@@ -104,8 +85,6 @@ def main() -> int:
     print(f"{'way':28}{'ms a command':>14}{'x persistent lane':>20}")
     for way, cost in costs.items():
         print(f"{way:28}{cost:14.3f}{cost / lane:20.1f}")
-    cost, wire = serial_costs(115200)
-    print(f"{'serial at 115200 baud':28}{cost:14.3f}   wire time of its bytes {wire:.3f} ms")
     ratio = costs[CONTROL_MASTER] / lane
     print(f"ratio ControlMaster / persistent lane {ratio:.1f}   (required {REQUIRED_RATIO})")
     return 0 if ratio >= REQUIRED_RATIO else 1

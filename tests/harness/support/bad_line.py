@@ -1,6 +1,7 @@
 """Many commands over a bad line: how many come back right, how many as a link error.
 
-``python -m tests.harness.support.bad_line [COUNT]`` prints the table of docs/results.
+``python -m tests.harness.support.bad_line [COUNT]`` prints the table of
+docs/results/serial-noise.md.
 """
 
 from __future__ import annotations
