@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -132,6 +133,63 @@ def test_a_board_that_somebody_holds_is_not_touched(running: RunningBoard) -> No
     assert (first.step, first.verdict) == ("lease", Verdict.FAIL)
     assert f"process {os.getpid()}" in first.cause
     assert {finding.verdict for finding in others} == {Verdict.NOT_LOOKED_AT}
+
+
+class Outlet:
+    """Switches a running board by files, so that shell commands can: a board file's [power]."""
+
+    def __init__(self, board: RunningBoard) -> None:
+        self._board = board
+        self._pipe = board.folder / "outlet"
+        self._state = board.folder / "outlet-state"
+        os.mkfifo(self._pipe)
+        self._set("off")
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    @property
+    def power(self) -> str:
+        on, off = (f"echo {word} > {self._pipe}" for word in ("on", "off"))
+        waited = f"until grep -q on {self._state}; do sleep 0.05; done"
+        return (
+            f'driver = "command"\n[power.options]\non = "{on}; {waited}"\noff = "{off}"\n'
+            f'status = "cat {self._state}"'
+        )
+
+    def _serve(self) -> None:
+        while word := self._pipe.read_text().strip():
+            self._set(word)
+
+    def _set(self, word: str) -> None:
+        self._board.ask(word)
+        self._state.write_text(word)
+
+
+def test_a_board_that_is_off_is_switched_on_where_allowed_and_its_boot_is_heard(
+    tmp_path: Path,
+) -> None:
+    board = RunningBoard(tmp_path)
+    try:
+        power = Outlet(board).power
+        path = board.file(power=power, consents="power_cycle = true")
+        report = walk(boardfile.load(path), link="ssh")
+    finally:
+        board.close()
+    assert not report.failed, [f.lines() for f in report.findings if f.verdict is Verdict.FAIL]
+    assert found(report, "power") == "was off; switched on, now on"
+    for part in ("U-Boot 2025.01", "TF-A v2.12.1", "EFI v2.10 by Das U-Boot", "OP-TEE 4.10"):
+        assert part in found(report, "firmware")
+
+
+def test_the_secure_worlds_own_words_are_evidence(tmp_path: Path) -> None:
+    board = RunningBoard(tmp_path, f"rpmb_key={'11' * 32}")
+    try:
+        path = board.file(power=Outlet(board).power, consents="power_cycle = true")
+        failure = walk(boardfile.load(path), link="ssh").first_failure
+    finally:
+        board.close()
+    assert failure is not None
+    assert "wrong key" in failure.cause
+    assert any("Make sure key here matches device key" in line for line in failure.evidence)
 
 
 # --- the key ------------------------------------------------------------------------------------

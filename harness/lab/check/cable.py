@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _ALREADY_ON_SECONDS = 5.0
 _POLL_SECONDS = 0.05
+_QUIET_SECONDS = 1.0
 _HEARD_LINES = 3
 _FAST_TIMER_MS = 1
 
@@ -176,8 +177,13 @@ def _listen_to_boot(survey: Survey) -> Finding | None:
     try:
         while recording.stage not in {Stage.LOGIN, Stage.SHELL}:
             left = deadline - time.monotonic()
-            if left <= 0 or not recording.wait_for_data(recording.mark(), timeout=left):
+            if left <= 0:
                 break
+            news = recording.wait_for_data(recording.mark(), timeout=min(left, _QUIET_SECONDS))
+            # A kernel message may have run over the prompt. A firmware would take the key as a
+            # wish to stop its countdown.
+            if not news and recording.stage is Stage.KERNEL:
+                recording.write(b"\n")
     except LinkError as error:
         return fail("the adapter went away during the boot", cause=error.what, remedy=error.remedy)
     finally:

@@ -159,8 +159,10 @@ def round_trip(survey: Survey) -> Finding:
     try:
         board.efivars.overwrite(_VARIABLE, data, timeout=_HANG_SECONDS)
         survey.set_variable_ms = (time.monotonic() - started) * 1000
-        read = board.efivars.read(_VARIABLE).data
-        board.efivars.delete(_VARIABLE)
+        try:
+            read = board.efivars.read(_VARIABLE).data
+        finally:
+            board.efivars.delete(_VARIABLE)
     except LinkTimeout as error:
         return _hung(survey, error, "SetVariable")
     except OSError as error:

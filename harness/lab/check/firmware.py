@@ -11,11 +11,11 @@ if TYPE_CHECKING:
     from harness.lab.check.survey import Survey
     from harness.lab.check.target import Target
 
-_BANNERS: Final = {
-    "firmware": r"U-Boot (?:SPL )?\d{4}\.\S+|EDK ?II? \S+",
-    "TF-A": r"BL31: (v\S+)",
-    "EFI": r"efi: (EFI v\S+ by .+)",
-}
+_BANNERS: Final = (
+    ("{}", r"(U-Boot (?:SPL )?\d{4}\.\S+|EDK ?II? \S+)"),
+    ("TF-A {}", r"BL31: (v[\d.]+)"),
+    ("{}", r"efi: (EFI v\S+ by .*\S)"),
+)
 _OPTEE: Final = r"(?:optee: revision |OP-TEE: revision |OP-TEE version: )(\d\S*)"
 _STMM: Final = r"(?i)(?:standalonemm|stmm)[^\n]*?version:? *(\S+)"
 
@@ -36,10 +36,11 @@ def firmware(survey: Survey) -> Finding:
             remedy="log in as root, or set kernel.dmesg_restrict=0",
         )
     text = "\n".join((survey.console_text, *target.lines("log")))
-    named = []
-    for pattern in _BANNERS.values():
-        if match := re.search(pattern, text):
-            named.append(match[match.lastindex or 0].strip())
+    named = [
+        shown.format(match[1])
+        for shown, pattern in _BANNERS
+        if (match := re.search(pattern, text)) is not None
+    ]
     optee = re.search(_OPTEE, text)
     if optee is None:
         return fail(
