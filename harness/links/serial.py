@@ -506,6 +506,7 @@ class SerialShell:
         begun = time.monotonic()
         next_nudge = begun if self._may_type(begun) else begun + NUDGE_INTERVAL
         nudges = refusals = 0
+        answered: _Prompt | None = None
         while True:
             mark = console.mark()
             text = agent.without_noise(console.since(seen))
@@ -518,10 +519,16 @@ class SerialShell:
                     remedy="boot it (`boot` on the console) or power-cycle it",
                 )
             if prompt is not None:
-                if _REFUSED.search(text):
-                    refusals += 1
+                refused = bool(_REFUSED.search(text))
+                refusals += refused
                 if refusals >= WRONG_LOGINS:
                     raise self._login_refused()
+                if (refused or answered is prompt) and self._settles(end):
+                    # what was typed answered an earlier prompt: look where it has led
+                    seen = console.mark() - len(console.last_line)
+                    answered = None
+                    continue
+                answered = prompt
                 nudges = 0
                 next_nudge = time.monotonic() + LOGIN_ANSWER
                 seen = self._answer(prompt, end)
@@ -541,6 +548,15 @@ class SerialShell:
                     console.write(_INTERRUPT + b"\x15q\n" if stuck else b"\n")
                 next_nudge = now + max(NUDGE_INTERVAL, self._patience.seconds)
             console.wait_for_data(mark, timeout=min(next_nudge, end) - now)
+
+    def _settles(self, end: float) -> bool:
+        """Wait until nothing more comes; False if it goes on."""
+        until = min(end, time.monotonic() + LOGIN_ANSWER)
+        while time.monotonic() < until:
+            mark = self.console.mark()
+            if not self.console.wait_for_data(mark, timeout=self._patience.seconds):
+                return True
+        return False
 
     def _may_type(self, begun: float) -> bool:
         """Whether a line feed does no harm: it would stop a firmware that counts down, and a
