@@ -39,31 +39,28 @@ class QemuPower:
         self._process: subprocess.Popen[bytes] | None = None
         self._messages: IO[bytes] | None = None
         # Chosen once: links keep their address over a power cycle.
-        self._ssh_port = options.ssh_port or _free_port()
+        self.ssh_port = options.ssh_port or _free_port()
+        """The loopback port that reaches the guest's SSH server."""
         self._serial_port = options.serial_port or _free_port()
 
     def on(self, timeout: float) -> None:
         if self.state() is PowerState.ON:
             return
         self._check_images()
-        command = self._command()
+        if shutil.which(self._options.program) is None:
+            raise self._no_program("is not installed")
         self._close_messages()
         self._messages = tempfile.TemporaryFile(prefix="hil-qemu-")  # noqa: SIM115
-        try:
+        with tempfile.TemporaryDirectory(prefix="hil-qemu-") as place:
+            monitor = Path(place, "monitor")
             self._process = subprocess.Popen(
-                command,
+                [*self._command(), "-qmp", f"unix:{monitor},server=on,wait=off"],
                 stdin=subprocess.DEVNULL,
                 stdout=self._messages,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        except OSError as error:
-            raise HostError(
-                f"{self._options.program} cannot be started: {error.strerror}",
-                remedy="install the package qemu-system-arm, or correct power.options.program",
-                board=self._board,
-            ) from error
-        self._wait_for_console(timeout)
+            self._wait_until_running(monitor, timeout)
 
     def off(self, timeout: float) -> None:
         if self._process is not None:
@@ -105,8 +102,13 @@ class QemuPower:
         command += ["-smp", str(options.cpus), "-m", str(options.memory_mib)]
         console = f"socket,id=console,host={_LOOPBACK},port={self._serial_port}"
         command += ["-chardev", f"{console},server=on,wait=off", "-serial", "chardev:console"]
-        forward = f"hostfwd=tcp:{_LOOPBACK}:{self._ssh_port}-:22"
-        command += ["-netdev", f"user,id=net,{forward}", "-device", "virtio-net-pci,netdev=net"]
+        forward = f"hostfwd=tcp:{_LOOPBACK}:{self.ssh_port}-:22"
+        command += [
+            "-netdev",
+            f"user,id=net,{forward}",
+            "-device",
+            "virtio-net-pci,netdev=net,romfile=",
+        ]
         for image in options.flash:
             command += ["-drive", f"if=pflash,format=raw,file={_escaped(image)}"]
         for flag, path in (
@@ -155,12 +157,15 @@ class QemuPower:
                 check=False,
             )
         except (OSError, subprocess.TimeoutExpired) as error:
-            raise HostError(
-                f"{self._options.program} cannot be asked: {error}",
-                remedy="install the package qemu-system-arm, or correct power.options.program",
-                board=self._board,
-            ) from error
+            raise self._no_program(f"cannot be asked: {error}") from error
         return done.stdout.decode("utf-8", "replace")
+
+    def _no_program(self, why: str) -> HostError:
+        return HostError(
+            f"{self._options.program} {why}",
+            remedy="install the package qemu-system-arm, or correct power.options.program",
+            board=self._board,
+        )
 
     def _check_images(self) -> None:
         options = self._options
@@ -175,26 +180,27 @@ class QemuPower:
                     board=self._board,
                 )
 
-    def _wait_for_console(self, timeout: float) -> None:
-        """Until it listens; what QEMU has to say when it ends instead."""
+    def _wait_until_running(self, monitor: Path, timeout: float) -> None:
+        """Until its monitor greets, which it does once the machine is complete; what QEMU has to
+        say when it ends instead."""
         assert self._process is not None
         deadline = time.monotonic() + timeout
-        while time.monotonic() < deadline:
+        while (left := deadline - time.monotonic()) > 0:
             if self._process.poll() is not None:
                 raise HostError(
                     f"{self._options.program} ended at once: {self._said()}",
                     remedy="correct [power.options] of the board file by that message",
                     board=self._board,
                 )
-            with (
-                contextlib.suppress(OSError),
-                socket.create_connection((_LOOPBACK, self._serial_port), timeout=1.0),
-            ):
-                return
+            with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as greeted:
+                greeted.settimeout(left)
+                greeted.connect(str(monitor))
+                if greeted.recv(1):
+                    return
             threading.Event().wait(_POLL_SECONDS)
         self.off(2.0)
         raise PowerError(
-            f"{self._options.program} opened no console within {timeout:g} s",
+            f"{self._options.program} did not run within {timeout:g} s",
             remedy="raise timeouts.power; is the host overloaded?",
             board=self._board,
         )
