@@ -168,10 +168,10 @@ class StoreSpace:
                     self._prove_remaking(option, before)
                     self._fill(record)
                 self._remake(option)
+                self._spent = 0
             finally:
                 self._put_back(before)
         self._check_reclaimed(free)
-        self._spent = 0
         self._visible = None
         now, spent = self.free(), self._counter()
         return Reclaimed(
@@ -288,6 +288,7 @@ class StoreSpace:
             if now.get(name) != content:
                 attributes = int.from_bytes(content[:4], "little")
                 efivars.overwrite(name.name, content[4:], attributes, name.guid)
+                self._spent += record_size(name.name, len(content) - 4)
 
     def _check_reclaimed(self, before: int | None) -> None:
         """Free space rose; without figures, a record that could not fit before fits now."""
@@ -297,6 +298,7 @@ class StoreSpace:
         if now is None or before is None:
             try:
                 self._write_filler(_LARGEST_FILLER)
+                self._spent += _LARGEST_FILLER
             except OSError as error:
                 raise self._nothing_won("a variable still does not fit") from error
         elif now < self.after_reclaim():

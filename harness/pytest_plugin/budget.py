@@ -28,9 +28,6 @@ if TYPE_CHECKING:
 
 BUDGET: pytest.StashKey[Budget] = pytest.StashKey()
 """Where a configuration keeps its budget."""
-ENFORCE: Final = "hil_enforce_cost"
-"""The ini option: a test that takes more than it declares fails."""
-
 RECLAIMS: Final = "(reclaims)"
 RESTORING: Final = "(restoring)"
 """Groups of RPMB writes that no test made."""
@@ -187,7 +184,7 @@ class Budget:
             return
         taken = max(before.free - now.free, 0)
         item.user_properties.append(("store_bytes", taken))
-        if self._passed and self._config.getini(ENFORCE) and self._meter.figures():
+        if self._passed and self._config.getini(costs.ENFORCE) and self._meter.figures():
             self._excess = _excess(self._cost, taken, self._ending)
 
     # --- room and writes ----------------------------------------------------------------------

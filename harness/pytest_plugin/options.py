@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from harness.pytest_plugin.bench import BENCH, DEFAULT_BOARD, Bench
-from harness.pytest_plugin.budget import BUDGET, ENFORCE, Budget
+from harness.pytest_plugin.budget import BUDGET, Budget
 from harness.pytest_plugin.console_watch import ConsoleWatch
+from harness.pytest_plugin.costs import ENFORCE
 from harness.pytest_plugin.report import REPORT, Report
 from harness.safekeeping import key_programming
 
