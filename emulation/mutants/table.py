@@ -14,10 +14,11 @@ A mutant is the emulated board with one thing broken, as firmware, kernel or fla
 `python -m emulation -o mutant=NAME` runs one; in a board file it is `mutant = "NAME"` under
 `[power.options]`. The conformance tests must fail on each:
 
-    python -m tests.mutants [NAME ...] [--jobs N] [--sample]
+    python -m tests.mutants [NAME ...] [--jobs N] [--sample] [--results FILE]
 
 runs them on every mutant, with the capabilities that the healthy board was measured to have, and
-prints which tests caught it. Caught means that an assertion about the board's behaviour failed; a
+prints which tests caught it ([the last table](results/mutants.md)); with `--results` batches add
+up. Caught means that an assertion about the board's behaviour failed; a
 failed set-up, a timeout or a crash does not count. A mutant that survives is a missing test.
 
 The healthy emulator contains no trace of them: each replaces a method or a value of the model in
