@@ -190,6 +190,8 @@ class Board:
             self.power.on(self.file.timeouts.power)
             self._find_endpoints()
             switched = self.power.state() is not was_on or was_on is PowerState.OFF
+            if switched and self.link == "serial" and not self.console.mark():
+                self._expect_boot()
             timeout = self.file.timeouts.boot if switched else _ALREADY_ON_SECONDS
             self._wait_until_up(None, timeout)
 
@@ -406,6 +408,7 @@ class Board:
     def power_on(self, *, timeout: float | None = None) -> None:
         """Switch on and wait until the board is ready."""
         with self._located():
+            self._expect_boot()
             self.power.on(self.file.timeouts.power)
             if self._find_endpoints():
                 self.relink()
@@ -417,6 +420,7 @@ class Board:
         before = self._boot_id
         self._forget_boot()
         with self._located():
+            self._expect_boot()
             self.power.cycle(self.file.timeouts.power)
             if self._find_endpoints():
                 self.relink()
@@ -593,6 +597,11 @@ class Board:
             if shell is not None:
                 shell.close()
         self._ssh = self._serial = None
+
+    def _expect_boot(self) -> None:
+        """The console that is listened to must not be typed at before the system has opened it."""
+        if self._serial is not None:
+            self._serial.console.expect_boot()
 
     def _find_endpoints(self) -> bool:
         """Where the links are now: the board file's word, else the power driver's. True when that

@@ -16,7 +16,8 @@ COMMON_BAUDS = (115200, 1500000, 921600, 57600, 38400, 9600)
 
 _READABLE_SHARE = 0.9
 _ENOUGH_BYTES = 4
-_NUDGE_SECONDS = 0.4
+_NUDGE_SECONDS = 0.3
+_BOOTED_SECONDS = 0.8
 _BANNER = re.compile(
     r"U-Boot (?:SPL |TPL )?\d{4}\.\S+|BL31: v\S+|OP-TEE version: \S+|EDK ?II? \S+|"
     r"Linux version \S+|\S+ login:"
@@ -66,21 +67,21 @@ def probe_console(
 
 
 def _listen(console: Console, seconds: float) -> bytes:
-    """What comes until a prompt stands there or the time is over."""
-    start = console.mark()
+    """What comes until a prompt stands there or the time is over, after what was waiting when
+    the device was opened."""
     deadline = time.monotonic() + seconds
-    next_nudge = time.monotonic()
     while (now := time.monotonic()) < deadline:
         mark = console.mark()
-        # A key would stop a firmware that counts down to the boot.
-        if now >= next_nudge and console.stage is not Stage.FIRMWARE:
+        until = min(deadline, now + _NUDGE_SECONDS)
+        quiet = not console.wait_for_data(mark, timeout=until - now)
+        # A key would stop a firmware that counts down to the boot, and may block the port of a
+        # kernel that has not opened it yet.
+        booting = console.stage is Stage.KERNEL and console.quiet_seconds < _BOOTED_SECONDS
+        if quiet and not booting and console.stage is not Stage.FIRMWARE:
             console.write(b"\n")
-            next_nudge = now + _NUDGE_SECONDS
-        until = min(next_nudge, deadline) if next_nudge > now else deadline
-        console.wait_for_data(mark, timeout=until - now)
-        if console.stage in {Stage.LOGIN, Stage.SHELL} and _is_readable(console.since(start)):
+        if console.stage in {Stage.LOGIN, Stage.SHELL} and _is_readable(console.since(0)):
             break
-    return console.since(start)
+    return console.since(0)
 
 
 def _is_readable(data: bytes) -> bool:

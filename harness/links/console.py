@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import errno
+import fcntl
 import grp
 import os
 import re
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 KEEP = 4 << 20  # bytes of console output held in memory
 WRITE_TIMEOUT = 5.0  # seconds until an adapter that takes no bytes is given up
+_NEAR = 600  # bytes before the last line in which a prompt is looked for
 _WAKE = 0.2  # seconds between looks at the stop flag where a read cannot be cancelled
 
 # CSI and OSC sequences and two-byte escapes (ECMA-48); what readline and coloured prompts add
@@ -78,6 +80,7 @@ class Console:
         self._stage = Stage.SILENT
         self._heard = time.monotonic()
         self._line = b""
+        self._boot_began = 0
         self._failure: BaseException | None = None
         self._stopping = False
         self._writing = threading.Lock()
@@ -102,6 +105,14 @@ class Console:
         return self._line
 
     @property
+    def last_words(self) -> int:
+        """The position from which a prompt may still stand, on the last line or under kernel
+        messages: near the end, and of this boot."""
+        with self._news:
+            line = self._dropped + len(self._data) - len(self._line)
+            return min(line, max(line - _NEAR, self._boot_began, self._dropped))
+
+    @property
     def quiet_seconds(self) -> float:
         """How long nothing has been received."""
         return time.monotonic() - self._heard
@@ -112,6 +123,7 @@ class Console:
         with self._news:
             self._stage = Stage.BOOTING
             self._line = b""
+            self._boot_began = self._dropped + len(self._data)
             self._heard = time.monotonic()
 
     def mark(self) -> int:
@@ -197,7 +209,7 @@ class Console:
         self._stop()
         while True:
             try:
-                self._port = _open(self.address)
+                self._port, waiting = _open(self.address)
                 break
             except HilError:
                 if time.monotonic() >= deadline:
@@ -205,6 +217,8 @@ class Console:
             time.sleep(0.05)
         self._failure = None
         self._stopping = False
+        if waiting:
+            self._received(waiting)
         self._reader = threading.Thread(
             target=self._read_all, args=(self._port,), name=self.name, daemon=True
         )
@@ -272,8 +286,11 @@ class Console:
 
     def _track(self, data: bytes) -> None:
         *lines, last = (self._line + data).split(b"\n")
+        end = self._dropped + len(self._data) - len(last) - sum(len(line) + 1 for line in lines)
         for line in lines:
-            self._track_line(line)
+            end += len(line) + 1
+            if self._track_line(line):
+                self._boot_began = end
         self._line = without_escapes(last[-4096:])
         prompt = self._line.rsplit(b"\r", 1)[-1]
         for pattern, stage in self._prompts:
@@ -281,13 +298,17 @@ class Console:
                 self._stage = stage
                 return
 
-    def _track_line(self, line: bytes) -> None:
+    def _track_line(self, line: bytes) -> bool:
+        """Whether a boot, or its next part, begins with this line."""
         if _FIRMWARE_START.search(line):
             self._stage = Stage.FIRMWARE
-        elif _KERNEL_START.search(line):
+            return True
+        if _KERNEL_START.search(line):
             self._stage = Stage.KERNEL
-        elif self._stage in (Stage.SILENT, Stage.BOOTING) and _FIRMWARE_LATER.search(line):
+            return True
+        if self._stage in (Stage.SILENT, Stage.BOOTING) and _FIRMWARE_LATER.search(line):
             self._stage = Stage.FIRMWARE
+        return False
 
 
 class _Capture:
@@ -377,12 +398,14 @@ def _silence_remedy(address: SerialAddress, *, silent: bool) -> str:
     )
 
 
-def _open(address: SerialAddress) -> Serial:
+def _open(address: SerialAddress) -> tuple[Serial, bytes]:
+    """The open port, and what it had received before."""
     import serial
 
     local = "://" not in address.url
     if local:
         _check_device(address)
+    waiting = _waiting(address.url) if local else b""
     try:
         port = serial.serial_for_url(
             address.url,
@@ -400,7 +423,22 @@ def _open(address: SerialAddress) -> Serial:
         ) from error
     except (serial.SerialException, OSError) as error:
         raise _refusal(address, error, local) from error
-    return port
+    return port, waiting
+
+
+def _waiting(device: str) -> bytes:
+    """What the device has received while nobody had it open: pyserial would throw it away, and
+    it may be all that a board says while it boots."""
+    data = b""
+    with contextlib.suppress(OSError):  # told when it is opened in earnest
+        fd = os.open(device, os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not from under another program
+            while os.isatty(fd) and len(data) < KEEP and (more := os.read(fd, 4096)):
+                data += more
+        finally:
+            os.close(fd)
+    return data
 
 
 def _check_device(address: SerialAddress) -> None:

@@ -502,7 +502,7 @@ class SerialShell:
     def _log_in(self, end: float) -> None:
         """Reach a shell prompt: what stands on the screen decides what is typed, at once."""
         console = self.console
-        seen = console.mark() - len(console.last_line)
+        seen = console.last_words
         begun = time.monotonic()
         next_nudge = begun if self._may_type(begun) else begun + NUDGE_INTERVAL
         nudges = refusals = 0

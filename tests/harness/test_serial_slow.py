@@ -92,3 +92,21 @@ def test_patience_follows_what_was_measured() -> None:
     for _ in range(20):
         patience.learn(2.0)
     assert 2.0 < patience.seconds < 3.0
+
+
+def test_a_login_prompt_under_kernel_messages_is_seen(line: Line) -> None:
+    """labgrid#546. The prompt stands there when the console is opened: nothing is typed but the
+    user's name."""
+    first = Console(SerialAddress(line.device))
+    first.wait_for("login: $", timeout=10, since=0)
+    first.close()
+    line.print_from_kernel("\r\n[    0.000000] Linux version 6.12\r\nboard login: ")
+    line.print_from_kernel("[    0.400000] efivars: Registered efivars operations\r\n")
+    shell = SerialShell.open(SerialAddress(line.device, login=Login("root")))
+    assert shell.console.stage is Stage.KERNEL
+    sent = line.sent
+    start = time.monotonic()
+    assert shell.run("true", timeout=20).ok
+    assert time.monotonic() - start < 4.0
+    assert line.sent > sent
+    shell.close()

@@ -96,6 +96,8 @@ class Line:
             readable, _, _ = select.select(watched, [], [], min(max(timeout, 0.0), 1.0))
             if self._stop_read in readable:
                 return
+            if self.weather.cut:
+                continue
             size = 16 if weather.noise or weather.baud else 4096
             if self._host in readable:
                 data = os.read(self._host, size)
