@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 from harness.errors import HostError, LinkError, TargetError
 from harness.links import posix
+from harness.probe import steps as do
 from harness.probe.helper import Machine, machine_of
 from harness.probe.shell_steps import SERVER, Translator
 from harness.probe.static_steps import StaticCodec
@@ -52,6 +53,7 @@ class Probe:
         self._wanted = backend
         self._guard = guard
         self._process: _Process | None = None
+        self._open: set[str] = set()
 
     @property
     def backend(self) -> str | None:
@@ -71,14 +73,29 @@ class Probe:
         if self._process is None:
             self._process = self._start(timeout)
         try:
-            return self._process.take(steps, timeout)
+            outcomes = self._process.take(steps, timeout)
+        except _Gone:
+            lost = bool(self._open)
+            self.close()
+            if lost:
+                raise
+            # No step was taken and no descriptor is lost: another process does as well.
+            self._process = self._start(timeout)
+            outcomes = self._process.take(steps, timeout)
         except (LinkError, TargetError):
             self.close()
             raise
+        for step in steps:
+            if isinstance(step, do.Open):
+                self._open.add(step.fd)
+            elif isinstance(step, do.Close):
+                self._open.discard(step.fd)
+        return outcomes
 
     def close(self) -> None:
         """End the process on the target and all its descriptors; never raises."""
         process, self._process = self._process, None
+        self._open.clear()
         if process is not None:
             with contextlib.suppress(Exception):
                 process.end()
@@ -106,6 +123,10 @@ class Probe:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+class _Gone(TargetError):
+    """The process had ended before it was sent anything."""
 
 
 class _Codec(Protocol):
@@ -213,7 +234,8 @@ class _Process:
                 stdin=batch.encode() if isinstance(batch, str) else batch,
             )
         if not result.ok or not result.stdout:
-            raise TargetError(
+            gone = _Gone if result.status == _GONE else TargetError
+            raise gone(
                 f"the probe on the target has ended (status {result.status} {result.error_text})",
                 remedy="was it killed, or did the board reboot? Descriptors are lost; take the"
                 " steps again from their open",

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from harness.instruments.console_log import ConsoleLog
 
 
+_FAILED: pytest.StashKey[bool] = pytest.StashKey()
+
+
 class ConsoleWatch:
     """Listens where the serial console is open anyway; never types, never waits."""
 
@@ -44,7 +47,8 @@ class ConsoleWatch:
             return (yield)
         try:
             result = yield
-        except Exception:
+        except (Exception, pytest.fail.Exception):
+            item.stash[_FAILED] = True
             if lines := self._new_lines():
                 item.add_report_section(phase, "console", "\n".join(lines))
             raise
@@ -60,8 +64,11 @@ class ConsoleWatch:
             allowed += marker.args
         found = bad_console(lines, allowed=allowed) if lines else None
         if found is not None:
-            item.stash[BLAME] = Whose.KERNEL
             item.add_report_section(phase, "console", "\n".join(found.shown))
+            if item.stash.get(_FAILED, False):
+                # A slow line tells now what the test has failed for.
+                return
+            item.stash[BLAME] = Whose.KERNEL
             pytest.fail(
                 f"the console has {found.bad[0]!r} ({len(found.bad)} such lines)", pytrace=False
             )

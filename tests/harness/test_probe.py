@@ -223,14 +223,19 @@ def test_a_step_that_hangs_ends_at_the_timeout(shell: SshShell, tmp_path: Path) 
             assert probe.steps([do.ListDir("/")])[0].ok
 
 
-def test_a_killed_probe_is_told_and_replaced(shell: SshShell) -> None:
+def test_a_killed_probe_is_replaced_and_told_if_descriptors_are_lost(
+    shell: SshShell, tmp_path: Path
+) -> None:
+    helpers = "for p in /proc/[0-9]*; do case $(readlink $p/exe) in */hil-probe-*/helper*) "
+    kill = f"{helpers} kill -KILL ${{p#/proc/}};; esac; done"
     with Probe(shell) as probe:
-        probe.steps([do.ListDir("/")])
-        helpers = "for p in /proc/[0-9]*; do case $(readlink $p/exe) in */hil-probe-*/helper*) "
-        shell.run(f"{helpers} kill -KILL ${{p#/proc/}};; esac; done", timeout=20)
+        probe.steps([do.Open("f", str(tmp_path / "f"), NEW), do.Close("f")])
+        shell.run(kill, timeout=20)
+        assert probe.steps([do.Open("f", str(tmp_path / "f"))])[0].ok
+        shell.run(kill, timeout=20)
         with pytest.raises(TargetError, match="probe on the target has ended"):
-            probe.steps([do.ListDir("/")])
-        assert probe.steps([do.ListDir("/")])[0].ok
+            probe.steps([do.Read("f", 1)])
+        assert probe.steps([do.Read("f", 1)])[0].errno == "EBADF"
 
 
 def test_closing_leaves_nothing_on_the_target(shell: SshShell) -> None:
