@@ -216,20 +216,20 @@ class _Process:
     def _exchange(self, batch: str | bytes, timeout: float) -> bytes:
         directory = quote(self._directory)
         # a killed process may still be a zombie; writing to its fifo would wait for ever. A shell
-        # whose background job ends meanwhile takes the interrupted open for a failure.
-        alive = (
+        # whose background job ends meanwhile takes an interrupted open for a failure.
+        begin = (
             f"for i in 1 2 3; do s=; read -r s 2>/dev/null </proc/{self._pid}/stat && break; done;"
-            f" case $s in ''|*') Z '*) exit {_GONE};; esac"
+            f" case $s in ''|*') Z '*) exit {_GONE};; esac;"
+            f" until {{ command exec 9>{directory}/request; }} 2>/dev/null;"
+            f" do i=x$i; test ${{#i}} -lt 5 || exit {_GONE}; done"
         )
-        receive = f"exec cat {directory}/answer"
+        end = f"exec 9>&-; exec cat {directory}/answer"
         if len(batch) <= _INLINE:
             words = f"%s {quote(batch)}" if isinstance(batch, str) else f"'{_printf(batch)}'"
-            send = f"printf {words} >{directory}/request"
-            result = self._shell.run(f"{alive}; {send}; {receive}", timeout=timeout)
+            result = self._shell.run(f"{begin}; printf {words} >&9; {end}", timeout=timeout)
         else:
-            send = f"cat >{directory}/request"
             result = self._shell.run(
-                f"{alive}; {send}; {receive}",
+                f"{begin}; cat >&9; {end}",
                 timeout=timeout,
                 stdin=batch.encode() if isinstance(batch, str) else batch,
             )
