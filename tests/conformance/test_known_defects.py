@@ -1,0 +1,53 @@
+"""Defects that a kernel or firmware is known to have. Each is an expected failure with its reason
+as long as the board has it, and shows as XPASS where it has been mended.
+
+A test here may crash the kernel, so it needs the consent for that and ends with a power cycle.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from harness.board import Board, PowerSwitch
+from harness.errors import HilError
+from harness.instruments.kernel_log import bad_lines
+
+_READERS = 3
+_ROUNDS = 12
+_SECONDS = 20
+_HANGS_SECONDS = 2.0
+
+
+@pytest.mark.cases(321, 323)
+@pytest.mark.pain(22)
+@pytest.mark.xfail(
+    reason="who reads between unregister and register finds no efivars: the kernel oopses "
+    "(fs/efivarfs, drivers/firmware/efi/vars.c: __efivars is NULL after efivar_lock)",
+    raises=AssertionError,
+    strict=False,
+)
+@pytest.mark.needs("driver_bound", "writable", "kernel_log")
+@pytest.mark.consents("unbind_driver", "crash_kernel", "power_cycle")
+@pytest.mark.allow_kernel_log(".*")
+@pytest.mark.disturbs
+@pytest.mark.power
+@pytest.mark.destructive
+def test_readers_while_the_driver_goes_and_comes(board: Board, power: PowerSwitch) -> None:
+    mark = board.kernel_log.mark()
+    board.shell.run_isolated(
+        f"for r in $(seq {_READERS}); do (timeout {_SECONDS} sh -c 'while :; do "
+        f"cat {board.efivars.path}/* >/dev/null 2>&1; done') </dev/null >/dev/null 2>&1 & done"
+    ).check()
+    try:
+        for _ in range(_ROUNDS):
+            board.tee.unbind(timeout=_HANGS_SECONDS)
+            board.tee.bind(timeout=_HANGS_SECONDS)
+            if bad_lines(board.kernel_log.since(mark)):
+                break
+        said = board.kernel_log.since(mark)
+    except HilError:
+        # A crashed kernel may do nothing any more, or hang up.
+        said = ["BUG: the board stopped answering"]
+    finally:
+        power.cycle()
+    assert bad_lines(said) == []
