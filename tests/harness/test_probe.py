@@ -223,19 +223,23 @@ def test_a_step_that_hangs_ends_at_the_timeout(shell: SshShell, tmp_path: Path) 
             assert probe.steps([do.ListDir("/")])[0].ok
 
 
+def _kill(probe: Probe) -> None:
+    """This one: what runs elsewhere on this host, in emulated boards too, are others' probes."""
+    assert probe._process is not None
+    pid = probe._process._pid
+    dead = f"! read -r s </proc/{pid}/stat || case $s in *') Z '*) ;; *) false;; esac"
+    killed = probe.shell.run(f"kill -KILL {pid}; until {dead}; do :; done 2>/dev/null", timeout=20)
+    killed.check()
+
+
 def test_a_killed_probe_is_replaced_and_told_if_descriptors_are_lost(
     shell: SshShell, tmp_path: Path
 ) -> None:
-    def kill() -> None:
-        # This one: what runs elsewhere on this host, in emulated boards too, are others' probes.
-        assert probe._process is not None
-        shell.run(f"kill -KILL {probe._process._pid}").check()
-
     with Probe(shell) as probe:
         probe.steps([do.Open("f", str(tmp_path / "f"), NEW), do.Close("f")])
-        kill()
+        _kill(probe)
         assert probe.steps([do.Open("f", str(tmp_path / "f"))])[0].ok
-        kill()
+        _kill(probe)
         with pytest.raises(TargetError, match="probe on the target has ended"):
             probe.steps([do.Read("f", 1)])
         assert probe.steps([do.Read("f", 1)])[0].errno == "EBADF"
