@@ -2,9 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import signal
+
+import pytest
 
 # A shell that starts pytest in the background has it ignore ^C; the boards, shells and servers that
 # tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: run with HIL_SLOW=1 only (tox -e nightly)")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What takes longer than CI may is left to the nightly job."""
+    if os.environ.get("HIL_SLOW"):
+        return
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    if slow:
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if item not in slow]

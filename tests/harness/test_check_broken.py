@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from _pytest.mark import ParameterSet
 
 from harness import boardfile
 from harness.boardfile import BoardFile
@@ -49,26 +50,32 @@ def first_failure(report: Report) -> Finding:
     return failure
 
 
+def _slow(*values: str) -> ParameterSet:
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     ("options", "step", "cause"),
     [
         ("supplicant_autostart=no", "supplicant", "tee-supplicant does not run"),
         ("supplicant=emulation", "round trip", "a build with RPMB_EMU"),
-        ("supplicant=emulation variant=file", "RPMB key", "a build with RPMB_EMU"),
+        _slow("supplicant=emulation variant=file", "RPMB key", "a build with RPMB_EMU"),
         (f"rpmb_key={OTHER_KEY}", "driver", "wrong key"),
-        (f"rpmb_key={OTHER_KEY} variant=file", "driver", "wrong key"),
+        _slow(f"rpmb_key={OTHER_KEY} variant=file", "driver", "wrong key"),
         ("write_key=no", "RPMB key", "no authentication key"),
         ("mount=read-only", "read-write", "/etc/fstab mounts it ro"),
-        ("mount=none", "efivarfs", "nobody mounted efivarfs"),
+        _slow("mount=none", "efivarfs", "nobody mounted efivarfs"),
         ("driver=manual", "driver", "tee_stmm_efi is not loaded"),
-        ("driver=absent", "kernel config", "built without it"),
-        (f"stmm=no rpmb_key={TEST_KEY}", "StMM device", "built without it (CFG_STMM_PATH)"),
+        _slow("driver=absent", "kernel config", "built without it"),
+        _slow(f"stmm=no rpmb_key={TEST_KEY}", "StMM device", "built without it (CFG_STMM_PATH)"),
         (f"fault=stmm.start:1+=panic rpmb_key={TEST_KEY}", "driver", "StandaloneMM panicked"),
-        (f"fault=stmm.start=panic rpmb_key={TEST_KEY}", "EFI services", "could not start its EFI"),
+        _slow(
+            f"fault=stmm.start=panic rpmb_key={TEST_KEY}", "EFI services", "could not start its EFI"
+        ),
         ("preempt_rt=yes", "efivarfs", "PREEMPT_RT kernel starts without EFI run-time services"),
-        ("rpmb_node=no", "RPMB device", "nobody made its device node"),
+        _slow("rpmb_node=no", "RPMB device", "nobody made its device node"),
         ("supplicant_user=tee", "RPMB access", "missing permission"),
-        ("cid=15010038474e4433520155aabbccdd00", "identity", "no eMMC with the CID"),
+        _slow("cid=15010038474e4433520155aabbccdd00", "identity", "no eMMC with the CID"),
     ],
 )
 def test_a_board_that_is_made_broken(options: str, step: str, cause: str) -> None:

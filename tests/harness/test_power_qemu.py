@@ -31,6 +31,8 @@ from harness.power.options import QemuPowerOptions
 from harness.power.qemu import QemuPower
 from tests.harness.support.arm64_image import Arm64Image, image
 
+pytestmark = pytest.mark.slow
+
 _APPEND = "console=ttyAMA0 quiet"
 _BOOT_SECONDS = 120.0
 _PROMPT = r"^/[\w/.]* # ?"

@@ -12,7 +12,7 @@ import pytest
 
 from tests.harness.support.killed_runs import ROOT, SEED, KilledRuns, moments
 
-COUNT = int(os.environ.get("HIL_KILLED_RUNS", "3"))
+COUNT = int(os.environ.get("HIL_KILLED_RUNS", "2"))
 """How many runs are killed; CI at night sets more."""
 
 

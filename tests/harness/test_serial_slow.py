@@ -29,6 +29,7 @@ def shell(line: Line) -> Iterator[SerialShell]:
     shell.close()
 
 
+@pytest.mark.slow
 def test_a_target_that_answers_late_is_waited_for(line: Line, shell: SerialShell) -> None:
     """As an emulated processor on a loaded host: every answer comes 0.3 to 1 s later."""
     line.weather = Weather(delay=(0.15, 0.5))
