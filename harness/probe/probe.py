@@ -24,7 +24,7 @@ from harness.links import posix
 from harness.probe import steps as do
 from harness.probe.helper import Machine, machine_of
 from harness.probe.shell_steps import SERVER, Translator
-from harness.probe.static_steps import StaticCodec
+from harness.probe.static_steps import BatchTooLarge, StaticCodec
 from harness.probe.steps import Outcome, Step
 from harness.shell import Shell
 
@@ -74,13 +74,14 @@ class Probe:
             self._process = self._start(timeout)
         try:
             outcomes = self._process.take(steps, timeout)
-        except _Gone:
+        except (_Gone, BatchTooLarge) as error:
             lost = bool(self._open)
             self.close()
-            if lost:
+            if lost or (self._wanted and isinstance(error, BatchTooLarge)):
                 raise
             # No step was taken and no descriptor is lost: another process does as well.
-            self._process = self._start(timeout)
+            others = BACKENDS[1:] if isinstance(error, BatchTooLarge) else BACKENDS
+            self._process = self._start(timeout, others)
             outcomes = self._process.take(steps, timeout)
         except (LinkError, TargetError):
             self.close()
@@ -100,9 +101,9 @@ class Probe:
             with contextlib.suppress(Exception):
                 process.end()
 
-    def _start(self, timeout: float) -> _Process:
+    def _start(self, timeout: float, backends: Sequence[str] = BACKENDS) -> _Process:
         refusals = []
-        for backend in (self._wanted,) if self._wanted else BACKENDS:
+        for backend in (self._wanted,) if self._wanted else backends:
             try:
                 return _Process(self.shell, backend, timeout)
             except HostError as error:

@@ -35,6 +35,10 @@ _DIRECTORY_CALLS, _DIRECTORY_BYTES = 16, 0x8000
 _ENTRY = struct.Struct("<8x8xHB")  # d_ino, d_off, d_reclen, d_type
 
 
+class BatchTooLarge(HostError):
+    """The steps and what they answer do not fit in the helper's memory; none was taken."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Result:
     """The word that the call number ``call`` of the same batch returned."""
@@ -244,7 +248,7 @@ class StaticCodec:
             )
             room_at += -(-call.room // 8) * 8
         if room_at > IN + ROOM:
-            raise HostError(
+            raise BatchTooLarge(
                 f"the batch needs {room_at - IN} bytes on the target, the helper has {ROOM}",
                 remedy="take fewer or smaller steps at once",
             )

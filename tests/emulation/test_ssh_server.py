@@ -186,7 +186,7 @@ def test_a_lost_client_hangs_up_the_terminal(running: Running, tmp_path: Path) -
 
     asyncio.run(run())
     deadline = threading.Event()
-    for _ in range(100):
+    for _ in range(400):
         if (tmp_path / "hup").exists():
             break
         deadline.wait(0.05)

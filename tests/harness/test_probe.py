@@ -211,6 +211,17 @@ def test_large_batches(probe: Probe, tmp_path: Path) -> None:
     assert read.data == data
 
 
+def test_more_than_the_static_program_has_room_for(shell: SshShell, tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    with Probe(shell) as probe:
+        outcomes = probe.steps(
+            [do.Open("f", str(path), NEW), do.Write("f", bytes(17 << 20)), do.Close("f")],
+            timeout=60,
+        )
+        assert outcomes[1].value == 17 << 20
+        assert probe.backend == "python3"
+
+
 def test_a_step_that_hangs_ends_at_the_timeout(shell: SshShell, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     for backend in ("python3", "sh"):
