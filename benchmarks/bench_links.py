@@ -36,11 +36,6 @@ def times_ms(action: Callable[[], object], rounds: int) -> list[float]:
     return times
 
 
-def median_ms(action: Callable[[], object], rounds: int) -> float:
-    """The median of :func:`times_ms`."""
-    return statistics.median(times_ms(action, rounds))
-
-
 def control_master(address: SshAddress, folder: Path) -> Callable[[], object]:
     """``ssh`` over a kept connection, as its users set it up."""
     options = [

@@ -55,7 +55,7 @@ def add_discover(commands: _Commands) -> None:
 
 
 def _discover(options: argparse.Namespace) -> int:
-    from harness.lab.discovery import Bench
+    from harness.lab.discovery import Bench, ambiguous_serials
 
     bench = Bench()
     present = bench.devices()
@@ -65,6 +65,8 @@ def _discover(options: argparse.Namespace) -> int:
         _show(device, present)
         if options.probe and device.kind == "serial adapter":
             print(f"    console:  {_probe(device.node, options)}")
+    for serial in ambiguous_serials(present):
+        print(f"several adapters have the serial number {serial}: they are named by their port")
     if not present:
         print("nothing found: no USB serial adapter, SD-mux, relay or eMMC reader is plugged in")
     if options.watch is not None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
 import termios
 import threading
+import tty
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,6 +55,15 @@ def test_discover_tells_what_is_at_the_other_end(board_serial: str) -> None:
         '    udev = { serial = "A1" }',
     ]
     assert "console:  115200 baud, at its" in shown[2]
+
+
+def test_discover_says_why_an_adapter_is_named_by_its_port() -> None:
+    twins = "".join(
+        f"bench.serial_adapter('ttyUSB{n}', port='1-{n}', serial='0001')\n" for n in (1, 2)
+    )
+    shown = run(f"from harness.cli import main\n{twins}main(['discover'])").splitlines()
+    assert shown[1] == '    udev = { path = "pci-0000:00:14.0-usb-0:1:1.0" }'
+    assert shown[-1] == "several adapters have the serial number 0001: they are named by their port"
 
 
 def test_discover_writes_a_board_file_that_loads(
@@ -112,9 +123,14 @@ def test_the_right_rate_is_found(line: Line) -> None:
     assert (report.baud, report.stage) == (57600, Stage.LOGIN)
 
 
-def test_a_silent_console_says_so(line: Line) -> None:
-    line.weather.cut = True
-    report = probe_console(SerialAddress(line.device), bauds=(), seconds=0.3)
+def test_a_silent_console_says_so() -> None:
+    board, adapter = pty.openpty()
+    tty.setraw(adapter)
+    try:
+        report = probe_console(SerialAddress(os.ttyname(adapter)), bauds=(), seconds=0.3)
+    finally:
+        os.close(board)
+        os.close(adapter)
     assert report.silent
     assert str(report).startswith("silent")
 
