@@ -112,6 +112,10 @@ class TimeoutsSection(Table):
 
     boot: Seconds = Field(default=120.0, description="from power-on to the first answered command")
     power: Seconds = Field(default=60.0, description="for the power driver to switch")
+    adapter: Seconds = Field(
+        default=10.0,
+        description="from power-on to the serial adapter, where it draws its power from the board",
+    )
     ready: Seconds = Field(
         default=15.0,
         description="from the first answered command to the driver bound and efivarfs rw",
