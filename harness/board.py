@@ -26,7 +26,6 @@ from harness.errors import (
     CommandFailed,
     ConsentMissing,
     HilError,
-    HostError,
     LabError,
     LinkError,
     LinkRefused,
@@ -45,7 +44,7 @@ from harness.safekeeping.key_programming import NEVER, KeyProgramming
 from harness.shell import Shell
 
 if TYPE_CHECKING:
-    from harness.boardfile import BoardFile, UdevMatch
+    from harness.boardfile import BoardFile
     from harness.links.address import SerialAddress, SshAddress
     from harness.links.console import Console
     from harness.links.serial import SerialShell
@@ -146,6 +145,8 @@ class Board:
         self._key_programming = programming
         self._believe_pins = believe_pins
         self._endpoints = Endpoints()
+        # Seconds: an adapter that draws its power from the board comes only after the switch.
+        self._adapter_patience = 0.0
         self._ssh: SshShell | None = None
         self._serial: SerialShell | None = None
         self._probe: Probe | None = None
@@ -188,7 +189,7 @@ class Board:
         with self._located():
             was_on = self.power.state()
             self.power.on(self.file.timeouts.power)
-            self._find_endpoints()
+            self._find_endpoints(just_switched_on=was_on is not PowerState.ON)
             switched = self.power.state() is not was_on or was_on is PowerState.OFF
             if switched and self.link == "serial" and not self.console.mark():
                 self._expect_boot()
@@ -241,6 +242,11 @@ class Board:
 
             if self._endpoints.serial is None:
                 raise self._no_link("serial")
+            if self._adapter_patience:
+                from harness.lab.adapter import wait_for_port
+
+                with self._located():
+                    wait_for_port(self._endpoints.serial.url, timeout=self._adapter_patience)
             self._serial = SerialShell.open(self._endpoints.serial)
         return self._serial
 
@@ -263,11 +269,11 @@ class Board:
         }
         return [name for name, end in ends.items() if end is not None]
 
-    def find_links(self) -> Endpoints:
+    def find_links(self, *, just_switched_on: bool = False) -> Endpoints:
         """Where the links are now; opens none. Raises :class:`HostError` for a serial adapter that
-        is not plugged in."""
+        is not plugged in; one that may draw its power from the board is waited for."""
         with self._located():
-            self._find_endpoints()
+            self._find_endpoints(just_switched_on=just_switched_on)
         return self._endpoints
 
     def do_without(self, link: LinkName) -> None:
@@ -410,7 +416,7 @@ class Board:
         with self._located():
             self._expect_boot()
             self.power.on(self.file.timeouts.power)
-            if self._find_endpoints():
+            if self._find_endpoints(just_switched_on=True):
                 self.relink()
         self.wait_for_boot(after=None, timeout=timeout)
 
@@ -422,7 +428,7 @@ class Board:
         with self._located():
             self._expect_boot()
             self.power.cycle(self.file.timeouts.power)
-            if self._find_endpoints():
+            if self._find_endpoints(just_switched_on=True):
                 self.relink()
         self.wait_for_boot(after=before, timeout=timeout)
 
@@ -603,13 +609,14 @@ class Board:
         if self._serial is not None:
             self._serial.console.expect_boot()
 
-    def _find_endpoints(self) -> bool:
+    def _find_endpoints(self, *, just_switched_on: bool) -> bool:
         """Where the links are now: the board file's word, else the power driver's. True when that
         changed, so that links made before lead nowhere."""
         offered = self.power.endpoints()
+        self._adapter_patience = self.file.timeouts.adapter if just_switched_on else 0.0
         found = Endpoints(
             ssh=_ssh_address(self.file) or offered.ssh,
-            serial=_serial_address(self.file) or offered.serial,
+            serial=serial_address(self.file, patience=self._adapter_patience) or offered.serial,
         )
         if found.serial is not None and self._console_log is not None:
             found = replace(found, serial=replace(found.serial, capture=self._console_log))
@@ -653,50 +660,27 @@ def _ssh_address(file: BoardFile) -> SshAddress | None:
     )
 
 
-def _serial_address(file: BoardFile) -> SerialAddress | None:
+def serial_address(file: BoardFile, *, patience: float = 0.0) -> SerialAddress | None:
+    """The console that the board file names; None where it names none. Its adapter may take
+    ``patience`` seconds to appear. Raises :class:`HostError` for one found by its udev properties
+    that is not there."""
     section = file.serial
     if section is None:
         return None
     from harness.links.address import Login, Prompts, SerialAddress
 
+    url = section.port
+    if section.udev is not None:
+        from harness.lab.adapter import node_of
+
+        url = node_of(section.udev, timeout=patience)
+    assert url is not None
     return SerialAddress(
-        url=section.port or _device_of(section.udev, file.name),
+        url=url,
         baud=section.baud,
         login=Login(section.login.user, section.login.password),
         prompts=Prompts(**section.prompts.model_dump(exclude_none=True)),
     )
-
-
-_UDEV_PROPERTIES = {
-    "vendor_id": "ID_VENDOR_ID",
-    "model_id": "ID_MODEL_ID",
-    "serial": "ID_SERIAL_SHORT",
-    "path": "ID_PATH",
-    "interface": "ID_USB_INTERFACE_NUM",
-}
-
-
-def _device_of(match: UdevMatch | None, board: str) -> str:
-    """The one tty that has all properties of ``match``."""
-    import pyudev
-
-    wanted = match.model_dump(exclude_none=True) if match is not None else {}
-    found = [
-        device.device_node
-        for device in pyudev.Context().list_devices(subsystem="tty")
-        if device.device_node
-        and wanted
-        and all(device.get(_UDEV_PROPERTIES[key]) == value for key, value in wanted.items())
-    ]
-    if len(found) != 1:
-        shown = ", ".join(f"{key}={value}" for key, value in wanted.items())
-        raise HostError(
-            f"{len(found)} serial adapters match {shown}: {', '.join(found) or 'none'}",
-            remedy="plug it in, or give more properties in [serial.udev]; "
-            "`udevadm info /dev/ttyUSB0` shows them",
-            board=board,
-        )
-    return str(found[0])
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, assert_never
 
-from harness.lab.discovery import Bench, BenchDevice, Kind
+from harness.lab.adapter import place_of
 
 if TYPE_CHECKING:
-    from harness.boardfile import BoardFile, SerialSection, UdevMatch
+    from harness.boardfile import BoardFile
     from harness.power.options import PowerSection
 
 
@@ -20,7 +20,7 @@ def things_of(file: BoardFile) -> list[str]:
     if file.ssh is not None:
         things.append(f"ssh {file.ssh.host}:{file.ssh.port}")
     if file.serial is not None:
-        things.append(f"serial {_adapter(file.serial)}")
+        things.append(f"serial {place_of(file.serial)}")
     things += _outlet(file.power)
     return sorted(things)
 
@@ -48,23 +48,3 @@ def _outlet(section: PowerSection) -> list[str]:
             return [f"outlet relay {port} {section.options.channel}"]
         case _:
             assert_never(section.driver)
-
-
-def _adapter(section: SerialSection) -> str:
-    """The port that an adapter sits in, however the board file names it; its name where udev does
-    not know it (yet)."""
-    if section.port is not None and "://" in section.port:
-        return section.port
-    node = None if section.port is None else os.path.realpath(section.port)
-    for device in Bench().devices():
-        named = device.node == node if section.udev is None else _matches(device, section.udev)
-        if named and device.path:
-            return f"{device.path} {device.interface}".strip()
-    return node or str(section.udev)
-
-
-def _matches(device: BenchDevice, wanted: UdevMatch) -> bool:
-    properties = wanted.model_dump(exclude_none=True)
-    return device.kind is Kind.SERIAL and all(
-        getattr(device, key) == value for key, value in properties.items()
-    )

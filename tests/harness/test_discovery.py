@@ -4,6 +4,7 @@ goes."""
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from tests.harness.support.udev_bench import run
 
@@ -152,4 +153,110 @@ except HostError as error:
         "/dev/ttyUSB0",
         "the other console did not appear within 0.2 s; there is serial adapter /dev/ttyUSB0 "
         "(FTDI Serial adapter)",
+    ]
+
+
+_BOARD_FILE = """
+from harness import boardfile
+from harness.board import Board
+def board_file(folder, serial):
+    path = folder / "desk.toml"
+    path.write_text(f'''
+emmc_cid = "aa015851454d55212101deadbeef2900"
+[serial]
+{serial}
+[power]
+driver = "command"
+options = {{ on = "touch {folder}/on", off = "rm -f {folder}/on", status = "test -e {folder}/on \
+&& echo on || echo off", off_seconds = 0.01 }}
+[timeouts]
+adapter = 30
+boot = 60
+[consents]
+power_cycle = true
+''')
+    return boardfile.load(path)
+"""
+
+
+def test_a_board_file_s_adapter_is_the_one_that_has_every_property() -> None:
+    script = """
+from harness.boardfile import UdevMatch
+from harness.errors import HostError
+from harness.lab.adapter import node_of
+for n in range(2): bench.serial_adapter(f"ttyUSB{n}", interface=n, serial="PAIR")
+print(node_of(UdevMatch(serial="PAIR", interface="01")))
+for wanted in (UdevMatch(serial="PAIR"), UdevMatch(serial="PAIR", path="x")):
+    try:
+        node_of(wanted)
+    except HostError as error:
+        print(error.what)
+"""
+    adapters = ", ".join(f"serial adapter /dev/ttyUSB{n} (FTDI Serial adapter)" for n in range(2))
+    assert run(script).splitlines() == [
+        "/dev/ttyUSB1",
+        "2 serial adapters have serial PAIR: /dev/ttyUSB0, /dev/ttyUSB1",
+        f"the serial adapter with serial PAIR, path x is not plugged in; there is {adapters}",
+    ]
+
+
+def test_a_board_waits_for_the_adapter_that_it_powers_itself(tmp_path: Path) -> None:
+    """By udev, under another name after the power cycle; the shell at its end is a real one."""
+    script = """
+import os, sys, threading
+from pathlib import Path
+from tests.harness.support.line import Line
+folder = Path(sys.argv[1])
+lines = [Line(["bash", "--norc", "-i"], environment={"PS1": "board# "}) for _ in range(2)]
+def outlet():
+    "The adapters come a while after the power and go with it."
+    for number, line in enumerate(lines):
+        while not (folder / "on").exists():
+            pause.wait(0.02)
+        pause.wait(0.3)
+        place = bench.serial_adapter(f"ttyUSB{number}", serial="ONBOARD", terminal=line.device)
+        bench.event(place, "add")
+        while (folder / "on").exists():
+            pause.wait(0.02)
+        bench.remove(place)
+pause = threading.Event()
+threading.Thread(target=outlet, daemon=True).start()
+board = Board(board_file(folder, 'udev = { serial = "ONBOARD" }'))
+board.start()
+print(board.find_links().serial.url == lines[0].device, board.serial.run("echo up").text)
+board.power.off(5)
+while any(device.serial for device in Bench().devices()):
+    pause.wait(0.02)
+board.power.on(5)
+print(board.find_links(just_switched_on=True).serial.url == lines[1].device)
+board.relink()
+print(board.serial.run("echo again").text)
+board.close()
+sys.stdout.flush()
+os._exit(0)
+"""
+    prelude = _BOARD_FILE + "from harness.lab.discovery import Bench\n"
+    assert run(prelude + script, str(tmp_path)) == "True up\nTrue\nagain\n"
+
+
+def test_an_adapter_that_does_not_come_with_the_power_is_named(tmp_path: Path) -> None:
+    script = """
+import sys
+from pathlib import Path
+from harness.errors import HilError
+for serial in ('udev = { serial = "ONBOARD" }', 'port = "/dev/serial/by-id/ONBOARD"'):
+    file = board_file(Path(sys.argv[1]), serial)
+    file = file.model_copy(update={"timeouts": file.timeouts.model_copy(update={"adapter": 0.2})})
+    board = Board(file)
+    try:
+        board.start()
+    except HilError as error:
+        print(error.board, error.what, sep=": ")
+    board.power.off(5)
+    board.close()
+"""
+    assert run(_BOARD_FILE + script, str(tmp_path)).splitlines() == [
+        "desk: the serial adapter with serial ONBOARD did not appear within 0.2 s; "
+        "there is nothing",
+        "desk: the serial adapter /dev/serial/by-id/ONBOARD did not appear within 0.2 s",
     ]

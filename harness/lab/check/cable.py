@@ -95,6 +95,7 @@ def _record(survey: Survey) -> None:
 
 def adapter(survey: Survey) -> Finding:
     """The serial adapter: there, ours to open, and nobody else's now."""
+    from harness.lab.adapter import wait_for_port
     from harness.links.console import Console
 
     try:
@@ -102,6 +103,8 @@ def adapter(survey: Survey) -> Finding:
         if survey.serial is None:
             return not_looked_at("the board file has no [serial]")
         if survey.recording is None:
+            if survey.switched_on:
+                wait_for_port(survey.serial.url, timeout=survey.file.timeouts.adapter)
             Console(survey.serial).close()
     except HilError as error:
         name = survey.serial or "[serial]"

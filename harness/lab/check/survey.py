@@ -50,7 +50,7 @@ class Survey:
     def endpoints(self) -> Endpoints:
         """Where the board's links are. Raises :class:`harness.errors.HostError` for an adapter
         that is not there."""
-        return self.board.find_links()
+        return self.board.find_links(just_switched_on=self.switched_on)
 
     @property
     def shell(self) -> Shell:

@@ -1,0 +1,87 @@
+"""The serial adapter that a board file means: which device of this host it is now, and the wait for
+one that draws its power from the board."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from threading import Event
+from typing import TYPE_CHECKING
+
+from harness.errors import HostError
+from harness.lab.discovery import Bench, BenchDevice, Kind
+
+if TYPE_CHECKING:
+    from harness.boardfile import SerialSection, UdevMatch
+
+_POLL_SECONDS = 0.05
+
+
+def is_url(port: str) -> bool:
+    """Whether the console is at the other end of a network rather than a device of this host."""
+    return "://" in port
+
+
+def matches(device: BenchDevice, wanted: UdevMatch) -> bool:
+    """Whether a serial adapter has every property that ``[serial.udev]`` gives."""
+    properties = wanted.model_dump(exclude_none=True)
+    return device.kind is Kind.SERIAL and all(
+        getattr(device, key) == value for key, value in properties.items()
+    )
+
+
+def node_of(wanted: UdevMatch, *, timeout: float = 0.0) -> str:
+    """The device node of the one adapter that ``[serial.udev]`` names, which may take ``timeout``
+    seconds to appear. Raises :class:`HostError`: it is not there, or several match."""
+    bench = Bench()
+    what = f"the serial adapter with {_shown(wanted)}"
+    if timeout > 0:
+        bench.wait_for(lambda device: matches(device, wanted), what=what, timeout=timeout)
+    present = bench.devices()
+    found = [device for device in present if matches(device, wanted)]
+    if len(found) == 1:
+        return found[0].node
+    if found:
+        nodes = ", ".join(device.node for device in found)
+        raise HostError(
+            f"{len(found)} serial adapters have {_shown(wanted)}: {nodes}",
+            remedy="give more properties in [serial.udev]; `hil discover` shows the fewest that do",
+        )
+    raise HostError(
+        f"{what} is not plugged in; there is {', '.join(map(str, present)) or 'nothing'}",
+        remedy="plug it in, or correct [serial.udev]; `hil discover` shows what is there",
+    )
+
+
+def wait_for_port(port: str, *, timeout: float) -> None:
+    """Wait until the device ``port`` is there. Raises :class:`HostError` after ``timeout`` seconds;
+    a console behind a URL is not waited for."""
+    deadline = time.monotonic() + timeout
+    while not is_url(port) and not Path(port).exists():
+        if time.monotonic() >= deadline:
+            raise HostError(
+                f"the serial adapter {port} did not appear within {timeout:g} s",
+                remedy="plug it in, or correct `port` in [serial]; one that draws its power from "
+                "the board needs the board on, for at most timeouts.adapter seconds",
+            )
+        Event().wait(_POLL_SECONDS)
+
+
+def place_of(section: SerialSection) -> str:
+    """The USB port that the adapter sits in, however the board file names it: one word for two
+    board files that mean the same one. What the board file says where udev does not know it."""
+    if section.port is not None and is_url(section.port):
+        return section.port
+    node = None if section.port is None else os.path.realpath(section.port)
+    for device in Bench().devices():
+        named = device.node == node if section.udev is None else matches(device, section.udev)
+        if named and device.path:
+            return f"{device.path} {device.interface}".strip()
+    return node or str(section.udev)
+
+
+def _shown(wanted: UdevMatch) -> str:
+    return ", ".join(
+        f"{key} {value}" for key, value in wanted.model_dump(exclude_none=True).items()
+    )
