@@ -38,7 +38,7 @@ from harness.instruments.rpmb import Rpmb
 from harness.instruments.tee import Tee, routing_model
 from harness.power import Endpoints, PowerDriver, PowerState, open_driver
 from harness.probe import Probe
-from harness.safekeeping import key_programming
+from harness.safekeeping import key_programming, place
 from harness.safekeeping.guard import ForeignWrites
 from harness.safekeeping.key_programming import NEVER, KeyProgramming
 from harness.shell import Shell
@@ -123,7 +123,8 @@ class Board:
     ``link`` chooses the link that :attr:`shell` is; by default SSH where the board has it. The
     other one stays available. Everything that changes the board asks the board file's consents
     first and raises :class:`ConsentMissing`. ``believe_pins`` takes the board file's
-    ``[capabilities]`` for measured. Timeouts are seconds and default to the board
+    ``[capabilities]`` for measured. ``console_log`` keeps what the serial console says, by itself
+    in the board's own folder (`hil log`). Timeouts are seconds and default to the board
     file's ``[timeouts]``.
     """
 
@@ -618,8 +619,9 @@ class Board:
             ssh=_ssh_address(self.file) or offered.ssh,
             serial=serial_address(self.file, patience=self._adapter_patience) or offered.serial,
         )
-        if found.serial is not None and self._console_log is not None:
-            found = replace(found, serial=replace(found.serial, capture=self._console_log))
+        if found.serial is not None:
+            log = self._console_log or place.console_logs(self.power, self.file)
+            found = replace(found, serial=replace(found.serial, capture=log))
         changed = found != self._endpoints
         self._endpoints = found
         return changed

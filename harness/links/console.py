@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import errno
 import fcntl
 import grp
@@ -11,10 +10,9 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 from harness.errors import (
     ConfigurationError,
@@ -25,6 +23,7 @@ from harness.errors import (
     LinkTimeout,
 )
 from harness.links.address import SerialAddress
+from harness.links.capture import FIRMWARE_START, Capture
 
 if TYPE_CHECKING:
     from serial import Serial
@@ -36,9 +35,7 @@ _WAKE = 0.2  # seconds between looks at the stop flag where a read cannot be can
 
 # CSI and OSC sequences and two-byte escapes (ECMA-48); what readline and coloured prompts add
 _ESCAPES = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
-_FIRMWARE_START = re.compile(rb"U-Boot (?:SPL|TPL|\d{4}\.)|NOTICE: +BL[12]|^BL1:|EDK ?II? version")
 _FIRMWARE_LATER = re.compile(rb"^[IDM]/TC:|NOTICE: +BL3|^(?:DRAM|MMC|Hit any key)")
-_KERNEL_FIRST = re.compile(rb"\] Linux version \d")
 _KERNEL_START = re.compile(rb"Starting kernel|Booting Linux|Linux version \d|^\[ {4}0\.0+\] ")
 
 
@@ -84,8 +81,7 @@ class Console:
         self._failure: BaseException | None = None
         self._stopping = False
         self._writing = threading.Lock()
-        self._capture = _Capture(address.capture) if address.capture else None
-        self._boots = _Boots()
+        self._capture = Capture(address.capture) if address.capture else None
         self._port: Serial | None = None
         self._reader: threading.Thread | None = None
         self.reopen()
@@ -282,7 +278,7 @@ class Console:
             self._track(data)
             self._news.notify_all()
         if self._capture:
-            self._capture.write(data, self._boots)
+            self._capture.write(data)
 
     def _track(self, data: bytes) -> None:
         *lines, last = (self._line + data).split(b"\n")
@@ -300,7 +296,7 @@ class Console:
 
     def _track_line(self, line: bytes) -> bool:
         """Whether a boot, or its next part, begins with this line."""
-        if _FIRMWARE_START.search(line):
+        if FIRMWARE_START.search(line):
             self._stage = Stage.FIRMWARE
             return True
         if _KERNEL_START.search(line):
@@ -308,80 +304,6 @@ class Console:
             return True
         if self._stage in (Stage.SILENT, Stage.BOOTING) and _FIRMWARE_LATER.search(line):
             self._stage = Stage.FIRMWARE
-        return False
-
-
-class _Capture:
-    """The console in a file, or in a folder with one file a boot: whole lines, each after
-    monotonic seconds and wall-clock time (UTC) of its first byte."""
-
-    def __init__(self, path: Path) -> None:
-        self._folder = path if path.is_dir() or not path.suffix else None
-        self._number = 0
-        self._pending = b""  # a line that is not over
-        self._stamp = b""
-        self._file: IO[bytes] | None = None
-        if self._folder is None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("ab", buffering=0)
-
-    def write(self, data: bytes, boots: Callable[[bytes], bool]) -> None:
-        """Append; where ``boots`` says of a line that a boot begins with it, to a new file."""
-        now = f"[{time.monotonic():.6f} {_utc_now()}] ".encode()
-        for line in data.splitlines(keepends=True) if b"\n" in data else [data]:
-            if not self._pending:
-                self._stamp = now
-            self._pending += line
-            if line.endswith(b"\n"):
-                if self._folder and boots(self._pending):
-                    self._end_file()
-                self._flush()
-
-    def close(self) -> None:
-        if self._pending:
-            self._flush()
-        self._end_file()
-
-    def _flush(self) -> None:
-        # a full disk must not end the reading
-        with contextlib.suppress(OSError, ValueError):
-            if self._file is None:
-                self._file = self._next_file()
-            self._file.write(self._stamp + self._pending)
-        self._pending = b""
-
-    def _next_file(self) -> IO[bytes]:
-        assert self._folder is not None
-        self._folder.mkdir(parents=True, exist_ok=True)
-        while True:
-            self._number += 1
-            with contextlib.suppress(FileExistsError):
-                return (self._folder / f"boot-{self._number:03}.log").open("xb", buffering=0)
-
-    def _end_file(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
-
-def _utc_now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
-
-
-class _Boots:
-    """Tells the lines with which a boot begins: the first of a firmware, or of a kernel that no
-    firmware announced."""
-
-    def __init__(self) -> None:
-        self._in_firmware = False
-
-    def __call__(self, line: bytes) -> bool:
-        if _FIRMWARE_START.search(line):
-            first, self._in_firmware = not self._in_firmware, True
-            return first
-        if _KERNEL_FIRST.search(line):
-            first, self._in_firmware = not self._in_firmware, False
-            return first
         return False
 
 

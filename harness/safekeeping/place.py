@@ -11,6 +11,8 @@ from harness.errors import HostError, LabError
 
 if TYPE_CHECKING:
     from harness.board import Board
+    from harness.boardfile import BoardFile
+    from harness.power import PowerDriver
 
 STATE_ENVIRONMENT = "XDG_STATE_HOME"
 _DEFAULT_STATE = Path("~/.local/state")
@@ -26,7 +28,7 @@ def directory(board: Board) -> Path:
     is ``$XDG_STATE_HOME/stmm-hil/CID`` (default ``~/.local/state``), so that two board files of
     one board share it. Raises :class:`HostError` when it cannot be made.
     """
-    place = board.power.keeps() or _state_home() / _FOLDER / board.file.emmc_cid
+    place = _of_board(board.power, board.file)
     try:
         place.mkdir(parents=True, exist_ok=True, mode=_PRIVATE)
         place.chmod(_PRIVATE)
@@ -37,6 +39,12 @@ def directory(board: Board) -> Path:
             board=board.name,
         ) from error
     return place
+
+
+def console_logs(power: PowerDriver, file: BoardFile) -> Path:
+    """The folder with what the board said on its console, one file a boot, whoever listened. It
+    may not exist yet."""
+    return _of_board(power, file) / "console"
 
 
 class Claim:
@@ -62,6 +70,10 @@ class Claim:
         if self._descriptor >= 0:
             os.close(self._descriptor)
         self._descriptor = -1
+
+
+def _of_board(power: PowerDriver, file: BoardFile) -> Path:
+    return power.keeps() or _state_home() / _FOLDER / file.emmc_cid
 
 
 def _state_home() -> Path:
