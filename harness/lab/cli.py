@@ -199,6 +199,10 @@ _LEASE_EXAMPLES = """examples:
 """
 
 
+_INTERRUPTED_SECONDS = 15.0
+"""How long a command whose board was taken away may take to end."""
+
+
 def add_lease(commands: _Commands) -> None:
     parser = commands.add_parser(
         "lease",
@@ -234,7 +238,7 @@ def _lease_hold(options: argparse.Namespace) -> int:
     import subprocess
     import threading
 
-    from harness.lab.lease import LeaseBroken, LeaseDesk
+    from harness.lab.lease import TOKEN_ENVIRONMENT, LeaseBroken, LeaseDesk
 
     lost = threading.Event()
     command: subprocess.Popen[bytes] | None = None
@@ -243,7 +247,15 @@ def _lease_hold(options: argparse.Namespace) -> int:
         print(f"hil: {broken}", file=sys.stderr, flush=True)
         lost.set()
         if command is not None:
-            command.send_signal(signal.SIGTERM)
+            interrupt(command)
+
+    def interrupt(command: subprocess.Popen[bytes]) -> None:
+        # As ^C: a run of pytest gives the board back before it ends.
+        command.send_signal(signal.SIGINT)
+        try:
+            command.wait(_INTERRUPTED_SECONDS)
+        except subprocess.TimeoutExpired:
+            command.terminate()
 
     with LeaseDesk().acquire(
         _things(options.board),
@@ -253,19 +265,24 @@ def _lease_hold(options: argparse.Namespace) -> int:
         waiting=lambda status: _show_status(status, file=sys.stderr),
     ) as lease:
         lease.watch(end)
+        token = {TOKEN_ENVIRONMENT: lease.holder.token}
         if not options.command:
-            print(f"{options.board} is held; ^C gives it back", flush=True)
+            print(
+                f"{options.board} is held; ^C gives it back. To use it in another terminal:\n"
+                f"export {TOKEN_ENVIRONMENT}={lease.holder.token}",
+                flush=True,
+            )
             lost.wait()
         else:
             try:
-                command = subprocess.Popen(options.command)
+                command = subprocess.Popen(options.command, env={**os.environ, **token})
             except OSError as error:
                 raise ConfigurationError(
                     f"cannot run {options.command[0]}: {error.strerror}",
                     remedy="give a program and its arguments; `sh -c '...'` for a shell's line",
                 ) from error
             if lost.is_set():
-                command.send_signal(signal.SIGTERM)
+                interrupt(command)
             status = command.wait()
             if not lost.is_set():
                 return status

@@ -4,6 +4,8 @@ What is locked is the serial adapter, the SSH endpoint and the outlet, not the n
 file: two files that describe one board exclude each other. Each thing has a file that its holder
 keeps locked (fcntl(2), open file description locks), so a lease dies with its process whatever
 happened to it. Waiting users keep a locked ticket; the oldest living ticket is next.
+
+What a holder starts may use the board, too: it finds the holder's token in its environment.
 """
 
 from __future__ import annotations
@@ -18,18 +20,24 @@ import re
 import signal
 import socket
 import struct
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
-from types import TracebackType
-from typing import Self
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Self
 
 from harness.errors import HostError, LabError
 
+if TYPE_CHECKING:
+    from harness.boardfile import BoardFile
+
 LEASES_ENVIRONMENT = "HIL_LEASES"
+TOKEN_ENVIRONMENT = "HIL_LEASE_TOKEN"
+"""Where a process finds the token of the lease under which it was started."""
 _POLL_SECONDS = 0.05
 _SHARED_DIRECTORY = 0o1777
 _SHARED_FILE = 0o666
@@ -68,23 +76,28 @@ class Holder:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """Who holds any of a board's things, and who waits for one, first come first."""
+    """Who holds any of a board's things, and who waits for one, first come first. ``place`` is
+    that of the one who asks while waiting: 1 is next."""
 
     holders: tuple[Holder, ...]
     queue: tuple[Holder, ...]
+    place: int = 0
 
 
 @dataclass
 class Lease:
     """The right to use a board; a context manager that gives it back.
 
-    ``lost`` is called once, from another thread, when somebody breaks the lease.
+    ``_outer`` is the lease under which this process was started, where it covers some of the
+    things.
     """
 
     holder: Holder
     _desk: LeaseDesk
     _locks: list[int]
+    _outer: Holder | None = None
     _released: threading.Event = field(default_factory=threading.Event)
+    _unwatched: threading.Event = field(default_factory=threading.Event)
     _broken: LeaseBroken | None = None
 
     def __enter__(self) -> Self:
@@ -103,11 +116,12 @@ class Lease:
         """Why the board is not ours any more, once that is so."""
         if self._broken is None and not self._released.is_set():
             who = self._desk.breaker(self.holder)
+            if who is None and self._outer is not None:
+                who = self._desk.breaker(self._outer)
             if who is not None:
                 self._broken = LeaseBroken(
                     f"the lease was broken: {who}",
-                    remedy="ask them; then run again, what this run left is put back by "
-                    f"`hil restore {self.holder.board}`",
+                    remedy="ask them, and wait for the board before you use it again",
                     board=self.holder.board,
                 )
         return self._broken
@@ -122,18 +136,36 @@ class Lease:
         many seconds."""
 
         def look() -> None:
-            while not self._released.wait(every):
+            while not self._unwatched.wait(every):
                 if self.broken is not None:
                     lost(self.broken)
                     return
 
         threading.Thread(target=look, name="lease watch", daemon=True).start()
 
+    def stop_watching(self) -> None:
+        """What is done from now on goes on even if the lease is broken: the breaker waits until
+        the lease is released."""
+        self._unwatched.set()
+
+    def interrupt_when_broken(self) -> None:
+        """Interrupt the main thread, which calls this, once the lease is broken: it sees a
+        KeyboardInterrupt wherever it is, even where the process ignores ^C."""
+        main = threading.get_ident()
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+            signal.signal(signal.SIGINT, self._interrupt_if_broken)
+        self.watch(lambda broken: signal.pthread_kill(main, signal.SIGINT))
+
+    def _interrupt_if_broken(self, number: int, frame: FrameType | None) -> None:
+        if self.broken is not None:
+            raise KeyboardInterrupt
+
     def release(self) -> None:
         """Give the board back; a second call does nothing."""
         if self._released.is_set():
             return
         self._released.set()
+        self._unwatched.set()
         for lock in self._locks:
             with contextlib.suppress(OSError):
                 os.ftruncate(lock, 0)
@@ -162,9 +194,11 @@ class LeaseDesk:
         """Hold all ``things``, after everybody who asked before for any of them.
 
         Waits up to ``timeout`` seconds (0: not at all); ``waiting`` is called when the wait begins
-        and whenever holder or queue change. Raises :class:`BoardHeld`.
+        and whenever holder or queue change. Things that the lease covers under which this process
+        was started are ours already. Raises :class:`BoardHeld`.
         """
-        wanted = tuple(sorted(set(things)))
+        outer = self._inherited(things := set(things))
+        wanted = tuple(sorted(things - set(outer.things if outer else ())))
         holder = Holder(
             user=_user(),
             pid=os.getpid(),
@@ -174,6 +208,8 @@ class LeaseDesk:
             things=wanted,
             token=os.urandom(8).hex(),
         )
+        if not wanted:
+            return Lease(holder, self, [], outer)
         deadline = time.monotonic() + timeout
         shown: Status | None = None
         self._make()
@@ -181,8 +217,8 @@ class LeaseDesk:
             while True:
                 locks = self._try(wanted, ticket, holder)
                 if locks is not None:
-                    return Lease(holder, self, locks)
-                status = self.status(wanted, but=holder.token)
+                    return Lease(holder, self, locks, outer)
+                status = self._status_of(holder, ticket)
                 if time.monotonic() >= deadline:
                     raise _held(board, status, timeout)
                 if waiting is not None and status != shown:
@@ -190,18 +226,11 @@ class LeaseDesk:
                 shown = status
                 threading.Event().wait(min(_POLL_SECONDS, max(0, deadline - time.monotonic())))
 
-    def status(self, things: Iterable[str], *, but: str | None = None) -> Status:
-        """Who holds or waits for any of ``things``; ``but`` leaves out one token."""
+    def status(self, things: Iterable[str]) -> Status:
+        """Who holds or waits for any of ``things``."""
         wanted = set(things)
-        holders = {}
-        for thing in sorted(wanted):
-            holder = self._holder(self._lock_path(thing))
-            if holder is not None:
-                holders[holder.token] = holder
         queue = [other for _, other in self._tickets() if wanted & set(other.things)]
-        return Status(
-            tuple(holders.values()), tuple(other for other in queue if other.token != but)
-        )
+        return Status(self._holders(wanted), tuple(queue))
 
     def all(self) -> Status:
         """Everything that is held or waited for on this host."""
@@ -246,6 +275,36 @@ class LeaseDesk:
             return None
 
     # --- helpers ------------------------------------------------------------------------------
+
+    def _holders(self, things: Iterable[str]) -> tuple[Holder, ...]:
+        holders = {}
+        for thing in sorted(things):
+            holder = self._holder(self._lock_path(thing))
+            if holder is not None:
+                holders[holder.token] = holder
+        return tuple(holders.values())
+
+    def _status_of(self, asking: Holder, ticket: str) -> Status:
+        """What one who waits is told."""
+        wanted = set(asking.things)
+        others = [
+            (name, other)
+            for name, other in self._tickets()
+            if other.token != asking.token and wanted & set(other.things)
+        ]
+        return Status(
+            self._holders(wanted),
+            tuple(other for _, other in others),
+            1 + sum(name < ticket for name, _ in others),
+        )
+
+    def _inherited(self, things: Iterable[str]) -> Holder | None:
+        """The holder of the lease under which this process was started, where it lives and covers
+        one of ``things``."""
+        token = os.environ.get(TOKEN_ENVIRONMENT)
+        if token is None:
+            return None
+        return next((one for one in self._holders(things) if one.token == token), None)
 
     def _make(self) -> None:
         try:
@@ -296,8 +355,9 @@ class LeaseDesk:
             for thing in wanted:
                 locks.append(self._open(self._lock_path(thing)))
                 _lock(locks[-1])
+            now = replace(holder, since=time.time())
             for lock in locks:
-                _write(lock, holder)
+                _write(lock, now)
         except BlockingIOError:
             _close(locks)
             return None
@@ -380,6 +440,48 @@ class LeaseDesk:
         return True
 
 
+def lease_board(
+    file: BoardFile,
+    *,
+    purpose: str,
+    timeout: float = 0.0,
+    waiting: Callable[[Status], None] | None = None,
+) -> Lease:
+    """Hold the things of a board; see :meth:`LeaseDesk.acquire`."""
+    from harness.lab.things import things_of
+
+    return LeaseDesk().acquire(
+        things_of(file), board=file.name, purpose=purpose, timeout=timeout, waiting=waiting
+    )
+
+
+@contextlib.contextmanager
+def leased(file: BoardFile, *, purpose: str, timeout: float = 0.0) -> Iterator[Lease]:
+    """Hold a board while the main thread does something with it. Waiting is told on stderr.
+
+    Raises :class:`BoardHeld`, and :class:`LeaseBroken` out of whatever goes on inside once
+    somebody takes the board away.
+    """
+
+    def tell(status: Status) -> None:
+        print(waiting_line(file.name, status), file=sys.stderr, flush=True)
+
+    with lease_board(file, purpose=purpose, timeout=timeout, waiting=tell) as lease:
+        lease.interrupt_when_broken()
+        try:
+            yield lease
+        except KeyboardInterrupt:
+            lease.check()
+            raise
+
+
+def waiting_line(board: str, status: Status) -> str:
+    """What one who waits is shown."""
+    holders = "; ".join(map(str, status.holders)) or "nobody, it is the next one's turn"
+    others = f" of {1 + len(status.queue)}" if status.queue else ""
+    return f"waiting for board {board}: place {status.place}{others}; held by {holders}"
+
+
 def default_directory() -> Path:
     """Where all users of this host keep leases: ``$HIL_LEASES``, else ``/run/lock/stmm-hil``, else
     below ``/tmp``."""
@@ -397,7 +499,8 @@ def _held(board: str, status: Status, timeout: float) -> BoardHeld:
     waited = f" (waited {timeout:g} s)" if timeout else ""
     return BoardHeld(
         f"the board is held by {by}{waiting}{waited}",
-        remedy=f"wait for it with --wait SECONDS, or take it away: `hil lease break {board}`",
+        remedy=f"wait for it (pytest --wait-for-board SECONDS, hil lease hold --wait SECONDS "
+        f"{board}), or take it away: hil lease break {board}",
         board=board,
     )
 

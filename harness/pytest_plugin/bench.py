@@ -29,6 +29,7 @@ from harness.safekeeping.key_programming import KeyProgramming
 if TYPE_CHECKING:
     from harness.board import Board, Standing
     from harness.boardfile import BoardFile
+    from harness.pytest_plugin.lease import RunLease
     from harness.pytest_plugin.meter import Meter
 
 DEFAULT_BOARD = "emulated"
@@ -37,8 +38,9 @@ DEFAULT_BOARD = "emulated"
 class Bench:
     """The board of one pytest session, and what has happened to it."""
 
-    def __init__(self, config: pytest.Config) -> None:
+    def __init__(self, config: pytest.Config, lease: RunLease) -> None:
         self._config = config
+        self._lease = lease
         names: list[str] = config.getoption("board") or []
         if len(names) > 1:
             raise pytest.UsageError("--board may be given once: one board a run")
@@ -118,10 +120,11 @@ class Bench:
             self._keeper.declare(names)
 
     def board(self) -> Board:
-        """The running board; starts it at the first call. Raises the board's errors."""
+        """The running board; leases and starts it at the first call. Raises the board's errors."""
         if self._board is None:
             from harness.board import Board
 
+            self._lease.take(self.file)
             board = Board(
                 self.file,
                 link=self._config.getoption("link"),
@@ -154,7 +157,7 @@ class Bench:
         if not self._config.getoption("collectonly") and any(map(uses_board, session.items)):
             items = [item for item in session.items if uses_board(item)]
             self._declared = [name for item in items for name in foreign_names(item)]
-            with _usage_errors():
+            with _usage_errors(), self._lease.guarding():
                 board = self.board()
                 for step in self.at_begin:
                     step(board, items)
@@ -176,24 +179,37 @@ class Bench:
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Give the board back; a run that lost its board did not test what it was asked to."""
+        self._lease.closing()
         if self._board is not None:
-            self._call(self.before_restoring)
+            if self._lease.ended is None:
+                self._call(self.before_restoring)
             self._give_back(session)
             self._call(self.at_close)
             self._board.close()
             self._board = None
+        self._lease.release()
         if self._lost is not None:
             session.exitstatus = pytest.ExitCode.INTERRUPTED
 
     def _give_back(self, session: pytest.Session) -> None:
         if self._keeper is None:
             return
-        interrupted = session.exitstatus == pytest.ExitCode.INTERRUPTED
-        self._keeper.end(interrupted=interrupted or self._suspect is not None, lost=self._lost)
+        interrupted = (
+            session.exitstatus == pytest.ExitCode.INTERRUPTED
+            or self._lease.ended is not None
+            or self._suspect is not None
+        )
+        self._keeper.end(interrupted=interrupted, lost=self._lost)
         if not self._keeper.restored and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     # --- one test -----------------------------------------------------------------------------
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_protocol(self) -> Generator[None, object, object]:
+        """No test runs, or runs on, once the board was taken away."""
+        with self._lease.guarding():
+            return (yield)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> Generator[None, object, object]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from harness.pytest_plugin.bench import BENCH, DEFAULT_BOARD, Bench
 from harness.pytest_plugin.budget import BUDGET, Budget
 from harness.pytest_plugin.console_watch import ConsoleWatch
 from harness.pytest_plugin.costs import ENFORCE
+from harness.pytest_plugin.lease import RunLease
 from harness.pytest_plugin.report import REPORT, Report
 from harness.safekeeping import key_programming
 
@@ -77,6 +79,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="pinned: believe the board file's [capabilities] instead of measuring those "
         "(default: %(default)s)",
     )
+    group.addoption(
+        "--wait-for-board",
+        type=float,
+        default=0.0,
+        metavar="SECONDS",
+        help="wait so long for a board that somebody else holds (default: not at all)",
+    )
     group.addoption("--ktap", type=Path, metavar="FILE", help="write the results as KTAP to FILE")
     parser.addini(
         ENFORCE,
@@ -90,7 +99,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Register markers; a named board file must be right even if no test will use it."""
     for marker in MARKERS:
         config.addinivalue_line("markers", marker)
-    bench = Bench(config)
+    bench = Bench(config, RunLease(config, functools.partial(_tell, config)))
     config.stash[BENCH] = bench
     config.pluginmanager.register(bench, "hil-bench")
     config.pluginmanager.register(ConsoleWatch(bench), "hil-console")
@@ -98,3 +107,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(budget, "hil-budget")
     report = config.stash[REPORT] = Report(config, bench, budget)
     config.pluginmanager.register(report, "hil-report")
+
+
+def _tell(config: pytest.Config, line: str) -> None:
+    """A line for who watches the run, now."""
+    reporter = config.pluginmanager.getplugin("terminalreporter")
+    if reporter is not None:
+        reporter.write_line(line)
+        reporter.flush()
