@@ -1,0 +1,129 @@
+"""``python -m emulation.qemu``: builds the images of the real stack (``hil qemu build``)."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from emulation.qemu import tree
+from emulation.qemu.archive import MIRROR, Downloads, read_lock
+from emulation.qemu.catalogue import CATALOGUE
+from emulation.qemu.engine import Builder, disk_free, nice
+from emulation.qemu.errors import BuildError
+from emulation.qemu.pieces import Piece, Plan, plan
+from emulation.qemu.progress import Reporter, clock
+
+_QUESTIONS_AT_ONCE = 8
+
+
+def default_cache() -> Path:
+    """``$XDG_CACHE_HOME/stmm-hil/qemu``"""
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "stmm-hil" / "qemu"
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    arguments = _parser().parse_args(words)
+    try:
+        status: int = arguments.run(arguments)
+    except BuildError as error:
+        print(f"hil qemu: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\ninterrupted; the next build continues here", file=sys.stderr)
+        return 130
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="hil qemu", description=__doc__)
+    commands = parser.add_subparsers(required=True)
+    build = commands.add_parser("build", help="build the images, or what is missing of them")
+    build.add_argument("pieces", nargs="*", metavar="PIECE", help="only these and what they need")
+    build.add_argument("--cache", type=Path, default=default_cache(), help="default: %(default)s")
+    build.add_argument("--mirror", default=MIRROR, help="of Debian; default: %(default)s")
+    build.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="of make")
+    build.add_argument("--list", action="store_true", help="say what there is, build nothing")
+    build.add_argument("--check", action="store_true", help="say what stands in the way of a build")
+    build.add_argument("--clean", action="store_true", help="remove pieces built of other inputs")
+    build.set_defaults(run=_build)
+    lock = commands.add_parser("lock", help="take the versions that Debian has today")
+    lock.add_argument("--mirror", default=MIRROR)
+    lock.set_defaults(run=_lock)
+    return parser
+
+
+def _build(arguments: argparse.Namespace) -> int:
+    wanted = plan(CATALOGUE, read_lock(), arguments.pieces or None)
+    downloads = Downloads(arguments.cache / "packages", arguments.mirror)
+    builder = Builder(arguments.cache, downloads=downloads, jobs=arguments.jobs)
+    if arguments.list:
+        return _list(builder, wanted)
+    if arguments.clean:
+        return _clean(builder, wanted)
+    missing = [piece for piece in wanted.pieces if builder.finished(wanted, piece.name) is None]
+    hindrances = _hindrances(arguments.cache, downloads, wanted, missing)
+    for hindrance in hindrances:
+        print(hindrance, file=sys.stderr)
+    if arguments.check or hindrances:
+        count = sum(len(wanted.archive_files(piece)) for piece in missing)
+        if not hindrances:
+            print(f"nothing stands in the way: {len(missing)} pieces to build, {count} files")
+        return 1 if hindrances else 0
+    if not missing:
+        print(f"nothing to do: {len(wanted.pieces)} pieces are built")
+        return 0
+    nice()
+    with Reporter() as reporter:
+        builder.build(wanted, reporter)
+    return 0
+
+
+def _hindrances(
+    cache: Path, downloads: Downloads, wanted: Plan, missing: Sequence[Piece]
+) -> list[str]:
+    """Everything that would stop the build, before it starts."""
+    found: list[str] = []
+    if missing and (why := tree.why_not()):
+        found.append(why)
+    needed = sum(piece.megabytes for piece in missing)
+    free = disk_free(cache) >> 20
+    if free < needed:
+        found.append(f"{cache} has {free} MiB free, the build needs about {needed}")
+    files = {file.sha256: file for piece in missing for file in wanted.archive_files(piece)}
+    with ThreadPoolExecutor(_QUESTIONS_AT_ONCE) as pool:
+        answers = pool.map(downloads.why_not, files.values())
+        for file, why in zip(files.values(), answers, strict=True):
+            if why is not None:
+                found.append(f"{file.group}: {file.name} {file.version} cannot be had: {why}")
+    return found
+
+
+def _list(builder: Builder, wanted: Plan) -> int:
+    for piece in wanted.pieces:
+        built = builder.finished(wanted, piece.name)
+        state = "not built" if built is None else clock(sum(built.seconds.values()))
+        print(f"{wanted.directory(piece):36} {state:>9}  {piece.says}")
+    return 0
+
+
+def _clean(builder: Builder, wanted: Plan) -> int:
+    for place in builder.unused(wanted):
+        print(f"removing {place}")
+        tree.remove(place)
+    return 0
+
+
+def _lock(arguments: argparse.Namespace) -> int:
+    from emulation.qemu.lock import write_lock
+
+    print(f"{write_lock(mirror=arguments.mirror)} files")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
