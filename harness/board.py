@@ -36,7 +36,8 @@ from harness.instruments.efivars import VENDOR_GUID, Efivars, VariableName, moun
 from harness.instruments.kernel_log import KernelLog
 from harness.instruments.rpmb import Rpmb
 from harness.instruments.tee import Tee, routing_model
-from harness.power import Endpoints, PowerDriver, PowerState, open_driver
+from harness.power import Endpoints, PowerDriver, PowerState, power_of
+from harness.power.labgrid import PlacePower
 from harness.probe import Probe
 from harness.safekeeping import key_programming, place
 from harness.safekeeping.guard import ForeignWrites
@@ -140,7 +141,7 @@ class Board:
     ) -> None:
         self.file = file
         self.name = file.name
-        self.power: PowerDriver = open_driver(file.power, board=file.name, assume_yes=assume_yes)
+        self.power: PowerDriver = power_of(file, assume_yes=assume_yes)
         self._link = link
         self._console_log = console_log
         self._key_programming = programming
@@ -182,12 +183,19 @@ class Board:
 
     # --- life ---------------------------------------------------------------------------------
 
+    def hold(self) -> None:
+        """Acquire the labgrid place that the board is in, if it is in one, until :meth:`close`.
+        Raises :class:`~harness.lab.lease.BoardHeld` when somebody else has it."""
+        if isinstance(self.power, PlacePower):
+            self.power.hold()
+
     def start(self) -> None:
         """Switch the board on if it is not, and wait until it answers on the chosen link.
 
         Raises the power driver's and the link's errors, :class:`LabError` at the deadline.
         """
         with self._located():
+            self.hold()
             was_on = self.power.state()
             self.power.on(self.file.timeouts.power)
             self._find_endpoints(just_switched_on=was_on is not PowerState.ON)
@@ -525,7 +533,10 @@ class Board:
     # --- helpers ------------------------------------------------------------------------------
 
     def _prove(self, name: LinkName, shell: SshShell | SerialShell | None) -> None:
-        """At the first use of a link in a new boot: log in again, and compare."""
+        """At the first use of a link in a new boot: log in again, and compare. Raises
+        :class:`~harness.lab.lease.LeaseBroken` when the labgrid place is not ours any more."""
+        if isinstance(self.power, PlacePower):
+            self.power.check()
         if name not in self._unproved or name == self.link:
             return
         self._unproved.discard(name)
@@ -611,13 +622,15 @@ class Board:
             self._serial.console.expect_boot()
 
     def _find_endpoints(self, *, just_switched_on: bool) -> bool:
-        """Where the links are now: the board file's word, else the power driver's. True when that
-        changed, so that links made before lead nowhere."""
+        """Where the links are now: the board file's word, else that of the power driver or the
+        labgrid place. True when that changed, so that links made before lead nowhere."""
         offered = self.power.endpoints()
         self._adapter_patience = self.file.timeouts.adapter if just_switched_on else 0.0
         found = Endpoints(
-            ssh=_ssh_address(self.file) or offered.ssh,
-            serial=serial_address(self.file, patience=self._adapter_patience) or offered.serial,
+            ssh=_ssh_address(self.file, offered.ssh),
+            serial=serial_address(
+                self.file, patience=self._adapter_patience, offered=offered.serial
+            ),
         )
         if found.serial is not None:
             log = self._console_log or place.console_logs(self.power, self.file)
@@ -644,31 +657,27 @@ def _check_same_boot(seen: Mapping[LinkName, str]) -> None:
         )
 
 
-def _ssh_address(file: BoardFile) -> SshAddress | None:
+def _ssh_address(file: BoardFile, offered: SshAddress | None) -> SshAddress | None:
+    """What the board file says; where it names no host, the ``offered`` end with all that it does
+    say."""
     section = file.ssh
     if section is None:
-        return None
+        return offered
     from harness.links.address import SshAddress
 
-    return SshAddress(
-        host=section.host,
-        port=section.port,
-        user=section.user,
-        key=section.key,
-        host_key_fingerprint=section.host_key_fingerprint,
-        known_hosts=section.known_hosts,
-        password=section.password,
-        shell=section.shell,
-    )
+    base = SshAddress(section.host) if section.host else offered
+    return None if base is None else replace(base, **section.model_dump(exclude_unset=True))
 
 
-def serial_address(file: BoardFile, *, patience: float = 0.0) -> SerialAddress | None:
-    """The console that the board file names; None where it names none. Its adapter may take
-    ``patience`` seconds to appear. Raises :class:`HostError` for one found by its udev properties
-    that is not there."""
+def serial_address(
+    file: BoardFile, *, patience: float = 0.0, offered: SerialAddress | None = None
+) -> SerialAddress | None:
+    """The console that the board file names, else the ``offered`` one with its login and prompts;
+    None where there is neither. Its adapter may take ``patience`` seconds to appear. Raises
+    :class:`HostError` for one found by its udev properties that is not there."""
     section = file.serial
     if section is None:
-        return None
+        return offered
     from harness.links.address import Login, Prompts, SerialAddress
 
     url = section.port
@@ -676,10 +685,12 @@ def serial_address(file: BoardFile, *, patience: float = 0.0) -> SerialAddress |
         from harness.lab.adapter import node_of
 
         url = node_of(section.udev, timeout=patience)
-    assert url is not None
-    return SerialAddress(
-        url=url,
-        baud=section.baud,
+    base = offered if url is None else SerialAddress(url, section.baud)
+    if base is None:
+        return None
+    return replace(
+        base,
+        baud=section.baud if "baud" in section.model_fields_set else base.baud,
         login=Login(section.login.user, section.login.password),
         prompts=Prompts(**section.prompts.model_dump(exclude_none=True)),
     )

@@ -15,8 +15,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from harness.capabilities import Capability, Consent
 from harness.errors import ConfigurationError
@@ -24,14 +24,47 @@ from harness.power.options import PowerSection
 from harness.tables import Port, Seconds, Table
 
 BOARDS_ENVIRONMENT = "HIL_BOARDS"
+_LABGRID_PORT = 20408
+_IN_A_PLACE = "in a labgrid place"
 _Measurement = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*_[A-Za-z0-9]+$")]
+
+
+class LabgridSection(Table):
+    """``[labgrid]``: the place of a labgrid coordinator that the board is in. What the board file
+    does not name itself (host, port and user of SSH, the serial port, the power driver) is what
+    the place has; it is acquired for as long as the board is used."""
+
+    coordinator: str = Field(
+        pattern=r"^(\[[0-9A-Fa-f:.]+\]|[^\s:/\[\]]+)(:\d{1,5})?$",
+        description="HOST or HOST:PORT; port 20408 by itself",
+    )
+    place: str = Field(min_length=1, description="a name from `labgrid-client places`")
+    wait: float = Field(
+        default=0.0,
+        ge=0,
+        le=86400,
+        description="seconds to wait, in labgrid's own queue, for a place that somebody else has",
+    )
+    power: str = Field(default="", description="name of the power resource, where there are more")
+    serial: str = Field(default="", description="name of the NetworkSerialPort to use as console")
+    ssh: str = Field(default="", description="name of the NetworkService")
+
+    @property
+    def address(self) -> str:
+        """HOST:PORT of the coordinator."""
+        named = re.search(r":\d+$", self.coordinator)
+        return self.coordinator if named else f"{self.coordinator}:{_LABGRID_PORT}"
 
 
 class SshSection(Table):
     """``[ssh]``: how to log in over the network. The host key is always checked: give its
     fingerprint or a known_hosts file."""
 
-    host: str = Field(min_length=1, description="name or address")
+    host: str = Field(
+        default="",
+        validate_default=True,
+        description="name or address; may be left out for a labgrid place",
+    )
     port: Port = 22
     user: str = "root"
     key: Path | None = Field(
@@ -51,6 +84,13 @@ class SshSection(Table):
         if (self.host_key_fingerprint is None) == (self.known_hosts is None):
             raise ValueError("give exactly one of host_key_fingerprint and known_hosts")
         return self
+
+    @field_validator("host")
+    @classmethod
+    def _host_is_known(cls, host: str, info: ValidationInfo) -> str:
+        if not host and not _in_a_place(info):
+            raise PydanticCustomError("missing", "Field required")
+        return host
 
 
 class UdevMatch(Table):
@@ -90,7 +130,8 @@ class PromptsSection(Table):
 
 
 class SerialSection(Table):
-    """``[serial]``: the console. Give a port (path or URL) or a udev match."""
+    """``[serial]``: the console. Give a port (path or URL) or a udev match; neither for the
+    port of a labgrid place."""
 
     port: str | None = Field(
         default=None, description="device path, or a socket:// or rfc2217:// URL", min_length=1
@@ -101,8 +142,9 @@ class SerialSection(Table):
     prompts: PromptsSection = PromptsSection()
 
     @model_validator(mode="after")
-    def _one_way_to_find_it(self) -> SerialSection:
-        if (self.port is None) == (self.udev is None):
+    def _one_way_to_find_it(self, info: ValidationInfo) -> SerialSection:
+        ways = (self.port is not None) + (self.udev is not None)
+        if ways > 1 or (ways == 0 and not _in_a_place(info)):
             raise ValueError("give exactly one of port and udev")
         return self
 
@@ -141,6 +183,7 @@ class BoardFile(Table):
     rpmb_write_budget: int | None = Field(
         default=None, ge=0, description="RPMB writes that one run may cost; without it unlimited"
     )
+    labgrid: LabgridSection | None = None
     ssh: SshSection | None = None
     serial: SerialSection | None = None
     power: Annotated[PowerSection, Field(discriminator="driver")]
@@ -162,13 +205,21 @@ class BoardFile(Table):
 
     @model_validator(mode="after")
     def _reachable(self) -> BoardFile:
-        if self.power.driver != "emulated" and self.ssh is None and self.serial is None:
+        if self.labgrid is None and self.power.driver == "labgrid":
+            raise ValueError("power driver 'labgrid' needs [labgrid] with coordinator and place")
+        elsewhere = self.power.driver == "emulated" or self.labgrid is not None
+        if not elsewhere and self.ssh is None and self.serial is None:
             raise ValueError("give [ssh] or [serial]: the board cannot be reached otherwise")
         return self
 
     def consents_to(self, consent: Consent) -> bool:
         """Whether the owner allows it."""
         return self.consents.get(consent, False)
+
+
+def _in_a_place(info: ValidationInfo) -> bool:
+    """Whether the file has a [labgrid] table, whose place may know what a section leaves out."""
+    return bool(info.context and info.context.get(_IN_A_PLACE))
 
 
 def load(path: Path) -> BoardFile:
@@ -192,8 +243,13 @@ def load(path: Path) -> BoardFile:
             f"{path}: not valid TOML: {error}", remedy="mend the line named above"
         ) from error
     data.setdefault("name", path.stem)
+    in_a_place = "labgrid" in data
+    if in_a_place:
+        data.setdefault("power", {"driver": "labgrid"})
     try:
-        board = BoardFile.model_validate_json(json.dumps(data, default=str))
+        board = BoardFile.model_validate_json(
+            json.dumps(data, default=str), context={_IN_A_PLACE: in_a_place}
+        )
     except ValidationError as error:
         problems = sorted(_explain(problem, text) for problem in error.errors())
         raise ConfigurationError(
@@ -236,8 +292,8 @@ def board_files() -> Iterator[Path]:
 def schema() -> dict[str, Any]:
     """The JSON schema of board files, for editors."""
     generated = BoardFile.model_json_schema()
-    # A board file need not repeat its own name.
-    generated["required"].remove("name")
+    # A board file need not repeat its own name, and a labgrid place brings its power.
+    generated["required"] = [key for key in generated["required"] if key not in {"name", "power"}]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **generated}
 
 

@@ -17,9 +17,12 @@ def things_of(file: BoardFile) -> list[str]:
     image. Board files of one board share them, whatever their names are. A board that is made
     afresh for each run has none."""
     things = []
-    if file.ssh is not None:
+    if file.labgrid is not None:
+        # Its exporters' ports and outlets are locked by labgrid with it.
+        things.append(f"place {file.labgrid.address} {file.labgrid.place}")
+    if file.ssh is not None and file.ssh.host:
         things.append(f"ssh {file.ssh.host}:{file.ssh.port}")
-    if file.serial is not None:
+    if file.serial is not None and (file.serial.port or file.serial.udev):
         things.append(f"serial {place_of(file.serial)}")
     things += _outlet(file.power)
     return sorted(things)
@@ -29,7 +32,7 @@ def _outlet(section: PowerSection) -> list[str]:
     match section.driver:
         case "emulated":
             return [] if section.state is None else [f"image {os.path.realpath(section.state)}"]
-        case "manual":
+        case "manual" | "labgrid":
             return []
         case "qemu":
             images = [*section.options.flash, *section.options.disks]

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, assert_never
 
 if TYPE_CHECKING:
+    from harness.boardfile import BoardFile
+    from harness.lab.labgrid import LabgridPlace
     from harness.links.address import SerialAddress, SshAddress
-    from harness.power.options import OutletSection, PowerSection
+    from harness.power.options import LabgridPowerSection, OutletSection, PowerSection
 
 
 class PowerState(StrEnum):
@@ -69,9 +71,29 @@ class PowerDriver(Protocol):
         ...
 
 
-def open_driver(section: PowerSection, *, board: str, assume_yes: bool = False) -> PowerDriver:
-    """The driver a board file's ``[power]`` table asks for. ``assume_yes`` tells the manual
-    driver that nobody will answer."""
+def power_of(file: BoardFile, *, assume_yes: bool = False) -> PowerDriver:
+    """How the board of ``file`` is switched; in a labgrid place the driver holds the place, too,
+    from its first use until it is closed. ``assume_yes`` tells the manual driver that nobody will
+    answer."""
+    if file.labgrid is None:
+        return open_driver(file.power, board=file.name, assume_yes=assume_yes)
+    from harness.lab.labgrid import LabgridPlace
+    from harness.power.labgrid import PlacePower
+
+    place = LabgridPlace(file.labgrid, board=file.name)
+    driver = open_driver(file.power, board=file.name, assume_yes=assume_yes, place=place)
+    return PlacePower(driver, place)
+
+
+def open_driver(
+    section: PowerSection,
+    *,
+    board: str,
+    assume_yes: bool = False,
+    place: LabgridPlace | None = None,
+) -> PowerDriver:
+    """The driver a board file's ``[power]`` table asks for; ``place`` is where the labgrid driver
+    finds its outlet."""
     match section.driver:
         case "emulated":
             from harness.power.emulated import EmulatedPower
@@ -90,14 +112,21 @@ def open_driver(section: PowerSection, *, board: str, assume_yes: bool = False) 
 
             return QemuPower(section.options, board=board)
         case _:
-            return _outlet_power(section, board=board)
+            return _outlet_power(section, board=board, place=place)
 
 
-def _outlet_power(section: OutletSection, *, board: str) -> PowerDriver:
+def _outlet_power(
+    section: OutletSection | LabgridPowerSection, *, board: str, place: LabgridPlace | None
+) -> PowerDriver:
     from harness.power.outlet import Outlet, OutletPower
 
     outlet: Outlet
     match section.driver:
+        case "labgrid":
+            from harness.power.labgrid import LabgridOutlet
+
+            assert place is not None, "the board file's validation asks for [labgrid]"
+            outlet = LabgridOutlet(place)
         case "http":
             from harness.power.http import HttpOutlet
 

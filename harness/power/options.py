@@ -176,11 +176,23 @@ class QemuPowerSection(Table):
     options: QemuPowerOptions
 
 
+class LabgridPowerOptions(_OutletOptions):
+    """Nothing but times: the place and its power resource are named in ``[labgrid]``."""
+
+
+class LabgridPowerSection(Table):
+    """The power resource of the board's labgrid place."""
+
+    driver: Literal["labgrid"]
+    options: LabgridPowerOptions = LabgridPowerOptions()
+
+
 OutletSection = HttpPowerSection | SnmpPowerSection | UsbHubPowerSection | RelayPowerSection
 PowerSection = (
     EmulatedPowerSection
     | CommandPowerSection
     | ManualPowerSection
     | QemuPowerSection
+    | LabgridPowerSection
     | OutletSection
 )
