@@ -160,7 +160,7 @@ def _run(options: argparse.Namespace) -> int:
     command = options.command[options.command[:1] == ["--"] :]
     if not command:
         raise ConfigurationError("no command given", remedy="hil run BOARD COMMAND...")
-    with _opened(options) as board:
+    with _opened(options, purpose="hil run") as board:
         result = board.shell.run_isolated(" ".join(command), timeout=options.timeout)
     sys.stdout.buffer.write(result.stdout)
     sys.stdout.flush()
@@ -180,7 +180,7 @@ def _add_shell(commands: _Commands) -> None:
 def _shell(options: argparse.Namespace) -> int:
     import subprocess
 
-    with _opened(options) as board:
+    with _opened(options, purpose="hil shell") as board:
         address = board.ssh.address
         command = ["ssh", "-p", str(address.port), "-l", address.user]
         if address.key is not None:
@@ -203,6 +203,7 @@ def _add_power(commands: _Commands) -> None:
 
 def _power(options: argparse.Namespace) -> int:
     from harness import boardfile
+    from harness.lab.lease import leased
     from harness.power import open_driver
 
     board = boardfile.load(boardfile.find(options.board))
@@ -213,13 +214,15 @@ def _power(options: argparse.Namespace) -> int:
         )
     driver = open_driver(board.power, board=board.name)
     try:
-        match options.action:
-            case "on":
-                driver.on(board.timeouts.power)
-            case "off":
-                driver.off(board.timeouts.power)
-            case "cycle":
-                driver.cycle(board.timeouts.power)
+        if options.action != "state":
+            with leased(board, purpose=f"hil power {options.action}"):
+                match options.action:
+                    case "on":
+                        driver.on(board.timeouts.power)
+                    case "off":
+                        driver.off(board.timeouts.power)
+                    case "cycle":
+                        driver.cycle(board.timeouts.power)
         print(f"{board.name}: power {driver.state()}")
     finally:
         driver.close()
@@ -259,10 +262,12 @@ def _add_truth(commands: _Commands) -> None:
 
 def _truth(options: argparse.Namespace) -> int:
     from harness import boardfile
+    from harness.lab.lease import leased
     from harness.truth.report import all_agree, replay
 
     board = boardfile.load(boardfile.find(options.board))
-    results = replay(board, options.rows, link=options.link, only=options.group)
+    with leased(board, purpose="hil truth"):
+        results = replay(board, options.rows, link=options.link, only=options.group)
     return EXIT_OK if all_agree(results) else EXIT_LAB
 
 
@@ -282,10 +287,12 @@ def _version(options: argparse.Namespace) -> int:
 
 
 @contextlib.contextmanager
-def _opened(options: argparse.Namespace) -> Iterator[Board]:
-    """The board that a command names, reached on the link it asks for."""
+def _opened(options: argparse.Namespace, *, purpose: str) -> Iterator[Board]:
+    """The board that a command names, leased, and reached on the link it asks for."""
     from harness import boardfile
     from harness.board import Board
+    from harness.lab.lease import leased
 
-    with Board(boardfile.load(boardfile.find(options.board)), link=options.link) as board:
+    file = boardfile.load(boardfile.find(options.board))
+    with leased(file, purpose=purpose), Board(file, link=options.link) as board:
         yield board

@@ -10,6 +10,7 @@ from harness.errors import ConfigurationError, LinkError
 
 if TYPE_CHECKING:
     from harness.board import Board
+    from harness.boardfile import BoardFile
     from harness.safekeeping.snapshot import Snapshot
 
     _Commands = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -38,12 +39,18 @@ def add(commands: _Commands) -> None:
 
 def _restore(options: argparse.Namespace) -> int:
     from harness import boardfile
+    from harness.lab.lease import leased
+
+    file = boardfile.load(boardfile.find(options.board))
+    with leased(file, purpose="hil restore"):
+        return _restore_leased(file, options)
+
+
+def _restore_leased(file: BoardFile, options: argparse.Namespace) -> int:
     from harness.board import Board
     from harness.safekeeping import place, snapshot
 
-    board = Board(
-        boardfile.load(boardfile.find(options.board)), link=options.link, assume_yes=options.yes
-    )
+    board = Board(file, link=options.link, assume_yes=options.yes)
     try:
         _reach(board)
         claim = place.Claim(board)
