@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from harness.errors import ConfigurationError, HilError
 from harness.lab.cli import add_check, add_discover, add_lease
+from harness.lab.console_cli import add_console, add_log
 
 if TYPE_CHECKING:
     from harness.board import Board
@@ -80,12 +81,14 @@ def _parser() -> argparse.ArgumentParser:
     for add in (
         _add_boards,
         add_check,
+        add_console,
         add_discover,
         _add_emulate,
         _add_run,
         _add_shell,
         _add_power,
         add_lease,
+        add_log,
         _add_restore,
         _add_truth,
         _add_version,

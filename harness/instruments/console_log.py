@@ -54,8 +54,14 @@ class ConsoleLog:
         data = self._console.since(self._mark)
         end = data.rfind(b"\n") + 1
         self._mark += end
-        text = without_escapes(_FRAME.sub(b"\n", data[:end])).decode("utf-8", "backslashreplace")
-        return [line for line in (part.strip("\r ") for part in text.split("\n")) if line]
+        return readable(data[:end])
+
+
+def readable(data: bytes) -> list[str]:
+    """The lines that somebody wrote to be read: without the harness's frames, without escape
+    sequences, none of them empty."""
+    text = without_escapes(_FRAME.sub(b"\n", data)).decode("utf-8", "backslashreplace")
+    return [line for line in (part.strip("\r ") for part in text.split("\n")) if line]
 
 
 def bad_console(lines: list[str], *, allowed: Iterable[str] = ()) -> BadConsole | None:

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 _POLL_SECONDS = 0.05
 
 
+class AdapterAbsent(HostError):
+    """The serial adapter is not plugged in, or without power."""
+
+
 def is_url(port: str) -> bool:
     """Whether the console is at the other end of a network rather than a device of this host."""
     return "://" in port
@@ -33,11 +37,14 @@ def matches(device: BenchDevice, wanted: UdevMatch) -> bool:
 
 def node_of(wanted: UdevMatch, *, timeout: float = 0.0) -> str:
     """The device node of the one adapter that ``[serial.udev]`` names, which may take ``timeout``
-    seconds to appear. Raises :class:`HostError`: it is not there, or several match."""
+    seconds to appear. Raises :class:`AdapterAbsent`, and :class:`HostError` where several match."""
     bench = Bench()
     what = f"the serial adapter with {_shown(wanted)}"
     if timeout > 0:
-        bench.wait_for(lambda device: matches(device, wanted), what=what, timeout=timeout)
+        try:
+            bench.wait_for(lambda device: matches(device, wanted), what=what, timeout=timeout)
+        except HostError as error:
+            raise AdapterAbsent(error.what, remedy=error.remedy) from error
     present = bench.devices()
     found = [device for device in present if matches(device, wanted)]
     if len(found) == 1:
@@ -48,20 +55,21 @@ def node_of(wanted: UdevMatch, *, timeout: float = 0.0) -> str:
             f"{len(found)} serial adapters have {_shown(wanted)}: {nodes}",
             remedy="give more properties in [serial.udev]; `hil discover` shows the fewest that do",
         )
-    raise HostError(
+    raise AdapterAbsent(
         f"{what} is not plugged in; there is {', '.join(map(str, present)) or 'nothing'}",
         remedy="plug it in, or correct [serial.udev]; `hil discover` shows what is there",
     )
 
 
 def wait_for_port(port: str, *, timeout: float) -> None:
-    """Wait until the device ``port`` is there. Raises :class:`HostError` after ``timeout`` seconds;
-    a console behind a URL is not waited for."""
+    """Wait until the device ``port`` is there; a console behind a URL is not waited for. Raises
+    :class:`AdapterAbsent` after ``timeout`` seconds."""
     deadline = time.monotonic() + timeout
     while not is_url(port) and not Path(port).exists():
         if time.monotonic() >= deadline:
-            raise HostError(
-                f"the serial adapter {port} did not appear within {timeout:g} s",
+            within = f"did not appear within {timeout:g} s" if timeout else "is not there"
+            raise AdapterAbsent(
+                f"the serial adapter {port} {within}",
                 remedy="plug it in, or correct `port` in [serial]; one that draws its power from "
                 "the board needs the board on, for at most timeouts.adapter seconds",
             )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, Final
 
 FIRMWARE_START: Final = re.compile(
-    rb"U-Boot (?:SPL|TPL|\d{4}\.)|NOTICE: +BL[12]|^BL1:|EDK ?II? version"
+    rb"U-Boot (?:SPL|TPL|\d{4}\.)|NOTICE: +(?:BL[12]|Booting Trusted)|^BL1:|EDK ?II? version"
 )
 _KERNEL_FIRST = re.compile(rb"\] Linux version \d")
 
@@ -59,7 +59,7 @@ class Capture:
             if self._folder is not None:
                 self._choose_file(self._folder, new_boot=new_boot)
             if self._file is not None:
-                self._file.write(self._stamp + self._pending)
+                self._file.write(self._stamp + self._pending.removesuffix(b"\n") + b"\n")
         self._pending = b""
 
     def _choose_file(self, folder: Path, *, new_boot: bool) -> None:
