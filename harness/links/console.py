@@ -268,6 +268,8 @@ class Console:
                 self._news.notify_all()
 
     def _received(self, data: bytes) -> None:
+        if self._capture:  # first: who waits for these bytes may close the console
+            self._capture.write(data)
         with self._news:
             self._data += data
             self._heard = time.monotonic()
@@ -277,8 +279,6 @@ class Console:
                 self._dropped += surplus
             self._track(data)
             self._news.notify_all()
-        if self._capture:
-            self._capture.write(data)
 
     def _track(self, data: bytes) -> None:
         *lines, last = (self._line + data).split(b"\n")
