@@ -24,6 +24,8 @@ from harness.instruments.efivars import VariableName
 from harness.instruments.kernel_log import Mark, bad_lines, since_script
 from harness.pytest_plugin.blame import BLAME, Whose
 from harness.pytest_plugin.keeper import Keeper, foreign_names
+from harness.pytest_plugin.role import BOARD_FIXTURE, board_of_worker
+from harness.pytest_plugin.usage import usage_errors
 from harness.safekeeping.key_programming import KeyProgramming
 
 if TYPE_CHECKING:
@@ -38,13 +40,12 @@ DEFAULT_BOARD = "emulated"
 class Bench:
     """The board of one pytest session, and what has happened to it."""
 
-    def __init__(self, config: pytest.Config, lease: RunLease) -> None:
+    def __init__(self, config: pytest.Config, lease: RunLease, name: str | None) -> None:
+        """``name`` is the board's, or the path of its file; None is the default board, at whose
+        file nobody looks before a test needs it."""
         self._config = config
         self._lease = lease
-        names: list[str] = config.getoption("board") or []
-        if len(names) > 1:
-            raise pytest.UsageError("--board may be given once: one board a run")
-        self._name = names[0] if names else DEFAULT_BOARD
+        self._name = DEFAULT_BOARD if name is None else name
         self._board: Board | None = None
         self._path: Path | None = None
         self._file: BoardFile | None = None
@@ -70,8 +71,8 @@ class Bench:
         self._lost: HilError | None = None
         # Whether the board has answered since the last test, which then left nothing to read.
         self._answered = False
-        if names:
-            with _usage_errors():
+        if name is not None:
+            with usage_errors():
                 self.file  # noqa: B018 - what is wrong with it is said now
 
     @property
@@ -107,6 +108,16 @@ class Bench:
         """Whether what was read after the last test still holds: nothing has been asked or done
         since."""
         return self._answered and not self.suspect
+
+    @property
+    def ended(self) -> HilError | None:
+        """Why the run ended before its last test: the board was lost, held or taken away."""
+        return self._lost or self._lease.ended
+
+    @property
+    def restored(self) -> bool:
+        """Whether the board has, after the end, all that it had before."""
+        return self._keeper is None or self._keeper.restored
 
     @property
     def given_back(self) -> list[str]:
@@ -153,11 +164,18 @@ class Bench:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_finish(self, session: pytest.Session) -> None:
-        """Reach the board before the first test: what is wrong with it is a usage error."""
+        """Reach the board before the first test: what is wrong with it is a usage error. One
+        board's worker among several says first what it collected."""
+        if board_of_worker(self._config) is None:
+            with usage_errors():
+                self.reach(session)
+
+    def reach(self, session: pytest.Session) -> None:
+        """Lease and start the board where a test needs it. Raises the board's errors."""
         if not self._config.getoption("collectonly") and any(map(uses_board, session.items)):
             items = [item for item in session.items if uses_board(item)]
             self._declared = [name for item in items for name in foreign_names(item)]
-            with _usage_errors(), self._lease.guarding():
+            with self._lease.guarding():
                 board = self.board()
                 for step in self.at_begin:
                     step(board, items)
@@ -166,7 +184,7 @@ class Bench:
         """Which board, link, firmware and kernel."""
         if self._board is None:
             return []
-        with _usage_errors():
+        with usage_errors():
             identity = self._board.identity()
             contradictions = self._board.capabilities.contradictions()
         lines = [
@@ -188,7 +206,7 @@ class Bench:
             self._board.close()
             self._board = None
         self._lease.release()
-        if self._lost is not None:
+        if self._lost is not None and board_of_worker(self._config) is None:
             session.exitstatus = pytest.ExitCode.INTERRUPTED
 
     def _give_back(self, session: pytest.Session) -> None:
@@ -420,16 +438,7 @@ BENCH: pytest.StashKey[Bench] = pytest.StashKey()
 
 def uses_board(item: pytest.Item) -> bool:
     """Whether a test runs on the board."""
-    return "hil_board" in getattr(item, "fixturenames", ())
-
-
-@contextlib.contextmanager
-def _usage_errors() -> Iterator[None]:
-    """Turn what is wrong with board file or board into one paragraph and exit status 4."""
-    try:
-        yield
-    except HilError as error:
-        raise pytest.UsageError(str(error)) from None
+    return BOARD_FIXTURE in getattr(item, "fixturenames", ())
 
 
 _Name = TypeVar("_Name", Capability, Consent)

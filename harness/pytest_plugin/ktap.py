@@ -3,7 +3,7 @@ for each group, diagnostic lines before the result that they belong to."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -11,21 +11,43 @@ if TYPE_CHECKING:
 
 _VERSION = "KTAP version 1"
 _INDENT = "  "
+_BAD = frozenset({"failed", "cut short"})
 
 
 def document(results: Iterable[Result], facts: Sequence[str] = ()) -> str:
     """The whole run; ``facts`` (board, firmware, kernel) come first, as diagnostics."""
+    return "\n".join(_groups(results, facts)) + "\n"
+
+
+def of_boards(boards: Mapping[str, tuple[Sequence[str], Iterable[Result], str | None]]) -> str:
+    """A run on several boards, one level more: facts and results of each, and why not all of its
+    tests were run, if so."""
+    lines = [_VERSION, f"1..{len(boards)}"]
+    for number, (board, (facts, results, ended)) in enumerate(boards.items(), 1):
+        results = list(results)
+        nested = _groups(results, facts)
+        nested.insert(1, f"# Subtest: {_name(board)}")
+        lines += [f"{_INDENT}{line}" for line in nested]
+        if ended:
+            lines.append(f"# {' '.join(ended.split())}")
+        failed = ended is not None or any(result.outcome in _BAD for result in results)
+        directive = " # ERROR not tested to the end" if ended else ""
+        lines.append(f"{_word(failed)} {number} {_name(board)}{directive}")
+    return "\n".join(lines) + "\n"
+
+
+def _groups(results: Iterable[Result], facts: Sequence[str]) -> list[str]:
     groups: dict[str, list[Result]] = {}
     for result in results:
         groups.setdefault(result.group, []).append(result)
     lines = [_VERSION, *(f"# {fact}" for fact in facts), f"1..{len(groups)}"]
     for number, (group, members) in enumerate(groups.items(), 1):
         lines += [f"{_INDENT}{line}" for line in _nested(group, members)]
-        failed = any(result.outcome == "failed" for result in members)
+        failed = any(result.outcome in _BAD for result in members)
         skipped = all(result.outcome == "skipped" for result in members)
         directive = " # SKIP no test of the group was run" if skipped else ""
         lines.append(f"{_word(failed)} {number} {_name(group)}{directive}")
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def _nested(group: str, members: Sequence[Result]) -> Iterable[str]:
@@ -37,13 +59,15 @@ def _nested(group: str, members: Sequence[Result]) -> Iterable[str]:
             yield f"# {name}: {value}"
         if result.outcome == "failed":
             yield f"# {result.whose}: {result.why}"
-        word = _word(result.outcome == "failed")
+        word = _word(result.outcome in _BAD)
         yield f"{word} {number} {_name(result.name)}{_directive(result)}"
 
 
 def _directive(result: Result) -> str:
     if result.outcome == "skipped":
         return f" # SKIP {result.why}".rstrip()
+    if result.outcome == "cut short":
+        return " # ERROR the run ended within it"
     if result.outcome == "failed" and result.in_set_up:
         return " # ERROR in set-up"
     return ""

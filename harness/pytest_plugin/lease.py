@@ -14,12 +14,11 @@ if TYPE_CHECKING:
     from harness.lab.lease import Lease
 
 _PURPOSE_CHARS = 100
-_ENDED_BY_LAB = pytest.ExitCode.INTERRUPTED
 
 
 class RunLease:
     """The lease of one run. A board that somebody holds or takes away ends the run (exit status
-    2, or ``status``) through :func:`pytest.exit`; why is kept in ``ended``.
+    2 as after ^C, or ``status``) through :func:`pytest.exit`; why is kept in ``ended``.
 
     Broken on purpose, the run stops where it is, runs no further test, and gives the board back
     while it still holds it: whoever broke the lease waits for that.
@@ -29,7 +28,7 @@ class RunLease:
         self,
         config: pytest.Config,
         tell: Callable[[str], None],
-        status: int = _ENDED_BY_LAB,
+        status: int | None = None,
     ) -> None:
         self._config = config
         self._tell = tell

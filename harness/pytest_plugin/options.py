@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from harness.pytest_plugin import boards
 from harness.pytest_plugin.bench import BENCH, DEFAULT_BOARD, Bench
 from harness.pytest_plugin.budget import BUDGET, Budget
 from harness.pytest_plugin.console_watch import ConsoleWatch
 from harness.pytest_plugin.costs import ENFORCE
 from harness.pytest_plugin.lease import RunLease
 from harness.pytest_plugin.report import REPORT, Report
+from harness.pytest_plugin.role import ENDED_BY_LAB, board_of_worker
+from harness.pytest_plugin.worker import Worker, tell
 from harness.safekeeping import key_programming
 
 MARKERS = (
@@ -43,7 +46,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--board",
         action="append",
         metavar="NAME",
-        help=f"board file: a name known to `hil boards`, or a path (default: {DEFAULT_BOARD})",
+        help="board file: a name known to `hil boards`, or a path; given several times, or a "
+        f"directory of board files: all tests on each, at once (default: {DEFAULT_BOARD})",
     )
     group.addoption(
         "--link",
@@ -95,11 +99,30 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Several boards: a worker for each."""
+    boards.spread(config)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Register markers; a named board file must be right even if no test will use it."""
     for marker in MARKERS:
         config.addinivalue_line("markers", marker)
-    bench = Bench(config, RunLease(config, functools.partial(_tell, config)))
+    mine = board_of_worker(config)
+    names = boards.chosen(config)
+    if mine is None and len(names) > 1:
+        config.pluginmanager.register(boards.Boards(config), "hil-boards")
+        return
+    _serve(
+        config, str(mine) if mine is not None else next(iter(names), None), worker=mine is not None
+    )
+
+
+def _serve(config: pytest.Config, name: str | None, *, worker: bool) -> None:
+    """The bench of this process and what belongs to it."""
+    lease = RunLease(config, functools.partial(_tell, config), ENDED_BY_LAB if worker else None)
+    bench = Bench(config, lease, name)
     config.stash[BENCH] = bench
     config.pluginmanager.register(bench, "hil-bench")
     config.pluginmanager.register(ConsoleWatch(bench), "hil-console")
@@ -107,11 +130,15 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(budget, "hil-budget")
     report = config.stash[REPORT] = Report(config, bench, budget)
     config.pluginmanager.register(report, "hil-report")
+    if worker:
+        config.pluginmanager.register(Worker(config, bench, budget, report), "hil-worker")
 
 
 def _tell(config: pytest.Config, line: str) -> None:
     """A line for who watches the run, now."""
     reporter = config.pluginmanager.getplugin("terminalreporter")
-    if reporter is not None:
+    if board_of_worker(config) is not None:
+        tell(config, line)
+    elif reporter is not None:
         reporter.write_line(line)
         reporter.flush()

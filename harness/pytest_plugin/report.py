@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,6 +14,7 @@ import pytest
 from harness.errors import ConfigurationError
 from harness.pytest_plugin import costs, ktap
 from harness.pytest_plugin.blame import Whose, whose
+from harness.pytest_plugin.role import board_of_worker
 
 if TYPE_CHECKING:
     from harness.board import Board, Identity
@@ -25,6 +26,8 @@ REPORT: pytest.StashKey[Report] = pytest.StashKey()
 MEASUREMENT: Final = "measurement."
 """What the names of measurements begin with among an item's properties."""
 
+CUT_SHORT: Final = "cut short"
+
 _NAME: Final = re.compile(r"[a-z][a-z0-9_]*")
 _UNIT: Final = re.compile(r"[A-Za-z0-9]+")
 # As Bench words a skip (harness.capabilities, harness.board).
@@ -34,15 +37,32 @@ _WHY_CHARS: Final = 160
 
 @dataclass
 class Result:
-    """One test: its outcome over set-up, call and teardown."""
+    """One test: its outcome over set-up, call and teardown. ``outcome`` is passed, failed, skipped,
+    or cut short when the run ended within the test."""
 
     group: str
     name: str
-    outcome: str = "passed"
+    outcome: str = CUT_SHORT
     why: str = ""
     whose: Whose | None = None
     in_set_up: bool = False
     properties: list[tuple[str, object]] = field(default_factory=list)
+
+    def sent(self) -> dict[str, Any]:
+        """As another process gets it (:meth:`received`)."""
+        return {**asdict(self), "whose": None if self.whose is None else str(self.whose)}
+
+    @classmethod
+    def received(cls, values: Mapping[str, Any]) -> Result:
+        """As another process has :meth:`sent` it."""
+        whose = values["whose"]
+        return cls(**{**values, "whose": None if whose is None else Whose(whose)})
+
+    @classmethod
+    def of_crash(cls, nodeid: str) -> Result:
+        """Of the test within which the process died that ran it."""
+        group, _, name = nodeid.partition("::")
+        return cls(group, name, "failed", "the process that ran it died", Whose.LAB)
 
 
 class Report:
@@ -53,6 +73,8 @@ class Report:
         self._bench = bench
         self._budget = budget
         self._identity: Identity | None = None
+        self.properties: dict[str, object] = {}
+        """Of the whole run: the board's identity and capabilities, and what it took."""
         self._for_all: Callable[[str, object], None] | None = None
         self.results: dict[str, Result] = {}
         bench.at_begin.append(self._identify)
@@ -79,6 +101,7 @@ class Report:
         present = [
             str(name) for name, found in board.capabilities.findings.items() if found.present
         ]
+        self._for_all = for_all
         for name, value in {
             "board": identity.board,
             "emmc_cid": " ".join(identity.emmc_cids),
@@ -87,12 +110,16 @@ class Report:
             "link": identity.link,
             "capabilities": " ".join(sorted(present)),
         }.items():
-            for_all(name, value)
-        self._for_all = for_all
+            self._record(name, value)
+
+    def _record(self, name: str, value: object) -> None:
+        self.properties[name] = value
+        if self._for_all is not None:
+            self._for_all(name, value)
 
     def _record_wear(self) -> None:
         if self._for_all is not None and self._budget.writes:
-            self._for_all("rpmb_writes", self._budget.spent)
+            self._record("rpmb_writes", self._budget.spent)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(
@@ -113,35 +140,45 @@ class Report:
         elif report.skipped and not hasattr(report, "wasxfail"):
             result.outcome = "skipped"
             result.why = _one_line(report.longrepr[2] if isinstance(report.longrepr, tuple) else "")
+        elif report.when == "call" and result.outcome == CUT_SHORT:
+            result.outcome = "passed"
         return report
 
     # --- writing ------------------------------------------------------------------------------
 
     def pytest_sessionfinish(self) -> None:
-        """Write the KTAP file."""
+        """Write the KTAP file; that of several boards is not a worker's to write."""
         path: Path | None = self._config.getoption("ktap")
+        if board_of_worker(self._config) is not None:
+            return
         if path is not None and not self._config.getoption("collectonly"):
-            path.write_text(ktap.document(self.results.values(), self._facts()), "utf-8")
+            path.write_text(ktap.document(self.results.values(), self.facts()), "utf-8")
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
-        """Groups, what was lacking, measurements, whose the failures look like, and the board."""
-        if self._identity is None:
-            return
-        sections = {
-            "groups": self._groups(),
-            "measurements": self._measurements(),
-            "skipped because the board lacks": self._lacking(),
-            "whose it looks like": self._failures(),
-            "board": [*self._facts(), *self._bench.notes, *self._budget.summary()],
-            "variables of the board, given back": self._bench.given_back,
-        }
-        for title, lines in sections.items():
+        """The sections that have something to say."""
+        for title, lines in self.sections().items():
             if lines:
                 terminalreporter.section(title)
                 for line in lines:
                     terminalreporter.write_line(line)
 
-    def _facts(self) -> list[str]:
+    def sections(self) -> dict[str, list[str]]:
+        """Groups, what was lacking, measurements, whose the failures look like, and the board;
+        nothing where no board was reached."""
+        if self._identity is None:
+            return {}
+        results = list(self.results.values())
+        return {
+            "groups": groups_table(results, self._budget.writes),
+            "measurements": self._measurements(),
+            "skipped because the board lacks": self._lacking(),
+            "whose it looks like": failures(results),
+            "board": [*self.facts(), *self._bench.notes, *self._budget.summary()],
+            "variables of the board, given back": self._bench.given_back,
+        }
+
+    def facts(self) -> list[str]:
+        """Which board it was."""
         if self._identity is None:
             return []
         one = self._identity
@@ -150,21 +187,6 @@ class Report:
             f"firmware {one.firmware}; kernel {one.kernel}",
         ]
 
-    def _groups(self) -> list[str]:
-        writes = self._budget.writes
-        counts = Counter((result.group, result.outcome) for result in self.results.values())
-        groups = list(dict.fromkeys(result.group for result in self.results.values()))
-        others = [group for group in writes if group not in groups and writes[group]]
-        width = max(map(len, [*groups, *others]), default=0)
-        lines = [f"{'':{width}}  passed  failed  skipped  RPMB writes"]
-        for group in groups:
-            passed, failed, skipped = (
-                counts[group, outcome] for outcome in ("passed", "failed", "skipped")
-            )
-            spent = writes.get(group, "")
-            lines.append(f"{group:{width}}  {passed:6}  {failed:6}  {skipped:7}  {spent:11}")
-        return lines + [f"{group:{width}}  {'':23}  {writes[group]:11}" for group in others]
-
     def _lacking(self) -> list[str]:
         lacking: Counter[str] = Counter()
         for result in self.results.values():
@@ -172,13 +194,6 @@ class Report:
             if found:
                 lacking[found[1] or found[2]] += 1
         return [f"{name}: {count}" for name, count in lacking.most_common()]
-
-    def _failures(self) -> list[str]:
-        return [
-            f"{result.whose}: {result.group}::{result.name}: {result.why}"
-            for result in self.results.values()
-            if result.outcome == "failed"
-        ]
 
     def _measurements(self) -> list[str]:
         values: dict[str, list[float]] = {}
@@ -191,6 +206,31 @@ class Report:
             f"{key}: {_range(found)}" + (f", limit {limits[key]:g}" if key in limits else "")
             for key, found in sorted(values.items())
         ]
+
+
+def groups_table(results: Sequence[Result], writes: Mapping[str, int]) -> list[str]:
+    """Outcomes and RPMB writes of each group; groups of writes that no test made come last."""
+    counts = Counter((result.group, result.outcome) for result in results)
+    groups = list(dict.fromkeys(result.group for result in results))
+    others = [group for group in writes if group not in groups and writes[group]]
+    width = max(map(len, [*groups, *others]), default=0)
+    lines = [f"{'':{width}}  passed  failed  skipped  RPMB writes"]
+    for group in groups:
+        passed, failed, skipped = (
+            counts[group, outcome] for outcome in ("passed", "failed", "skipped")
+        )
+        spent = writes.get(group, "")
+        lines.append(f"{group:{width}}  {passed:6}  {failed:6}  {skipped:7}  {spent:11}")
+    return lines + [f"{group:{width}}  {'':23}  {writes[group]:11}" for group in others]
+
+
+def failures(results: Iterable[Result]) -> list[str]:
+    """Each failure with whose it looks like."""
+    return [
+        f"{result.whose}: {result.group}::{result.name}: {result.why}"
+        for result in results
+        if result.outcome == "failed"
+    ]
 
 
 def key_of(name: str, unit: str) -> str:

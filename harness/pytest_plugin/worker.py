@@ -1,0 +1,109 @@
+"""One board's worker among several (pytest-xdist): it reaches its board after it has told what it
+collected, its tests carry the board's name, and what it found goes to the process that the user
+started."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Generator
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from harness.errors import HilError
+from harness.pytest_plugin.bench import Bench, uses_board
+from harness.pytest_plugin.role import (
+    BOARD_FIXTURE,
+    ENDED_BY_LAB,
+    OUTPUT,
+    RESULT,
+    is_first_worker,
+)
+
+if TYPE_CHECKING:
+    from harness.pytest_plugin.budget import Budget
+    from harness.pytest_plugin.report import Report
+
+
+class Worker:
+    """The worker's end of :class:`harness.pytest_plugin.boards.Boards`."""
+
+    def __init__(self, config: pytest.Config, bench: Bench, budget: Budget, report: Report) -> None:
+        self._config = config
+        self._bench = bench
+        self._budget = budget
+        self._report = report
+        self._not_reached: HilError | None = None
+        signal.signal(signal.SIGINT, _interrupt_once)
+
+    def tell(self, line: str) -> None:
+        """A line for who watches the run, now."""
+        tell(self._config, f"{self._bench.file.name}: {line}")
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        """Results of boards are told apart by the tests' ids: the board is a parameter."""
+        if BOARD_FIXTURE in metafunc.fixturenames:
+            name = self._bench.file.name
+            metafunc.parametrize(BOARD_FIXTURE, [name], indirect=True, scope="session")
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """What needs no board is run once, by the first worker."""
+        if not is_first_worker(self._config):
+            plain = [item for item in items if not uses_board(item)]
+            self._config.hook.pytest_deselected(items=plain)
+            items[:] = [item for item in items if uses_board(item)]
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> None:
+        """Reach the board. Others go on without one that cannot be reached."""
+        try:
+            self._bench.reach(session)
+        except HilError as error:
+            self._not_reached = error
+            raise pytest.exit.Exception(str(error), returncode=ENDED_BY_LAB) from None
+        for line in [
+            *self._bench.pytest_report_collectionfinish(),
+            *self._budget.pytest_report_collectionfinish(),
+        ]:
+            self.tell(line)
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_makereport(
+        self, item: pytest.Item
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        """What is known of the test goes with its report: a worker may die before it can tell."""
+        report = yield
+        result = self._report.results.get(item.nodeid)
+        if result is not None:
+            setattr(report, RESULT, result.sent())
+        return report
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self) -> None:
+        """The board is given back: hand over its part of the summary."""
+        ended = self._not_reached or self._bench.ended
+        self._config.workeroutput[OUTPUT] = {  # type: ignore[attr-defined]
+            "sections": self._report.sections(),
+            "facts": self._report.facts(),
+            "properties": self._report.properties,
+            "rpmb_writes": self._budget.spent,
+            "restored": self._bench.restored,
+            "ended": None if ended is None else str(ended),
+        }
+
+
+def tell(config: pytest.Config, line: str) -> None:
+    """Print a line where the user sees it, from a worker whose output is captured."""
+    capture: Any = config.pluginmanager.getplugin("capturemanager")
+    with capture.global_and_fixture_disabled():
+        print(line, file=sys.stderr, flush=True)
+
+
+def _interrupt_once(number: int, frame: FrameType | None) -> None:
+    """The terminal's ^C reaches a worker, and the process that the user started passes it on: the
+    second would interrupt giving the board back."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise KeyboardInterrupt
