@@ -39,6 +39,8 @@ _PREDECESSOR_SECONDS = 10.0
 # An exporter starts ser2net when the place is acquired, and looks at its hardware every second.
 _AVAILABLE_SECONDS = 10.0
 _POLL_SECONDS = 0.2
+# ser2net as an exporter starts it (`local`) acknowledges no modem control lines.
+_RFC2217_OPTIONS = "ign_set_control&timeout=10"
 _ALLOCATED = 1  # Reservation.state: 0 waiting, 1 allocated, 2 acquired, 3 expired, 4 invalid
 
 # What labgrid-client's `power` uses for each resource; the later drivers stand on the earlier.
@@ -51,6 +53,9 @@ _POWER_DRIVERS = {
     "NetworkYKUSHPowerPort": ("YKUSHPowerDriver",),
     "NetworkSysfsGPIO": ("GpioDigitalOutputDriver", "DigitalOutputPowerDriver"),
 }
+
+
+_Path = tuple[str, str, str, str]  # exporter, group, class, name
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +108,10 @@ class Keeper:
         # One of this user's own runs would be let in by labgrid: it tells users apart, not runs.
         await asyncio.to_thread(self._exclude_own_runs)
         if not self._is_ours(place):
-            if place.acquired or place.reservation:
+            if await self._is_free(place):
+                await self._acquire(place)
+            else:
                 await self._wait_for(place)
-            await self._acquire(place)
         self._holder = place.acquired
         return {"held": self._holder}
 
@@ -135,7 +141,7 @@ class Keeper:
             return
         from labgrid.remote.generated import labgrid_coordinator_pb2 as wire
 
-        request = wire.ReleasePlaceRequest(placename=self._wanted.place, fromuser=self._holder)
+        request = wire.ReleasePlaceRequest(placename=self._wanted.place, fromuser=self._me)
         with contextlib.suppress(LabError):
             await _call(session.stub.ReleasePlace, request)
 
@@ -203,35 +209,57 @@ class Keeper:
         """Acquired by this user on this host, e.g. with labgrid-client, or shared with us."""
         return bool(place.acquired) and (place.acquired == self._me or self._me in place.allowed)
 
+    async def _is_free(self, place: Any) -> bool:
+        """For us to acquire; it may be reserved for us, with labgrid-client."""
+        if place.acquired:
+            return False
+        mine = {one.token for one in await self._reservations() if one.owner == self._me}
+        return not place.reservation or place.reservation in mine
+
     async def _acquire(self, place: Any) -> None:
         from labgrid.remote.generated import labgrid_coordinator_pb2 as wire
 
         self._check_exported(place)
         session = self._session
+        # Before the call, which may succeed while we are being told to end.
+        self._acquired = True
         try:
             await _call(session.stub.AcquirePlace, wire.AcquirePlaceRequest(placename=place.name))
         except LabError as error:
+            self._acquired = False
             await session.sync_with_coordinator()
-            if place.acquired or place.reservation:
+            if not await self._is_free(place):
                 raise await self._held(place) from error
             raise LabError(
-                f"labgrid place {place.name} cannot be acquired: {error.what}",
-                remedy=f"`labgrid-client -p {place.name} show` tells which of its resources is in "
-                "use or broken; the log of its exporter says why",
+                f"labgrid place {place.name} cannot be acquired: "
+                f"{self._in_use(place) or error.what}",
+                remedy="the log of the exporter says why a resource is broken; one that another "
+                "place has is free when that place is released",
             ) from error
-        self._acquired = True
         await session.sync_with_coordinator()
 
-    def _check_exported(self, place: Any) -> None:
-        """All that the place is made of is exported now."""
-        exported = [
-            (exporter, group, entry.data["cls"], name)
+    def _exported(self) -> dict[_Path, Any]:
+        """Every resource that is exported now."""
+        return {
+            (exporter, group, entry.data["cls"], name): entry
             for exporter, groups in self._session.resources.items()
             for group, resources in groups.items()
             for name, entry in resources.items()
             if entry.data.get("cls")
-        ]
-        missing = place.unmatched(exported)
+        }
+
+    def _in_use(self, place: Any) -> str:
+        """Which of its resources another place has, or is broken (for labgrid a holder, too)."""
+        return ", ".join(
+            f"{'/'.join(path)} is {'broken' if entry.acquired == '<broken>' else 'in use'}"
+            f" ({entry.extra.get('broken') or entry.acquired})"
+            for path, entry in self._exported().items()
+            if entry.acquired and place.hasmatch(path)
+        )
+
+    def _check_exported(self, place: Any) -> None:
+        """All that the place is made of is exported now."""
+        missing = place.unmatched(list(self._exported()))
         if missing is not None:
             raise LabError(
                 f"labgrid place {place.name}: nobody exports {missing!r}",
@@ -246,7 +274,7 @@ class Keeper:
         from labgrid.remote.generated import labgrid_coordinator_pb2 as wire
 
         stub, deadline = self._session.stub, time.monotonic() + self._wanted.wait
-        if time.monotonic() >= deadline and place.reservation not in await self._own_tokens():
+        if not self._wanted.wait:
             raise await self._held(place)
         filters = {"main": wire.Reservation.Filter(filter={"name": place.name})}
         request = wire.CreateReservationRequest(filters=filters, prio=0.0)
@@ -275,9 +303,6 @@ class Keeper:
         answer = await _call(self._session.stub.GetReservations, wire.GetReservationsRequest())
         return list(answer.reservations)
 
-    async def _own_tokens(self) -> set[str]:
-        return {one.token for one in await self._reservations() if one.owner == self._me}
-
     async def _describe(self, place: Any, *, before: float = 0.0) -> str:
         """Who has the place, since when, and how many wait in front."""
         queue = await self._reservations()
@@ -295,12 +320,13 @@ class Keeper:
 
     async def _held(self, place: Any) -> BoardHeld:
         waited = f" (waited {self._wanted.wait:g} s)" if self._wanted.wait else ""
-        user = (place.acquired or "/the owner").partition("/")[2]
-        return BoardHeld(
-            f"{await self._describe(place)}{waited}",
-            remedy=f"ask them; `wait` in [labgrid] waits for it; {user} can share it with "
-            f"`labgrid-client -p {place.name} allow {self._me}`",
-        )
+        remedy = "ask them; `wait` in [labgrid] waits for it"
+        if place.acquired:
+            remedy += (
+                f"; {place.acquired.partition('/')[2]} can share it with "
+                f"`labgrid-client -p {place.name} allow {self._me}`"
+            )
+        return BoardHeld(f"{await self._describe(place)}{waited}", remedy=remedy)
 
     # --- what the place offers ----------------------------------------------------------------
 
@@ -330,8 +356,9 @@ class Keeper:
             await asyncio.sleep(_POLL_SECONDS)
         args = resource.entry.args
         host, port = await asyncio.to_thread(_forwarded, resource)
-        scheme = {"raw": "socket", "rfc2217": "rfc2217"}[args.get("protocol", "rfc2217")]
-        return {"url": f"{scheme}://{host}:{port}", "baud": args["speed"]}
+        raw = args.get("protocol") == "raw"
+        url = f"socket://{host}:{port}" if raw else f"rfc2217://{host}:{port}?{_RFC2217_OPTIONS}"
+        return {"url": url, "baud": args["speed"]}
 
     async def _ssh_end(self) -> dict[str, Any] | None:
         resource = self._choose("ssh", ["NetworkService"])

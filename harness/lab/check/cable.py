@@ -33,7 +33,8 @@ _FAST_TIMER_MS = 1
 
 
 def lease(survey: Survey) -> Finding:
-    """Nobody else holds any of the board's physical things; for the time of the check we do."""
+    """Nobody else holds any of the board's physical things, nor its labgrid place; for the time of
+    the check we do."""
     from harness.lab.lease import BoardHeld, LeaseDesk
     from harness.lab.things import things_of
 
@@ -42,6 +43,7 @@ def lease(survey: Survey) -> Finding:
         survey.lease = LeaseDesk().acquire(
             things, board=survey.file.name, purpose="hil check", timeout=0.0
         )
+        survey.board.hold()
     except BoardHeld as error:
         return fail("somebody else holds the board", cause=error.what, remedy=error.remedy)
     return ok(f"ours: {', '.join(things)}" if things else "nothing to share: made for this check")
