@@ -140,7 +140,7 @@ class Bench:
                 self.file,
                 link=self._config.getoption("link"),
                 assume_yes=self._config.getoption("yes"),
-                console_log=self._config.getoption("console_log"),
+                console_log=self._console_log(),
                 believe_pins=self._config.getoption("capabilities") == "pinned",
                 programming=KeyProgramming(
                     wanted=self._config.getoption("program_rpmb_key"),
@@ -276,6 +276,15 @@ class Bench:
             return result
 
     # --- helpers ------------------------------------------------------------------------------
+
+    def _console_log(self) -> Path | None:
+        """One of several boards has a folder of its own."""
+        given: Path | None = self._config.getoption("console_log")
+        if given is None or board_of_worker(self._config) is None:
+            return given
+        folder = given / self.file.name
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
 
     def _call(self, steps: Sequence[Callable[[Board], None]]) -> None:
         for step in steps:

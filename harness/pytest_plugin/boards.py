@@ -87,6 +87,8 @@ def spread(config: pytest.Config) -> None:
         )
     if option.usepdb:
         raise pytest.UsageError("--pdb has one board only")
+    if option.console_log is not None and option.console_log.is_file():
+        raise pytest.UsageError("--console-log of several boards is a folder with one for each")
     option.tx = [f"popen//id={name}" for name in _files(names)]
     option.dist = "each"
     # Another worker would not know what became of the board.

@@ -13,16 +13,13 @@ _COUNTED = {"errors": "error", "failures": "failure", "skipped": "skipped"}
 
 def split(path: Path, properties: Mapping[str, Mapping[str, object]]) -> None:
     """Give each board of ``properties`` a ``testsuite`` of its name in the file, with those
-    properties and the tests whose names end in ``@BOARD``. What belongs to no board stays where it
-    was."""
+    properties and the board's tests. What belongs to no board stays where it was."""
     tree = ET.parse(path)
     root = tree.getroot()
     for suite in list(root.iter("testsuite")):
         for board, values in properties.items():
             cases = [
-                case
-                for case in suite.findall("testcase")
-                if case.get("name", "").endswith(f"@{board}")
+                case for case in suite.findall("testcase") if _board_of(case, properties) == board
             ]
             for case in cases:
                 suite.remove(case)

@@ -62,7 +62,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         type=Path,
         metavar="FILE",
         help="capture the serial console in FILE, with time stamps; in a folder, which exists or "
-        "ends in /, one file a boot",
+        "ends in /, one file a boot; of several boards a folder with one for each",
     )
     group.addoption(
         key_programming.OPTION,

@@ -1,4 +1,4 @@
-"""Leases: real processes that lock, wait, are killed and are robbed."""
+"""Leases: real processes that lock, wait, are killed and are died_holding."""
 
 from __future__ import annotations
 
@@ -229,12 +229,14 @@ def test_twenty_users_fight_over_three_boards(tmp_path: Path) -> None:
     (tmp_path / "journal").touch()
     seeds = iter(range(10_000))
 
+    end = time.monotonic() + seconds
+
     def start() -> subprocess.Popen[bytes]:
-        arguments = [str(tmp_path), str(next(seeds)), str(seconds)]
+        left = str(max(end - time.monotonic(), 0))
+        arguments = [str(tmp_path), str(next(seeds)), left]
         return subprocess.Popen([sys.executable, "-c", _USER, *arguments])
 
     users = [start() for _ in range(20)]
-    end = time.monotonic() + seconds
     dice = random.Random(7)
     killed = set()
     try:
@@ -253,6 +255,7 @@ def test_twenty_users_fight_over_three_boards(tmp_path: Path) -> None:
     assert endings == [0] * 20
     inside: dict[str, tuple[int, str]] = {}
     turns = dict.fromkeys("abc", 0)
+    died_holding = 0
     for line in (tmp_path / "journal").read_text().splitlines():
         pid, token, board, what = json.loads(line)
         if what == "out":
@@ -260,8 +263,13 @@ def test_twenty_users_fight_over_three_boards(tmp_path: Path) -> None:
             continue
         # Only one who was killed can have failed to leave.
         assert board not in inside or inside[board][0] in killed
+        died_holding += board in inside
         inside[board] = (pid, token)
         turns[board] += 1
+    print(
+        f"{seconds:g} s: {sum(turns.values())} leases ({turns}), {len(killed)} users killed, "
+        f"{died_holding} of them while they held a board"
+    )
     assert killed
     assert min(turns.values()) > 5
     assert LeaseDesk(tmp_path / "leases").all() == Status((), ())
