@@ -1,17 +1,146 @@
-"""The pieces of the stack."""
+"""The pieces of the stack, and the configurations made of them."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
+
 from emulation.qemu.pieces import Piece, Script, Unpack
+
+_HERE = Path(__file__).parent
+_EMULATION = _HERE.parent
+
+_QUERY_PATCH = _HERE / "u-boot-query.patch"
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """One of the boards of the record (truth/README.md)."""
+
+    name: str
+    u_boot: str
+    """Which U-Boot: ``mm`` and ``mm-query`` keep variables in StandaloneMM, ``file`` in a file."""
+    routing: str
+    """Who takes RPMB frames from OP-TEE to the eMMC: ``supplicant`` or ``kernel``."""
+
+
+CONFIGURATIONS = (
+    Configuration("mm-query", "mm-query", "supplicant"),
+    Configuration("mm", "mm", "supplicant"),
+    Configuration("file", "file", "supplicant"),
+    Configuration("mm-kernel-rpmb", "mm", "kernel"),
+)
 
 # What maintainer scripts would have done in the tree of tools.
 _TOOLS_CONFIGURED = """
 ln -sf gcc "$OUT/usr/bin/cc"
-ln -sf mawk "$OUT/usr/bin/awk"
-[ -e "$OUT/usr/bin/gawk" ] && ln -sf gawk "$OUT/usr/bin/awk"
+ln -sf gawk "$OUT/usr/bin/awk"
 mkdir -p "$OUT/etc"
 echo 'root:x:0:0:root:/work:/bin/sh' > "$OUT/etc/passwd"
 echo 'root:x:0:' > "$OUT/etc/group"
+"""
+
+# A source package without its .dsc, which some mirrors lack: the two archives are all there is.
+_SOURCE = """
+rm -rf source debian
+mkdir source
+tar xf /packages/*.orig.tar.* -C source --strip-components=1
+tar xf /packages/*.debian.tar.*
+grep -v '^#' debian/patches/series | while read -r patch; do
+    patch -s -p1 -d source < "debian/patches/$patch"
+done
+"""
+
+_LINUX_UNPACK = """
+rm -rf linux-source-* deb
+mkdir deb
+(cd deb && ar x /packages/linux-source-*.deb && tar xf data.tar.*)
+tar xf deb/usr/src/linux-source-*.tar.xz
+rm -rf deb
+"""
+
+# One tree for both kernels: the second differs in few files.
+_LINUX_COMPILE = """
+export ARCH=arm64 CROSS_COMPILE=aarch64-linux-gnu-
+export KBUILD_BUILD_USER=stmm KBUILD_BUILD_HOST=hil
+cp /own/linux.config fragment
+echo CONFIG_RPMB=%(rpmb)s >> fragment
+make -C linux-source-* O=/work/o KCONFIG_ALLCONFIG=/work/fragment allnoconfig
+grep '^CONFIG_[A-Z0-9_]*=[ym]' fragment | while read -r line; do
+    grep -qxF "$line" o/.config || { echo "the kernel has no $line"; exit 1; }
+done
+make -C o -j"$JOBS" Image modules
+rm -rf /out/%(routing)s
+mkdir -p /out/%(routing)s
+make -C o INSTALL_MOD_PATH=/out/%(routing)s INSTALL_MOD_STRIP=1 modules_install
+rm -f /out/%(routing)s/lib/modules/*/build
+cp o/arch/arm64/boot/Image o/.config /out/%(routing)s/
+"""
+
+# $1 the name, $2 what chooses where variables are kept, the rest patches
+_U_BOOT_COMPILE = """
+export CROSS_COMPILE=aarch64-linux-gnu-
+%(prepare)s
+cp /own/u-boot.config fragment
+echo '%(store)s' >> fragment
+make -C source O=/work/o qemu_arm64_defconfig
+(cd source && sh scripts/kconfig/merge_config.sh -m -O /work/o /work/o/.config /work/fragment)
+make -C source O=/work/o olddefconfig
+grep -v '^#' fragment | while read -r line; do
+    grep -qxF "$line" o/.config || { echo "U-Boot has no $line"; exit 1; }
+done
+make -C source O=/work/o -j"$JOBS" u-boot.bin
+mkdir -p /out/%(name)s
+cp o/u-boot.bin o/.config /out/%(name)s/
+"""
+
+_TF_A_COMPILE = """
+make -C source -j"$JOBS" CROSS_COMPILE=aarch64-linux-gnu- BUILD_BASE=/work/build PLAT=qemu \
+    SPD=opteed QEMU_USE_GIC_DRIVER=QEMU_GICV3 bl1 bl2 bl31 fiptool
+cp build/qemu/release/bl1.bin build/qemu/release/bl2.bin build/qemu/release/bl31.bin /out/
+cp "$(find source build -name fiptool -type f -perm -100 | head -n 1)" /out/fiptool
+"""
+
+# 15 MiB of secure memory need a heap for the image of StandaloneMM and the blocks of the RPMB.
+_OPTEE_COMPILE = """
+make -C source -j"$JOBS" O=/work/%(routing)s PLATFORM=vexpress-qemu_armv8a \
+    CROSS_COMPILE64=aarch64-linux-gnu- CFG_ARM64_core=y CFG_USER_TA_TARGETS=ta_arm64 \
+    CFG_ARM_GICV3=y CFG_CORE_HEAP_SIZE=524288 CFG_SCTLR_ALIGNMENT_CHECK=n \
+    CFG_REE_FS=n CFG_RPMB_FS=y CFG_RPMB_TESTKEY=y CFG_RPMB_WRITE_KEY=y \
+    CFG_RPMB_ANNOUNCE_PROBE_CAP=%(announce)s CFG_STMM_PATH=/in/stmm/BL32_AP_MM.fd \
+    CFG_PKCS11_TA=n CFG_TEE_CORE_LOG_LEVEL=2
+mkdir -p /out/%(routing)s
+cp %(routing)s/core/tee-header_v2.bin %(routing)s/core/tee-pager_v2.bin \
+    %(routing)s/core/tee-pageable_v2.bin /out/%(routing)s/
+"""
+
+_STMM_COMPILE = """
+STMM_TARGET=RELEASE bash /own/flash_driver/build.sh /work/source /work/build /out/BL32_AP_MM.fd
+"""
+
+# BL1 is where the CPU starts, the package of the other images 256 KiB above (TF-A, plat/qemu).
+_FIRMWARE = """
+/in/tf-a/fiptool create --tb-fw /in/tf-a/bl2.bin --soc-fw /in/tf-a/bl31.bin \
+    --tos-fw /in/optee-os/%(routing)s/tee-header_v2.bin \
+    --tos-fw-extra1 /in/optee-os/%(routing)s/tee-pager_v2.bin \
+    --tos-fw-extra2 /in/optee-os/%(routing)s/tee-pageable_v2.bin \
+    --nt-fw /in/u-boot/%(u_boot)s/u-boot.bin fip.bin
+cp /in/tf-a/bl1.bin /out/%(name)s.bin
+dd if=fip.bin of=/out/%(name)s.bin bs=64K seek=4 conv=notrunc
+"""
+
+_QEMU_WRAPPED = """
+cat > "$OUT/qemu-system-aarch64" <<'END'
+#!/bin/sh
+# Debian 13's QEMU on any host: by the loader and the libraries it was built with.
+here=$(dirname "$(readlink -f "$0")")
+lib=$here/tree/usr/lib/x86_64-linux-gnu
+exec "$here/tree/usr/lib64/ld-linux-x86-64.so.2" --library-path "$lib" \
+    "$here/tree/usr/bin/qemu-system-aarch64" -L "$here/tree/usr/share/qemu" "$@"
+END
+chmod 755 "$OUT/qemu-system-aarch64"
+"$OUT/qemu-system-aarch64" --version
+"$OUT/qemu-system-aarch64" -M virt -device emmc,help | grep rpmb-partition-size
 """
 
 TOOLS = Piece(
@@ -23,4 +152,104 @@ TOOLS = Piece(
     megabytes=1200,
 )
 
-CATALOGUE = (TOOLS,)
+LINUX = Piece(
+    name="linux",
+    says="Linux 6.12 with a trimmed configuration, RPMB routed by the supplicant or the kernel",
+    needs=("tools",),
+    groups=("linux",),
+    files=(_HERE / "linux.config",),
+    steps=(
+        Script("unpack", _LINUX_UNPACK),
+        Script("compile", _LINUX_COMPILE % {"rpmb": "n", "routing": "supplicant"}),
+        Script("compile-kernel-rpmb", _LINUX_COMPILE % {"rpmb": "y", "routing": "kernel"}),
+    ),
+    outputs=("supplicant/Image", "kernel/Image"),
+    megabytes=3500,
+)
+
+
+def _u_boot_compile(name: str, store: str, prepare: str = "") -> Script:
+    values = {"name": name, "store": store, "prepare": prepare}
+    return Script(f"compile-{name}", _U_BOOT_COMPILE % values)
+
+
+U_BOOT = Piece(
+    name="u-boot",
+    says="U-Boot 2025.01: variables in StandaloneMM (as released; told to Linux) or in a file",
+    needs=("tools",),
+    groups=("u-boot",),
+    files=(_HERE / "u-boot.config", _QUERY_PATCH),
+    steps=(
+        Script("unpack", _SOURCE),
+        _u_boot_compile("mm", "CONFIG_EFI_MM_COMM_TEE=y"),
+        _u_boot_compile("file", "CONFIG_EFI_VARIABLE_FILE_STORE=y"),
+        _u_boot_compile(
+            "mm-query",
+            "CONFIG_EFI_MM_COMM_TEE=y",
+            f"patch -N -p1 -d source < /own/{_QUERY_PATCH.name} || patch -R -s --dry-run -p1 "
+            f"-d source < /own/{_QUERY_PATCH.name}",
+        ),
+    ),
+    outputs=("mm/u-boot.bin", "file/u-boot.bin", "mm-query/u-boot.bin"),
+    megabytes=900,
+)
+
+TF_A = Piece(
+    name="tf-a",
+    says="Trusted Firmware-A 2.12 for QEMU's virt machine, OP-TEE as its secure payload",
+    needs=("tools",),
+    groups=("tf-a",),
+    steps=(Script("unpack", _SOURCE), Script("compile", _TF_A_COMPILE)),
+    outputs=("bl1.bin", "bl2.bin", "bl31.bin", "fiptool"),
+    megabytes=300,
+)
+
+STMM = Piece(
+    name="stmm",
+    says="EDK2 StandaloneMM 2025.02 with our flash driver over OP-TEE's storage",
+    needs=("tools",),
+    groups=("edk2",),
+    files=(_HERE / "flash_driver",),
+    steps=(Script("unpack", _SOURCE), Script("compile", _STMM_COMPILE)),
+    outputs=("BL32_AP_MM.fd",),
+    megabytes=1200,
+)
+
+OPTEE_OS = Piece(
+    name="optee-os",
+    says="OP-TEE 4.10 with StandaloneMM, RPMB file system and test key, for both routings",
+    needs=("tools", "stmm"),
+    groups=("optee-os",),
+    steps=(
+        Script("unpack", _SOURCE),
+        Script("compile", _OPTEE_COMPILE % {"routing": "supplicant", "announce": "n"}),
+        Script("compile-kernel-rpmb", _OPTEE_COMPILE % {"routing": "kernel", "announce": "y"}),
+    ),
+    outputs=("supplicant/tee-pager_v2.bin", "kernel/tee-pager_v2.bin"),
+    megabytes=500,
+)
+
+FIRMWARE = Piece(
+    name="firmware",
+    says="the flash image of each configuration",
+    needs=("tools", "tf-a", "optee-os", "u-boot"),
+    steps=tuple(
+        Script(
+            f"assemble-{one.name}",
+            _FIRMWARE % {"name": one.name, "routing": one.routing, "u_boot": one.u_boot},
+        )
+        for one in CONFIGURATIONS
+    ),
+    outputs=tuple(f"{one.name}.bin" for one in CONFIGURATIONS),
+)
+
+QEMU = Piece(
+    name="qemu",
+    says="QEMU 11.1 of trixie-backports, which has an eMMC with RPMB, with its libraries",
+    groups=("qemu",),
+    steps=(Unpack("qemu", "tree"), Script("wrap", _QEMU_WRAPPED)),
+    outputs=("qemu-system-aarch64",),
+    megabytes=400,
+)
+
+CATALOGUE = (TOOLS, QEMU, TF_A, U_BOOT, STMM, OPTEE_OS, FIRMWARE, LINUX)

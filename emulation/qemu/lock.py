@@ -43,8 +43,10 @@ class Source:
 
 
 # Tools that build; a tree of trixie, so that the host needs none of them.
-_TOOLS = """bash bc binutils bison bzip2 coreutils cpp dash device-tree-compiler diffutils dosfstools
-e2fsprogs fdisk file findutils flex g++ gawk gcc gcc-aarch64-linux-gnu gzip kmod libc6-dev
+_TOOLS = """bash bc binutils bison bzip2 coreutils cpp dash device-tree-compiler diffutils
+dosfstools
+e2fsprogs fdisk file findutils flex g++ gawk debianutils grep hostname base-files gcc
+gcc-aarch64-linux-gnu gzip kmod libc6-dev
 libc6-dev-arm64-cross libelf-dev libssl-dev make mtools openssl patch perl pkgconf python3
 python3-cryptography python3-pyelftools sed tar util-linux uuid-dev xz-utils"""
 
