@@ -8,22 +8,21 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
 import re
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
+from harness.board_places import board_files
 from harness.capabilities import Capability, Consent
 from harness.errors import ConfigurationError
 from harness.power.options import PowerSection
 from harness.tables import Port, Seconds, Table
 
-BOARDS_ENVIRONMENT = "HIL_BOARDS"
 _LABGRID_PORT = 20408
 _IN_A_PLACE = "in a labgrid place"
 _Measurement = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*_[A-Za-z0-9]+$")]
@@ -141,10 +140,15 @@ class SerialSection(Table):
     login: LoginSection = LoginSection()
     prompts: PromptsSection = PromptsSection()
 
+    @property
+    def named(self) -> bool:
+        """Whether the file itself says which port."""
+        return self.port is not None or self.udev is not None
+
     @model_validator(mode="after")
     def _one_way_to_find_it(self, info: ValidationInfo) -> SerialSection:
-        ways = (self.port is not None) + (self.udev is not None)
-        if ways > 1 or (ways == 0 and not _in_a_place(info)):
+        both = self.port is not None and self.udev is not None
+        if both or not (self.named or _in_a_place(info)):
             raise ValueError("give exactly one of port and udev")
         return self
 
@@ -274,19 +278,6 @@ def find(name: str) -> Path:
         f"there is no board file for {name!r}",
         remedy=f"{hint}Known boards: {', '.join(sorted(known)) or 'none'}; or give a path",
     )
-
-
-def board_files() -> Iterator[Path]:
-    """All board files that :func:`find` knows by name; earlier ones win."""
-    places = [Path("boards"), Path(__file__).resolve().parent.parent / "boards"]
-    if override := os.environ.get(BOARDS_ENVIRONMENT):
-        places.insert(0, Path(override))
-    seen: set[Path] = set()
-    for place in places:
-        if place.resolve() in seen:
-            continue
-        seen.add(place.resolve())
-        yield from sorted(place.glob("*.toml"))
 
 
 def schema() -> dict[str, Any]:

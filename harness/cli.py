@@ -91,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
         add_log,
         _add_restore,
         _add_truth,
+        _add_completion,
         _add_version,
     ):
         add(commands)
@@ -101,23 +102,50 @@ if TYPE_CHECKING:
     _Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 
+def _command(commands: _Commands, name: str, what: str, examples: str) -> argparse.ArgumentParser:
+    return commands.add_parser(
+        name,
+        help=what,
+        description=what[0].upper() + what[1:] + ".",
+        epilog=f"examples:{examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
 # --- boards -------------------------------------------------------------------------------------
 
 
 def _add_boards(commands: _Commands) -> None:
-    parser = commands.add_parser("boards", help="list the board files, or print their JSON schema")
-    parser.add_argument("--schema", action="store_true", help="print the JSON schema for editors")
+    parser = _command(
+        commands,
+        "boards",
+        "list the board files, or print their JSON schema",
+        """
+  hil boards                             name, power driver and description of each
+  hil boards --names                     only the names, without reading the files
+  hil boards --schema > board.schema.json
+  HIL_BOARDS=~/lab hil boards            ... and those of a folder of your own
+""",
+    )
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--schema", action="store_true", help="print the JSON schema for editors")
+    what.add_argument("--names", action="store_true", help="print names only, one a line")
     parser.set_defaults(run=_boards)
 
 
 def _boards(options: argparse.Namespace) -> int:
+    from harness.board_places import board_files
+
+    if options.names:
+        print("\n".join(sorted({path.stem for path in board_files()})))
+        return EXIT_OK
     from harness import boardfile
 
     if options.schema:
         print(boardfile.schema_text(), end="")
         return EXIT_OK
     status = EXIT_OK
-    for path in boardfile.board_files():
+    for path in board_files():
         try:
             board = boardfile.load(path)
         except ConfigurationError as error:
@@ -132,7 +160,17 @@ def _boards(options: argparse.Namespace) -> int:
 
 
 def _add_emulate(commands: _Commands) -> None:
-    commands.add_parser("emulate", help="start an emulated board and print how to log in")
+    _command(
+        commands,
+        "emulate",
+        "start an emulated board and print how to log in",
+        """
+  hil emulate                            until ^C; its flash is kept for the next time
+  hil emulate --state /tmp/board --port 2222
+  hil emulate -o variant=mm -o userland=busybox
+  hil emulate --help                     all of its options
+""",
+    )
 
 
 def _emulate(arguments: Sequence[str]) -> NoReturn:
@@ -147,7 +185,19 @@ def _add_board(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_run(commands: _Commands) -> None:
-    parser = commands.add_parser("run", help="run one command on a board")
+    parser = _command(
+        commands,
+        "run",
+        "run one command on a board",
+        """
+  hil run desk3 uname -a
+  hil run --link serial desk3 'efivar -l | wc -l'
+  hil run --timeout 600 desk3 fwts uefirtvariable
+  hil run emulated efibootmgr -v         a board in software, for this one command
+
+exit status: the command's own
+""",
+    )
     _add_board(parser)
     parser.add_argument("--link", choices=("ssh", "serial"), help="default: ssh where there is one")
     parser.add_argument(
@@ -175,7 +225,15 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _add_shell(commands: _Commands) -> None:
-    parser = commands.add_parser("shell", help="log in to a board by ssh")
+    parser = _command(
+        commands,
+        "shell",
+        "log in to a board by ssh",
+        """
+  hil shell desk3
+  hil shell emulated                     a board in software, until you log out
+""",
+    )
     _add_board(parser)
     parser.set_defaults(run=_shell, link="ssh")
 
@@ -198,7 +256,15 @@ def _shell(options: argparse.Namespace) -> int:
 
 
 def _add_power(commands: _Commands) -> None:
-    parser = commands.add_parser("power", help="switch a board's power")
+    parser = _command(
+        commands,
+        "power",
+        "switch a board's power",
+        """
+  hil power state desk3                  as its driver verified it
+  hil power cycle desk3                  off, and on again
+""",
+    )
     parser.add_argument("action", choices=("on", "off", "cycle", "state"))
     _add_board(parser)
     parser.set_defaults(run=_power)
@@ -245,8 +311,17 @@ def _add_restore(commands: _Commands) -> None:
 
 
 def _add_truth(commands: _Commands) -> None:
-    parser = commands.add_parser(
-        "truth", help="replay what a real stack was recorded doing, and compare"
+    parser = _command(
+        commands,
+        "truth",
+        "replay what a real stack was recorded doing, and compare",
+        """
+  hil truth emulated
+  hil truth --link serial desk3
+  hil truth --group GROUP --rows DIR desk3
+
+exit status: 0 everything that was not skipped agreed, 1 something differed
+""",
     )
     _add_board(parser)
     parser.add_argument("--link", choices=("ssh", "serial"), help="default: ssh where there is one")
@@ -274,11 +349,37 @@ def _truth(options: argparse.Namespace) -> int:
     return EXIT_OK if all_agree(results) else EXIT_LAB
 
 
+# --- completion ---------------------------------------------------------------------------------
+
+
+def _add_completion(commands: _Commands) -> None:
+    parser = _command(
+        commands,
+        "completion",
+        "print what a shell needs to complete hil's words",
+        """
+  hil completion bash > ~/.local/share/bash-completion/completions/hil
+  hil completion zsh > ~/.zfunc/_hil     with `fpath+=~/.zfunc` before compinit in ~/.zshrc
+  hil completion tcsh > ~/.hil.tcsh      and `source ~/.hil.tcsh` in ~/.tcshrc
+  source <(hil completion bash)          for this shell only
+""",
+    )
+    parser.add_argument("shell", choices=("bash", "zsh", "tcsh"))
+    parser.set_defaults(run=_completion)
+
+
+def _completion(options: argparse.Namespace) -> int:
+    from harness.completion import script
+
+    print(script(_parser(), options.shell))
+    return EXIT_OK
+
+
 # --- version ------------------------------------------------------------------------------------
 
 
 def _add_version(commands: _Commands) -> None:
-    parser = commands.add_parser("version", help="print the version")
+    parser = _command(commands, "version", "print the version", "\n  hil version\n")
     parser.set_defaults(run=_version)
 
 

@@ -15,6 +15,11 @@ if TYPE_CHECKING:
 
     _Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
+_EXAMPLES = """examples:
+  hil restore --list desk3               what differs from the snapshot; writes nothing
+  hil restore desk3                      shows it, asks, and puts it back
+  hil restore --yes --link serial desk3
+"""
 _BACK = 0
 _NOT_BACK = 1
 
@@ -27,6 +32,8 @@ def add(commands: _Commands) -> None:
         description="Restores the snapshot that a test run took before its first test and could "
         "not restore itself. Exit status 0 when everything that was changed is back, 1 when "
         "something is not.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("board", metavar="BOARD", help="name from `hil boards`, or a path")
     parser.add_argument("--link", choices=("ssh", "serial"), help="default: ssh where there is one")
