@@ -11,9 +11,14 @@ from pathlib import Path
 
 from emulation.qemu import tree
 from emulation.qemu.archive import MIRROR, Downloads, read_lock
-from emulation.qemu.catalogue import CATALOGUE
+from emulation.qemu.catalogue import (
+    CATALOGUE,
+    CATALOGUE_WITHOUT_OPTEE_CLIENT,
+    SUPPLICANT,
+)
 from emulation.qemu.engine import Builder, disk_free, nice
 from emulation.qemu.errors import BuildError
+from emulation.qemu.images import publish
 from emulation.qemu.pieces import Piece, Plan, plan
 from emulation.qemu.progress import Reporter, clock
 
@@ -58,9 +63,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _build(arguments: argparse.Namespace) -> int:
-    wanted = plan(CATALOGUE, read_lock(), arguments.pieces or None)
     downloads = Downloads(arguments.cache / "packages", arguments.mirror)
     builder = Builder(arguments.cache, downloads=downloads, jobs=arguments.jobs)
+    wanted = _wanted(builder, arguments.pieces or None)
     if arguments.list:
         return _list(builder, wanted)
     if arguments.clean:
@@ -74,13 +79,34 @@ def _build(arguments: argparse.Namespace) -> int:
         if not hindrances:
             print(f"nothing stands in the way: {len(missing)} pieces to build, {count} files")
         return 1 if hindrances else 0
+    if missing:
+        nice()
+    with Reporter() as reporter:
+        built = builder.build(wanted, reporter)
     if not missing:
         print(f"nothing to do: {len(wanted.pieces)} pieces are built")
-        return 0
-    nice()
-    with Reporter() as reporter:
-        builder.build(wanted, reporter)
+    for path in publish(arguments.cache, built):
+        print(f"board: power.options.images = {path.stem!r}")
     return 0
+
+
+def _wanted(builder: Builder, names: Sequence[str] | None) -> Plan:
+    """The plan with upstream's supplicant; where neither it nor its source is to be had, with
+    that of the emulated board, which is said."""
+    groups = read_lock()
+    whole = plan(CATALOGUE, groups, names)
+    if SUPPLICANT not in whole.pieces or builder.finished(whole, SUPPLICANT.name) is not None:
+        return whole
+    reasons = [builder.downloads.why_not(file) for file in whole.archive_files(SUPPLICANT)]
+    absent = [why for why in reasons if why is not None]
+    if not absent:
+        return whole
+    print(
+        f"optee-client cannot be had: {absent[0]}\n"
+        "  the board runs the emulated board's tee-supplicant instead",
+        file=sys.stderr,
+    )
+    return plan(CATALOGUE_WITHOUT_OPTEE_CLIENT, groups, names)
 
 
 def _hindrances(

@@ -143,6 +143,78 @@ chmod 755 "$OUT/qemu-system-aarch64"
 "$OUT/qemu-system-aarch64" -M virt -device emmc,help | grep rpmb-partition-size
 """
 
+# Upstream's program without its emulation of an RPMB, which Debian's package has.
+_SUPPLICANT_COMPILE = """
+mkdir -p sysroot
+(cd sysroot && for deb in /packages/*.deb; do ar x "$deb" && tar xf data.tar.*; done)
+export PKG_CONFIG_LIBDIR=/work/sysroot/usr/lib/aarch64-linux-gnu/pkgconfig
+export PKG_CONFIG_SYSROOT_DIR=/work/sysroot
+make -C source CROSS_COMPILE=aarch64-linux-gnu- O=/work/o RPMB_EMU=0 CFG_TEE_SUPP_PLUGINS=n \
+    build-tee-supplicant
+install -D o/tee-supplicant/tee-supplicant /out/usr/sbin/tee-supplicant
+"""
+
+_SUPPLICANT_OF_OURS = """
+mkdir -p /out/usr/sbin
+{ echo '#!/usr/bin/python3 -IS'; cat /own/tee_supplicant.py; } > /out/usr/sbin/tee-supplicant
+chmod 755 /out/usr/sbin/tee-supplicant
+"""
+
+# What maintainer scripts would have done in the board's root file system.
+_ROOT_CONFIGURED = """
+cd /out/tree
+sed 's/^root:[^:]*:/root:x:/' usr/share/base-passwd/passwd.master > etc/passwd
+cp usr/share/base-passwd/group.master etc/group
+cat >> etc/passwd <<END
+messagebus:x:101:101::/nonexistent:/usr/sbin/nologin
+sshd:x:102:65534::/run/sshd:/usr/sbin/nologin
+systemd-network:x:103:103::/:/usr/sbin/nologin
+END
+printf '%s:x:%s:\n' messagebus 101 systemd-network 103 systemd-journal 104 input 105 sgx 106 \
+    clock 107 kvm 108 render 109 >> etc/group
+awk -F: '{ print $1 ":" ($1 == "root" ? "" : "*") ":20000:0:99999:7:::" }' etc/passwd > etc/shadow
+chmod 640 etc/shadow
+cp usr/share/base-files/profile usr/share/base-files/nsswitch.conf etc/
+cp usr/share/openssh/sshd_config etc/ssh/sshd_config
+mkdir -p root/.ssh etc/systemd/system/sysinit.target.wants
+mkdir -p etc/systemd/system/multi-user.target.wants
+ln -sf mawk usr/bin/awk
+ln -sf /usr/lib/systemd/system/ssh.service etc/systemd/system/multi-user.target.wants/
+ln -sf ../network.service etc/systemd/system/multi-user.target.wants/
+ln -sf ../tee-supplicant.service etc/systemd/system/sysinit.target.wants/
+cp -r /own/board/. .
+echo 0123456789abcdef0123456789abcdef > etc/machine-id
+python3 /own/keys.py /out
+cp /out/host_key etc/ssh/ssh_host_ed25519_key
+cp /out/host_key.pub etc/ssh/ssh_host_ed25519_key.pub
+cp /out/login_key.pub root/.ssh/authorized_keys
+chmod 700 root root/.ssh
+chmod 600 root/.ssh/authorized_keys etc/ssh/ssh_host_ed25519_key
+touch etc/.updated var/.updated
+"""
+
+# An EFI system partition with the kernel, and the root file system (offsets of the record).
+_DISK = """
+rm -rf tree disk.img
+cp -a /in/root/tree tree
+cp -a /in/supplicant/usr/. tree/usr/
+cp -a /in/linux/%(routing)s/lib/modules tree/usr/lib/modules
+depmod -b tree "$(ls tree/usr/lib/modules)"
+truncate -s 1608M disk.img
+printf '%%s\n' 'label: gpt' 'start=2048, size=131072, type=U, name=ESP' \
+    'start=133120, size=3145728, type=L, name=root' | sfdisk -q disk.img
+rm -f esp.img root.img
+mkfs.vfat -C -n ESP esp.img 65536
+printf 'bootargs=%%s\n' 'console=ttyAMA0 root=/dev/vda2 rw rootwait loglevel=7 net.ifnames=0 \
+systemd.show_status=0' > bootargs.txt
+mcopy -i esp.img /in/linux/%(routing)s/Image bootargs.txt ::
+mke2fs -q -t ext4 -L root -d tree root.img 1536M
+dd if=esp.img of=disk.img bs=1M seek=1 conv=notrunc,sparse
+dd if=root.img of=disk.img bs=1M seek=65 conv=notrunc,sparse
+mv disk.img /out/%(routing)s.img
+rm -rf tree esp.img root.img
+"""
+
 TOOLS = Piece(
     name="tools",
     says="compilers and tools of Debian 13, as a tree to build in",
@@ -231,16 +303,20 @@ OPTEE_OS = Piece(
 
 FIRMWARE = Piece(
     name="firmware",
-    says="the flash image of each configuration",
+    says="the flash image of each configuration, and an empty eMMC",
     needs=("tools", "tf-a", "optee-os", "u-boot"),
-    steps=tuple(
-        Script(
-            f"assemble-{one.name}",
-            _FIRMWARE % {"name": one.name, "routing": one.routing, "u_boot": one.u_boot},
-        )
-        for one in CONFIGURATIONS
+    steps=(
+        # Two boot partitions of 1 MiB, an RPMB of 2, 64 MiB for the user.
+        Script("make-emmc", "truncate -s 68M /out/emmc.img"),
+        *(
+            Script(
+                f"assemble-{one.name}",
+                _FIRMWARE % {"name": one.name, "routing": one.routing, "u_boot": one.u_boot},
+            )
+            for one in CONFIGURATIONS
+        ),
     ),
-    outputs=tuple(f"{one.name}.bin" for one in CONFIGURATIONS),
+    outputs=("emmc.img", *(f"{one.name}.bin" for one in CONFIGURATIONS)),
 )
 
 QEMU = Piece(
@@ -252,4 +328,47 @@ QEMU = Piece(
     megabytes=400,
 )
 
-CATALOGUE = (TOOLS, QEMU, TF_A, U_BOOT, STMM, OPTEE_OS, FIRMWARE, LINUX)
+ROOT = Piece(
+    name="root",
+    says="root file system of Debian 13 for arm64, with OpenSSH and the tools of efivars and eMMC",
+    needs=("tools",),
+    groups=("root",),
+    files=(_HERE / "board", _HERE / "keys.py"),
+    steps=(Unpack("root", "tree"), Script("configure", _ROOT_CONFIGURED)),
+    outputs=("tree/etc/shadow", "login_key", "host_key.fingerprint"),
+    megabytes=400,
+)
+
+SUPPLICANT = Piece(
+    name="supplicant",
+    says="tee-supplicant of optee-client, built to use the eMMC's RPMB",
+    needs=("tools",),
+    groups=("optee-client", "sysroot"),
+    steps=(Script("unpack", _SOURCE), Script("compile", _SUPPLICANT_COMPILE)),
+    outputs=("usr/sbin/tee-supplicant",),
+)
+
+SUPPLICANT_OF_OURS = Piece(
+    name="supplicant",
+    says="the emulated board's tee-supplicant, where optee-client cannot be had",
+    needs=("tools",),
+    files=(_EMULATION / "userland" / "tee_supplicant.py",),
+    steps=(Script("install", _SUPPLICANT_OF_OURS),),
+    outputs=("usr/sbin/tee-supplicant",),
+)
+
+DISK = Piece(
+    name="disk",
+    says="the disk image of each routing: kernel, root file system",
+    needs=("tools", "linux", "root", "supplicant"),
+    steps=tuple(
+        Script(f"assemble-{routing}", _DISK % {"routing": routing})
+        for routing in ("supplicant", "kernel")
+    ),
+    outputs=("supplicant.img", "kernel.img"),
+    megabytes=1500,
+)
+
+_FIXED = (TOOLS, QEMU, TF_A, U_BOOT, STMM, OPTEE_OS, FIRMWARE, LINUX, ROOT, DISK)
+CATALOGUE = (*_FIXED, SUPPLICANT)
+CATALOGUE_WITHOUT_OPTEE_CLIENT = (*_FIXED, SUPPLICANT_OF_OURS)
