@@ -49,6 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words[:1] == ["emulate"]:
         # All of its options are the emulator's, --help included; argparse would claim them.
         return _emulate(words[1:])
+    if words[:1] == ["qemu"]:
+        return _qemu(words[1:])
     options = _parser().parse_args(words)
     run: _Command = options.run
     try:
@@ -84,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
         add_console,
         add_discover,
         _add_emulate,
+        _add_qemu,
         _add_run,
         _add_shell,
         _add_power,
@@ -175,6 +178,27 @@ def _add_emulate(commands: _Commands) -> None:
 
 def _emulate(arguments: Sequence[str]) -> NoReturn:
     os.execv(sys.executable, [sys.executable, "-m", "emulation", *arguments])
+
+
+# --- qemu ---------------------------------------------------------------------------------------
+
+
+def _add_qemu(commands: _Commands) -> None:
+    _command(
+        commands,
+        "qemu",
+        "build the real stack, to run on QEMU as the board qemu-arm64",
+        """
+  hil qemu build --check                 what stands in the way; nothing is built
+  hil qemu build                         all of it; where it was interrupted, it goes on
+  hil qemu build --list                  the pieces, and what each took
+  hil qemu build --help
+""",
+    )
+
+
+def _qemu(arguments: Sequence[str]) -> NoReturn:
+    os.execv(sys.executable, [sys.executable, "-m", "emulation.qemu", *arguments])
 
 
 # --- run ----------------------------------------------------------------------------------------
