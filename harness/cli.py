@@ -297,7 +297,7 @@ def _add_power(commands: _Commands) -> None:
 def _power(options: argparse.Namespace) -> int:
     from harness import boardfile
     from harness.lab.lease import leased
-    from harness.power import open_driver
+    from harness.power import power_of
 
     board = boardfile.load(boardfile.find(options.board))
     if board.power.driver == "emulated":
@@ -305,7 +305,7 @@ def _power(options: argparse.Namespace) -> int:
             f"board {board.name} lives only as long as the process that emulates it",
             remedy="`hil emulate` starts one; its power is its process",
         )
-    driver = open_driver(board.power, board=board.name)
+    driver = power_of(board)
     try:
         if options.action != "state":
             with leased(board, purpose=f"hil power {options.action}"):

@@ -94,7 +94,8 @@ def _session(options: argparse.Namespace, board: Board, folder: Path) -> Console
     from harness.links.console import Console
     from harness.power import PowerState
 
-    if board.file.serial is None and board.power.state() is PowerState.OFF:
+    made_by_power = board.file.serial is None and board.file.labgrid is None
+    if made_by_power and board.power.state() is PowerState.OFF:
         # Its console is where its power is: it is made by whoever switches it on.
         with progress(f"{board.name}: switching on"):
             board.power.on(board.file.timeouts.power)
@@ -160,11 +161,11 @@ def _log(options: argparse.Namespace) -> int:
     from harness import boardfile
     from harness.errors import LabError
     from harness.lab import boot_logs
-    from harness.power import open_driver
+    from harness.power import power_of
     from harness.safekeeping.place import console_logs
 
     file = boardfile.load(boardfile.find(options.board))
-    folder = console_logs(open_driver(file.power, board=file.name), file)
+    folder = console_logs(power_of(file), file)
     if options.follow:
         return _follow(folder, file)
     kept = boot_logs.boots(folder)

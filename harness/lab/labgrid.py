@@ -24,7 +24,7 @@ from harness.errors import ConfigurationError, HilError, HostError, LabError, Po
 from harness.lab.labgrid_keeper import Wanted
 from harness.lab.lease import BoardHeld, LeaseBroken
 from harness.links.address import SerialAddress, SshAddress
-from harness.power import Endpoints, PowerState
+from harness.power import PowerState
 
 if TYPE_CHECKING:
     from harness.boardfile import LabgridSection
@@ -89,14 +89,15 @@ class LabgridPlace:
             if self._lost is not None:
                 raise self._lost
 
-    def endpoints(self) -> Endpoints:
-        """Where the place's serial port and SSH server are now; None where it has none."""
-        serial = self._ask("serial", _ENDPOINT_SECONDS)["end"]
-        ssh = self._ask("ssh", _ENDPOINT_SECONDS)["end"]
-        return Endpoints(
-            ssh=None if ssh is None else SshAddress(**ssh),
-            serial=None if serial is None else SerialAddress(**serial),
-        )
+    def ssh(self) -> SshAddress | None:
+        """Where the place's SSH server is; None where it has none."""
+        end = self._ask("ssh", _ENDPOINT_SECONDS)["end"]
+        return None if end is None else SshAddress(**end)
+
+    def serial(self) -> SerialAddress | None:
+        """Where the place's serial port is now; None where it has none."""
+        end = self._ask("serial", _ENDPOINT_SECONDS)["end"]
+        return None if end is None else SerialAddress(**end)
 
     def switch(self, on: bool, timeout: float) -> None:
         """Ask the place's power resource for on or off, within ``timeout`` seconds."""

@@ -23,10 +23,11 @@ import os
 import socket
 import sys
 import time
+import traceback
 from collections.abc import Awaitable, Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 from harness.errors import ConfigurationError, HilError, LabError, PowerError
@@ -524,6 +525,20 @@ async def _serve(say: Callable[[dict[str, Any]], None]) -> None:
     await keeper.release()
 
 
+async def _serve_to_the_end(say: Callable[[dict[str, Any]], None]) -> NoReturn:
+    """:func:`_serve`, and the end of the process: at once, as a power backend may hang in a thread
+    that nothing else ends."""
+    status = 1
+    try:
+        await _serve(say)
+        status = 0
+    except Exception:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
+
+
 async def _hold(keeper: Keeper, say: Callable[[dict[str, Any]], None]) -> None:
     answer = await _attempt(keeper.hold())
     say(answer)
@@ -542,9 +557,7 @@ def main() -> None:
         with contextlib.suppress(OSError):
             print(json.dumps(message), file=answers, flush=True)
 
-    asyncio.run(_serve(say))
-    # A power backend may hang in a thread that nothing ends.
-    os._exit(0)
+    asyncio.run(_serve_to_the_end(say))
 
 
 if __name__ == "__main__":

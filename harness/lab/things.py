@@ -22,7 +22,7 @@ def things_of(file: BoardFile) -> list[str]:
         things.append(f"place {file.labgrid.address} {file.labgrid.place}")
     if file.ssh is not None and file.ssh.host:
         things.append(f"ssh {file.ssh.host}:{file.ssh.port}")
-    if file.serial is not None and (file.serial.port or file.serial.udev):
+    if file.serial is not None and file.serial.named:
         things.append(f"serial {place_of(file.serial)}")
     things += _outlet(file.power)
     return sorted(things)

@@ -82,7 +82,12 @@ def power_of(file: BoardFile, *, assume_yes: bool = False) -> PowerDriver:
 
     place = LabgridPlace(file.labgrid, board=file.name)
     driver = open_driver(file.power, board=file.name, assume_yes=assume_yes, place=place)
-    return PlacePower(driver, place)
+    return PlacePower(
+        driver,
+        place,
+        ssh=file.ssh is None or not file.ssh.host,
+        serial=file.serial is None or not file.serial.named,
+    )
 
 
 def open_driver(

@@ -31,11 +31,16 @@ class LabgridOutlet:
 
 class PlacePower:
     """A :class:`harness.power.PowerDriver` of a board in a labgrid place: the place is acquired
-    before ``driver`` touches anything, and released at :meth:`close`."""
+    before ``driver`` touches anything, and released at :meth:`close`. ``ssh`` and ``serial`` say
+    which links the place is asked for."""
 
-    def __init__(self, driver: PowerDriver, place: LabgridPlace) -> None:
+    def __init__(
+        self, driver: PowerDriver, place: LabgridPlace, *, ssh: bool, serial: bool
+    ) -> None:
         self._driver = driver
         self._place = place
+        self._ssh = ssh
+        self._serial = serial
 
     def hold(self) -> None:
         """Acquire the place; raises as :meth:`harness.lab.labgrid.LabgridPlace.hold`."""
@@ -66,7 +71,10 @@ class PlacePower:
 
     def endpoints(self) -> Endpoints:
         """What the place exports."""
-        return self._place.endpoints()
+        return Endpoints(
+            ssh=self._place.ssh() if self._ssh else None,
+            serial=self._place.serial() if self._serial else None,
+        )
 
     def keeps(self) -> Path | None:
         return self._driver.keeps()

@@ -69,10 +69,10 @@ class LabgridLab:
         last = said[-1].strip() if said else "released"
         return "" if last == "released" else last.removeprefix("acquired by ")
 
-    def wait_until(self, condition: Callable[[], bool]) -> None:
+    def wait_until_free(self, place: str) -> None:
         deadline = time.monotonic() + PATIENCE
-        while not condition():
-            assert time.monotonic() < deadline, "it did not happen"
+        while self.holder(place):
+            assert time.monotonic() < deadline, f"{place} is still acquired"
             time.sleep(0.1)
 
     def end(self, name: str) -> None:
