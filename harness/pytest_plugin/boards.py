@@ -89,13 +89,13 @@ def spread(config: pytest.Config) -> None:
         raise pytest.UsageError("--pdb has one board only")
     if option.console_log is not None and option.console_log.is_file():
         raise pytest.UsageError("--console-log of several boards is a folder with one for each")
-    option.tx = [f"popen//id={name}" for name in _files(names)]
+    option.tx = [f"popen//id={name}" for name in board_files(names)]
     option.dist = "each"
     # Another worker would not know what became of the board.
     option.maxworkerrestart = "0"
 
 
-def _files(names: Sequence[str]) -> dict[str, tuple[Path, BoardFile]]:
+def board_files(names: Sequence[str]) -> dict[str, tuple[Path, BoardFile]]:
     """The boards by name. Raises :class:`pytest.UsageError` where a file is wrong or two are one
     board."""
     from harness import boardfile
@@ -129,7 +129,7 @@ class Boards:
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
         self._session: pytest.Session | None = None
-        files = _files(chosen(config))
+        files = board_files(chosen(config))
         self._boards = {name: BoardOfRun(path) for name, (path, _) in files.items()}
 
     # --- handing out --------------------------------------------------------------------------

@@ -38,10 +38,6 @@ class Worker:
         self._not_reached: HilError | None = None
         signal.signal(signal.SIGINT, _interrupt_once)
 
-    def tell(self, line: str) -> None:
-        """A line for who watches the run, now."""
-        tell(self._config, f"{self._bench.file.name}: {line}")
-
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         """Results of boards are told apart by the tests' ids: the board is a parameter."""
         if BOARD_FIXTURE in metafunc.fixturenames:
@@ -64,11 +60,12 @@ class Worker:
         except HilError as error:
             self._not_reached = error
             raise pytest.exit.Exception(str(error), returncode=ENDED_BY_LAB) from None
-        for line in [
+        about = [
             *self._bench.pytest_report_collectionfinish(),
             *self._budget.pytest_report_collectionfinish(),
-        ]:
-            self.tell(line)
+        ]
+        name = self._bench.file.name
+        tell(self._config, "\n".join(f"{name}: {line}" for line in about))
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_makereport(
@@ -95,11 +92,12 @@ class Worker:
         }
 
 
-def tell(config: pytest.Config, line: str) -> None:
-    """Print a line where the user sees it, from a worker whose output is captured."""
+def tell(config: pytest.Config, lines: str) -> None:
+    """Print lines where the user sees them, from a worker whose output is captured."""
     capture: Any = config.pluginmanager.getplugin("capturemanager")
     with capture.global_and_fixture_disabled():
-        print(line, file=sys.stderr, flush=True)
+        # The cursor may be behind the dots of other workers' tests.
+        print(f"\n{lines}", file=sys.stderr, flush=True)
 
 
 def _interrupt_once(number: int, frame: FrameType | None) -> None:
