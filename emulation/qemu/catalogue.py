@@ -10,6 +10,7 @@ from emulation.qemu.pieces import Piece, Script, Unpack
 _HERE = Path(__file__).parent
 _EMULATION = _HERE.parent
 
+_FLASH_DRIVER = _HERE / "flash_driver"
 _QUERY_PATCH = _HERE / "u-boot-query.patch"
 
 
@@ -115,7 +116,7 @@ cp %(routing)s/core/tee-header_v2.bin %(routing)s/core/tee-pager_v2.bin \
 """
 
 _STMM_COMPILE = """
-STMM_TARGET=RELEASE bash /own/flash_driver/build.sh /work/source /work/build /out/BL32_AP_MM.fd
+STMM_TARGET=RELEASE bash /own/build.sh /work/source /work/build /out/BL32_AP_MM.fd
 """
 
 # BL1 is where the CPU starts, the package of the other images 256 KiB above (TF-A, plat/qemu).
@@ -281,7 +282,7 @@ STMM = Piece(
     says="EDK2 StandaloneMM 2025.02 with our flash driver over OP-TEE's storage",
     needs=("tools",),
     groups=("edk2",),
-    files=(_HERE / "flash_driver",),
+    files=(_FLASH_DRIVER / "build.sh", _FLASH_DRIVER / "StmmRpmbPkg"),
     steps=(Script("unpack", _SOURCE), Script("compile", _STMM_COMPILE)),
     outputs=("BL32_AP_MM.fd",),
     megabytes=1200,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import lzma
 import re
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -81,15 +81,21 @@ REQUESTS: tuple[Binaries | Source, ...] = (
 )
 
 
-def write_lock(path: Path = LOCK, mirror: str = MIRROR) -> int:
-    """Resolve all requests; the number of files. Raises :class:`BuildError`."""
+def resolve(requests: Iterable[Binaries | Source], mirror: str = MIRROR) -> list[ArchiveFile]:
+    """All files that the requests come to. Raises :class:`BuildError`."""
     indices = _Indices(mirror)
     files: list[ArchiveFile] = []
-    for request in REQUESTS:
+    for request in requests:
         if isinstance(request, Binaries):
             files += _Closure(request, indices).files()
         else:
             files += _source(request, indices)
+    return files
+
+
+def write_lock(path: Path = LOCK, mirror: str = MIRROR) -> int:
+    """Resolve all requests; the number of files. Raises :class:`BuildError`."""
+    files = resolve(REQUESTS, mirror)
     head = "# group package version bytes sha256 path; `python -m emulation.qemu lock` writes it\n"
     path.write_text(head + "".join(f"{file.line()}\n" for file in files), "utf-8")
     return len(files)

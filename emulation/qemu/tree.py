@@ -53,7 +53,7 @@ def _enter(root: Path, room: Room) -> str:
             lines.append(f"ln -s {shlex.quote(str(top.readlink()))} {target}")
         elif top.is_dir() and top.name not in ("dev", "proc", "tmp", "run"):
             lines += [f"mkdir {target}", f"mount --bind {shlex.quote(str(top))} {target}"]
-    lines += [f"mkdir -p {base}/dev {base}/proc {base}/tmp {base}/run {base}/work"]
+    lines += [f"mkdir -p {base}/dev/shm {base}/proc {base}/tmp {base}/run {base}/work"]
     lines += [f"mount --rbind /proc {base}/proc"]
     for device in _DEVICES:
         lines += [f": > {base}/dev/{device}", f"mount --bind /dev/{device} {base}/dev/{device}"]
