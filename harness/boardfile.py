@@ -211,7 +211,10 @@ class BoardFile(Table):
     def _reachable(self) -> BoardFile:
         if self.labgrid is None and self.power.driver == "labgrid":
             raise ValueError("power driver 'labgrid' needs [labgrid] with coordinator and place")
-        elsewhere = self.power.driver == "emulated" or self.labgrid is not None
+        offers = self.power.driver == "emulated" or (
+            self.power.driver == "qemu" and self.power.options.images is not None
+        )
+        elsewhere = offers or self.labgrid is not None
         if not elsewhere and self.ssh is None and self.serial is None:
             raise ValueError("give [ssh] or [serial]: the board cannot be reached otherwise")
         return self

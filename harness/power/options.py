@@ -143,6 +143,12 @@ class QemuPowerOptions(Table):
     """A machine that qemu-system-aarch64 emulates, from images that anyone built. Paths are
     relative to the board file."""
 
+    images: str | None = Field(
+        default=None,
+        pattern=r"^[a-z0-9][a-z0-9-]*$",
+        description="a configuration that `hil qemu build` made, e.g. mm-query: options that are "
+        "not named here are those of its images",
+    )
     program: str = "qemu-system-aarch64"
     machine: str = Field(default="virt", description="-M, e.g. `virt,secure=on`")
     cpu: str = "cortex-a57"
@@ -157,6 +163,11 @@ class QemuPowerOptions(Table):
     emmc: Path | None = Field(
         default=None,
         description="image of an eMMC: boot partitions, RPMB, user area (QEMU 10.2 or later)",
+    )
+    snapshot: bool = Field(
+        default=False,
+        description="disks and eMMC stay as they are: what the board writes is forgotten when "
+        "the harness ends",
     )
     boot_partition_kib: int = Field(default=1024, ge=0)
     rpmb_kib: int = Field(default=2048, ge=128, le=16384)

@@ -2,6 +2,10 @@
 
 The console is a socket on the loopback, SSH a forwarded port, the flash an eMMC image with boot
 and RPMB partitions where QEMU has that (10.2 and later).
+
+Such an eMMC keeps the data of its RPMB in the image, but its key and write counter in QEMU's
+memory (QEMU 11.1, hw/sd/sd.c). So a machine with an eMMC is not ended when it is switched off: it
+is reset and held, as a board without power keeps its flash.
 """
 
 from __future__ import annotations
@@ -20,6 +24,8 @@ from typing import IO, TYPE_CHECKING
 
 from harness.errors import ConfigurationError, HostError, PowerError
 from harness.power import Endpoints, PowerState
+from harness.power.qemu_images import with_images
+from harness.power.qmp import Monitor, QmpError
 
 if TYPE_CHECKING:
     from harness.power.options import QemuPowerOptions
@@ -27,6 +33,7 @@ if TYPE_CHECKING:
 _LOOPBACK = "127.0.0.1"
 _POLL_SECONDS = 0.02
 _PROBE_SECONDS = 10.0
+_STATE_SECONDS = 5.0
 _FIRST_RELEASE_WITH_RPMB = "10.2"
 
 
@@ -34,39 +41,35 @@ class QemuPower:
     """Power driver ``qemu``. The machine ends with the harness, however that ends."""
 
     def __init__(self, options: QemuPowerOptions, *, board: str) -> None:
-        self._options = options
+        self._options, self._login = with_images(options, board=board)
         self._board = board
         self._process: subprocess.Popen[bytes] | None = None
+        self._monitor: Monitor | None = None
+        self._held = False
+        self._place: tempfile.TemporaryDirectory[str] | None = None
         self._messages: IO[bytes] | None = None
         # Chosen once: links keep their address over a power cycle.
-        self.ssh_port = options.ssh_port or _free_port()
+        self.ssh_port = self._options.ssh_port or _free_port()
         """The loopback port that reaches the guest's SSH server."""
-        self._serial_port = options.serial_port or _free_port()
+        self._serial_port = self._options.serial_port or _free_port()
 
     def on(self, timeout: float) -> None:
-        if self.state() is PowerState.ON:
+        state = self.state()
+        if state is PowerState.ON:
             return
-        self._check_images()
-        if shutil.which(self._options.program) is None:
-            raise self._no_program("is not installed")
-        self._close_messages()
-        self._messages = tempfile.TemporaryFile(prefix="hil-qemu-")  # noqa: SIM115
-        with tempfile.TemporaryDirectory(prefix="hil-qemu-") as place:
-            monitor = Path(place, "monitor")
-            self._process = subprocess.Popen(
-                [*self._command(), "-qmp", f"unix:{monitor},server=on,wait=off"],
-                stdin=subprocess.DEVNULL,
-                stdout=self._messages,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-            self._wait_until_running(monitor, timeout)
+        if self._monitor is not None and self._alive():
+            self._tell(["system_reset", "cont"], timeout)
+            self._held = False
+            return
+        self._start(timeout)
 
     def off(self, timeout: float) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait(timeout)
-            self._process = None
+        if self._monitor is not None and self._alive():
+            if not self._held:
+                self._tell(["stop", "system_reset"], timeout)
+                self._held = True
+            return
+        self._end(timeout)
 
     def cycle(self, timeout: float) -> None:
         self.off(timeout)
@@ -74,26 +77,98 @@ class QemuPower:
 
     def state(self) -> PowerState:
         """A guest that switched itself off is off."""
-        if self._process is None or self._process.poll() is not None:
+        if self._held or not self._alive():
             return PowerState.OFF
-        return PowerState.ON
+        if self._monitor is None:
+            return PowerState.ON
+        try:
+            said = self._monitor.execute("query-status", time.monotonic() + _STATE_SECONDS)
+        except QmpError:
+            return PowerState.UNKNOWN
+        return PowerState.OFF if said["status"] == "shutdown" else PowerState.ON
 
     def endpoints(self) -> Endpoints:
-        """The console; SSH needs the guest's host key, so the board file names its end point,
-        with ``power.options.ssh_port`` as port."""
-        from harness.links.address import SerialAddress
+        """The console, and SSH to images that `hil qemu build` made; otherwise SSH needs the
+        guest's host key, so the board file names it, with ``power.options.ssh_port`` as port."""
+        from harness.links.address import SerialAddress, SshAddress
 
-        return Endpoints(serial=SerialAddress(f"socket://{_LOOPBACK}:{self._serial_port}"))
+        serial = SerialAddress(f"socket://{_LOOPBACK}:{self._serial_port}")
+        if self._login is None:
+            return Endpoints(serial=serial)
+        ssh = SshAddress(
+            _LOOPBACK,
+            self.ssh_port,
+            user=self._login.user,
+            key=self._login.key,
+            host_key_fingerprint=self._login.host_key_fingerprint,
+        )
+        return Endpoints(ssh, serial)
 
     def keeps(self) -> Path | None:
-        """Beside the image of the eMMC."""
+        """Beside the image of the eMMC; with the machine where the image stays as it is."""
         emmc = self._options.emmc
-        return None if emmc is None else emmc.with_name(f"{emmc.name}.safekeeping")
+        if emmc is None:
+            return None
+        if self._options.snapshot:
+            return None if self._place is None else Path(self._place.name, "safekeeping")
+        return emmc.with_name(f"{emmc.name}.safekeeping")
 
     def close(self) -> None:
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self.off(2.0)
+            self._end(2.0)
         self._close_messages()
+
+    def _alive(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def _start(self, timeout: float) -> None:
+        self._check_images()
+        if shutil.which(self._options.program) is None:
+            raise self._no_program("is not installed")
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._end(timeout)
+        self._close_messages()
+        self._messages = tempfile.TemporaryFile(prefix="hil-qemu-")  # noqa: SIM115
+        self._place = tempfile.TemporaryDirectory(prefix="hil-qemu-")
+        monitor = Path(self._place.name, "monitor")
+        self._process = subprocess.Popen(
+            [*self._command(), "-qmp", f"unix:{monitor},server=on,wait=off"],
+            stdin=subprocess.DEVNULL,
+            stdout=self._messages,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        greeted = self._wait_until_running(monitor, timeout)
+        if self._options.emmc is None:
+            greeted.close()
+        else:
+            self._monitor = greeted
+
+    def _end(self, timeout: float) -> None:
+        self._held = False
+        if self._monitor is not None:
+            self._monitor.close()
+            self._monitor = None
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(timeout)
+            self._process = None
+        if self._place is not None:
+            self._place.cleanup()
+            self._place = None
+
+    def _tell(self, commands: list[str], timeout: float) -> None:
+        assert self._monitor is not None
+        deadline = time.monotonic() + timeout
+        try:
+            for command in commands:
+                self._monitor.execute(command, deadline)
+        except QmpError as error:
+            raise PowerError(
+                f"QEMU did not do what it was told: {error}",
+                remedy="raise timeouts.power; is the host overloaded?",
+                board=self._board,
+            ) from error
 
     def _command(self) -> list[str]:
         options = self._options
@@ -119,9 +194,12 @@ class QemuPower:
             command += [] if path is None else [flag, str(path)]
         command += ["-append", options.append] if options.append else []
         for image in options.disks:
-            command += ["-drive", f"if=virtio,file={_escaped(image)}"]
+            raw = ",format=raw" if image.suffix in (".img", ".raw") else ""
+            drive = f"if=virtio{raw},file={_escaped(image)}{self._snapshot()}"
+            command += ["-drive", drive]
         if options.emmc is not None:
-            command += self._emmc(options.emmc)
+            # A guest that switches itself off must leave its eMMC.
+            command += [*self._emmc(options.emmc), "-action", "shutdown=pause"]
         command += options.extra
         return [*_DIES_WITH_US, *command] if _DIES_WITH_US else command
 
@@ -134,10 +212,13 @@ class QemuPower:
                 board=self._board,
             )
         options = self._options
-        drive = f"if=none,id=emmc,format=raw,file={_escaped(image)}"
+        drive = f"if=none,id=emmc,format=raw,file={_escaped(image)}{self._snapshot()}"
         sizes = f"boot-partition-size={options.boot_partition_kib}K"
         sizes += f",rpmb-partition-size={options.rpmb_kib}K"
         return ["-drive", drive, "-device", "sdhci-pci", "-device", f"emmc,drive=emmc,{sizes}"]
+
+    def _snapshot(self) -> str:
+        return ",snapshot=on" if self._options.snapshot else ""
 
     def version(self) -> str:
         """The program and its release, as it names itself. Raises :class:`HostError`."""
@@ -180,25 +261,22 @@ class QemuPower:
                     board=self._board,
                 )
 
-    def _wait_until_running(self, monitor: Path, timeout: float) -> None:
+    def _wait_until_running(self, monitor: Path, timeout: float) -> Monitor:
         """Until its monitor greets, which it does once the machine is complete; what QEMU has to
         say when it ends instead."""
         assert self._process is not None
         deadline = time.monotonic() + timeout
-        while (left := deadline - time.monotonic()) > 0:
+        while time.monotonic() < deadline:
             if self._process.poll() is not None:
                 raise HostError(
                     f"{self._options.program} ended at once: {self._said()}",
                     remedy="correct [power.options] of the board file by that message",
                     board=self._board,
                 )
-            with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as greeted:
-                greeted.settimeout(left)
-                greeted.connect(str(monitor))
-                if greeted.recv(1):
-                    return
+            with contextlib.suppress(OSError, QmpError):
+                return Monitor(monitor, deadline)
             threading.Event().wait(_POLL_SECONDS)
-        self.off(2.0)
+        self._end(2.0)
         raise PowerError(
             f"{self._options.program} did not run within {timeout:g} s",
             remedy="raise timeouts.power; is the host overloaded?",
