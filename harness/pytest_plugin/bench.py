@@ -227,6 +227,8 @@ class Bench:
     def pytest_runtest_protocol(self) -> Generator[None, object, object]:
         """No test runs, or runs on, once the board was taken away."""
         with self._lease.guarding():
+            if self._board is not None:
+                self._board.check_held()
             return (yield)
 
     @pytest.hookimpl(wrapper=True)

@@ -56,10 +56,15 @@ class RunLease:
 
     @contextlib.contextmanager
     def guarding(self) -> Iterator[None]:
-        """What goes on inside ends the run, with the reason, when the lease is broken."""
+        """What goes on inside ends the run, with the reason, when the lease is broken, or the
+        labgrid place is somebody else's."""
+        from harness.lab.lease import BoardHeld, LeaseBroken
+
         self.check()
         try:
             yield
+        except (BoardHeld, LeaseBroken) as taken:
+            self._end(taken)
         except KeyboardInterrupt:
             self.check()
             raise
