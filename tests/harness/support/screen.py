@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import pty
 import re
@@ -14,6 +15,11 @@ from collections.abc import Sequence
 from typing import Any
 
 PATIENCE = 60.0  # seconds; only who fails waits so long
+
+
+def _take_terminal() -> None:
+    """Standard input becomes the controlling terminal of the new session."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
 class Screen:
@@ -31,6 +37,7 @@ class Screen:
             stderr=self._terminal,
             env=environment,
             start_new_session=True,
+            preexec_fn=_take_terminal,
         )
 
     def type(self, keys: str) -> None:
