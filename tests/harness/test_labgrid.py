@@ -25,6 +25,7 @@ from harness.lab.labgrid import LabgridPlace
 from harness.lab.lease import LEASES_ENVIRONMENT, BoardHeld, LeaseBroken
 from harness.lab.things import things_of
 from harness.power import PowerState, power_of
+from harness.safekeeping.place import STATE_ENVIRONMENT
 from tests.harness.support.labgrid_lab import PATIENCE, LabgridLab, Pdu, serving
 from tests.harness.support.running_board import CID, RunningBoard
 from tests.harness.support.servers import free_port, need
@@ -76,6 +77,7 @@ def desk(lab: LabgridLab, _desk: str) -> str:
 def _environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(LEASES_ENVIRONMENT, str(tmp_path_factory.mktemp("leases")))
+        patch.setenv(STATE_ENVIRONMENT, str(tmp_path_factory.mktemp("state")))
         patch.setenv("no_proxy", "*")
         yield
 
@@ -479,3 +481,27 @@ def test_a_board_in_a_place_is_a_board(
         board.power_on()
         assert lab.holder("bench-1")
     lab.wait_until_free("bench-1")
+
+
+@pytest.mark.slow
+def test_a_run_whose_place_is_taken_away_ends(
+    lab: LabgridLab, board_in_a_place: tuple[RunningBoard, str], tmp_path: Path
+) -> None:
+    path = tmp_path / "bench.toml"
+    path.write_text(f'emmc_cid = "{CID}"\n{board_in_a_place[1]}write_rpmb = true\n')
+    words = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider"]
+    run = subprocess.Popen(
+        [*words, "--board", path, "tests/conformance"],
+        env=dict(os.environ, PYTHONUNBUFFERED="1"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert run.stdout is not None
+    for line in run.stdout:
+        if " PASSED " in line:
+            break
+    lab.client("-p", "bench-1", "release", "--kick", user="bob")
+    rest, _ = run.communicate(timeout=2 * PATIENCE)
+    assert "Exit: labgrid place bench-1 was taken away from" in rest
+    assert run.returncode == pytest.ExitCode.INTERRUPTED
