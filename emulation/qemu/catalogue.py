@@ -147,12 +147,16 @@ chmod 755 "$OUT/qemu-system-aarch64"
 # Upstream's program without its emulation of an RPMB, which Debian's package has.
 _SUPPLICANT_COMPILE = """
 mkdir -p sysroot
-(cd sysroot && for deb in /packages/*.deb; do ar x "$deb" && tar xf data.tar.*; done)
+for package in /packages/*.deb; do
+    (cd sysroot && ar x "$package" && tar xf data.tar.*)
+done
 export PKG_CONFIG_LIBDIR=/work/sysroot/usr/lib/aarch64-linux-gnu/pkgconfig
 export PKG_CONFIG_SYSROOT_DIR=/work/sysroot
-make -C source CROSS_COMPILE=aarch64-linux-gnu- O=/work/o RPMB_EMU=0 CFG_TEE_SUPP_PLUGINS=n \
+make -C source CROSS_COMPILE=aarch64-linux-gnu- RPMB_EMU=0 CFG_TEE_SUPP_PLUGINS=n \\
     build-tee-supplicant
-install -D o/tee-supplicant/tee-supplicant /out/usr/sbin/tee-supplicant
+mkdir -p /out/usr/sbin /out/usr/lib/aarch64-linux-gnu
+cp source/out/tee-supplicant/tee-supplicant /out/usr/sbin/
+cp -a source/out/libteec/libteec.so* /out/usr/lib/aarch64-linux-gnu/
 """
 
 _SUPPLICANT_OF_OURS = """

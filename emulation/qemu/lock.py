@@ -65,7 +65,7 @@ REQUESTS: tuple[Binaries | Source, ...] = (
         without=frozenset({"qemu-system-data", "qemu-utils"}),
     ),
     Binaries("root", "arm64", tuple(_ROOT.split())),
-    Binaries("sysroot", "arm64", ("uuid-dev",), dependencies=False),
+    Binaries("sysroot", "arm64", ("libuuid1", "uuid-dev"), dependencies=False),
     Binaries(
         "linux",
         "arm64",

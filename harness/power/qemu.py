@@ -213,8 +213,9 @@ class QemuPower:
             )
         options = self._options
         drive = f"if=none,id=emmc,format=raw,file={_escaped(image)}{self._snapshot()}"
-        sizes = f"boot-partition-size={options.boot_partition_kib}K"
-        sizes += f",rpmb-partition-size={options.rpmb_kib}K"
+        # In bytes: these properties take no suffix.
+        sizes = f"boot-partition-size={options.boot_partition_kib << 10}"
+        sizes += f",rpmb-partition-size={options.rpmb_kib << 10}"
         return ["-drive", drive, "-device", "sdhci-pci", "-device", f"emmc,drive=emmc,{sizes}"]
 
     def _snapshot(self) -> str:
