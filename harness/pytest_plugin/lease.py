@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import TYPE_CHECKING
 
 import pytest
@@ -35,6 +37,8 @@ class RunLease:
         self._status = status
         self._lease: Lease | None = None
         self._closing = False
+        # What ^C does, while it does nothing.
+        self._on_interrupt: Callable[[int, FrameType | None], object] | int | None = None
         self.ended: LabError | None = None
 
     def take(self, file: BoardFile) -> None:
@@ -75,15 +79,21 @@ class RunLease:
             self._end(self._lease.broken)
 
     def closing(self) -> None:
-        """From now on the board is being given back: to be told so does not interrupt that."""
+        """From now on the board is being given back, which whoever breaks the lease waits for; of
+        an impatient one only SIGKILL ends it."""
         self._closing = True
         if self._lease is not None:
             self._lease.stop_watching()
+        if self.ended is not None:
+            self._on_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def release(self) -> None:
         """Let the next one have the board."""
         if self._lease is not None:
             self._lease.release()
+        if self._on_interrupt is not None:
+            signal.signal(signal.SIGINT, self._on_interrupt)
+            self._on_interrupt = None
 
     def _end(self, why: LabError) -> None:
         self.ended = why

@@ -92,10 +92,10 @@ def test_misspelt_key_in_a_board_file(tmp_path: Path) -> None:
     )
 
 
-def test_two_boards(tmp_path: Path) -> None:
+def test_one_board_twice(tmp_path: Path) -> None:
     run = pytest_run(tmp_path, "--board", "emulated", "--board", "emulated")
     assert run.returncode == pytest.ExitCode.USAGE_ERROR
-    assert "one board a run" in run.stderr
+    assert "are both called emulated" in run.stderr
 
 
 def test_wrong_host_key(tmp_path: Path, server: Server) -> None:
