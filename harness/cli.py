@@ -297,6 +297,7 @@ def _add_power(commands: _Commands) -> None:
 def _power(options: argparse.Namespace) -> int:
     from harness import boardfile
     from harness.lab.lease import leased
+    from harness.lab.progress import progress
     from harness.power import power_of
 
     board = boardfile.load(boardfile.find(options.board))
@@ -308,7 +309,10 @@ def _power(options: argparse.Namespace) -> int:
     driver = power_of(board)
     try:
         if options.action != "state":
-            with leased(board, purpose=f"hil power {options.action}"):
+            with (
+                leased(board, purpose=f"hil power {options.action}"),
+                progress(f"{board.name}: power {options.action}"),
+            ):
                 match options.action:
                     case "on":
                         driver.on(board.timeouts.power)
@@ -365,11 +369,12 @@ exit status: 0 everything that was not skipped agreed, 1 something differed
 def _truth(options: argparse.Namespace) -> int:
     from harness import boardfile
     from harness.lab.lease import leased
+    from harness.lab.progress import progress
     from harness.truth.report import all_agree, replay
 
     board = boardfile.load(boardfile.find(options.board))
-    with leased(board, purpose="hil truth"):
-        results = replay(board, options.rows, link=options.link, only=options.group)
+    with leased(board, purpose="hil truth"), progress(f"{board.name}: replaying") as say:
+        results = replay(board, options.rows, link=options.link, only=options.group, say=say)
     return EXIT_OK if all_agree(results) else EXIT_LAB
 
 
@@ -420,7 +425,10 @@ def _opened(options: argparse.Namespace, *, purpose: str) -> Iterator[Board]:
     from harness import boardfile
     from harness.board import Board
     from harness.lab.lease import leased
+    from harness.lab.progress import progress
 
     file = boardfile.load(boardfile.find(options.board))
-    with leased(file, purpose=purpose), Board(file, link=options.link) as board:
+    with leased(file, purpose=purpose), contextlib.ExitStack() as opened:
+        with progress(f"{file.name}: waiting for it to answer"):
+            board = opened.enter_context(Board(file, link=options.link))
         yield board

@@ -346,12 +346,14 @@ def _check(options: argparse.Namespace) -> int:
     from harness import boardfile
     from harness.lab.check import walk
     from harness.lab.check.show import Screen, as_json
+    from harness.lab.progress import progress
 
     file = boardfile.load(boardfile.find(options.board))
     screen = Screen()
     started = time.monotonic()
     if options.json:
-        report = walk(file, link=options.link)
+        with progress(f"{file.name}: looking"):
+            report = walk(file, link=options.link)
         print(as_json(report, time.monotonic() - started))
     else:
         report = walk(file, link=options.link, begun=screen.begun, done=screen.done)

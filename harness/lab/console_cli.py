@@ -59,16 +59,18 @@ def add_console(commands: _Commands) -> None:
 def _console(options: argparse.Namespace) -> int:
     from harness import boardfile
     from harness.board import Board
-    from harness.lab.lease import BoardHeld, LeaseDesk
-    from harness.lab.things import things_of
+    from harness.lab.lease import BoardHeld, lease_board, waiting_line
     from harness.safekeeping.place import console_logs
 
     file = boardfile.load(boardfile.find(options.board))
     board = Board(file)
     folder = console_logs(board.power, file)
     try:
-        lease = LeaseDesk().acquire(
-            things_of(file), board=file.name, purpose="hil console", timeout=options.wait
+        lease = lease_board(
+            file,
+            purpose="hil console",
+            timeout=options.wait,
+            waiting=lambda status: print(waiting_line(file.name, status), file=sys.stderr),
         )
     except BoardHeld as held:
         if not options.read_only:

@@ -55,11 +55,13 @@ def _restore(options: argparse.Namespace) -> int:
 
 def _restore_leased(file: BoardFile, options: argparse.Namespace) -> int:
     from harness.board import Board
+    from harness.lab.progress import progress
     from harness.safekeeping import place, snapshot
 
     board = Board(file, link=options.link, assume_yes=options.yes)
     try:
-        _reach(board)
+        with progress(f"{board.name}: waiting for it to answer"):
+            _reach(board)
         claim = place.Claim(board)
         kept = snapshot.pending(claim.directory)
         if kept is None:
@@ -87,21 +89,27 @@ def _reach(board: Board) -> None:
 
 
 def _show(board: Board, kept: Snapshot) -> int:
+    from harness.lab.progress import progress
     from harness.safekeeping.restore import judge, table
 
-    report = judge(board, kept)
+    with progress(f"{board.name}: reading its variables"):
+        report = judge(board, kept)
     print("\n".join(table(report, everything=True)))
     return _BACK if report.complete else _NOT_BACK
 
 
 def _carry_out(board: Board, kept: Snapshot, *, yes: bool) -> int:
+    from harness.lab.progress import progress
     from harness.safekeeping import place, snapshot
     from harness.safekeeping.restore import judge, restore_whatever_it_takes, table
 
     if not yes:
-        print("\n".join(table(judge(board, kept))))
+        with progress(f"{board.name}: reading its variables"):
+            differences = table(judge(board, kept))
+        print("\n".join(differences))
         _confirm(board)
-    report, did = restore_whatever_it_takes(board, kept)
+    with progress(f"{board.name}: giving its variables back"):
+        report, did = restore_whatever_it_takes(board, kept)
     print("\n".join([*did, *table(report, everything=True)]))
     if report.finished:
         snapshot.finish(place.directory(board))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,13 @@ from pathlib import Path
 import pytest
 
 from harness import cli
+from tests.harness.support.screen import Screen
 
-SLOW_MODULES = ("pydantic", "paramiko", "pytest", "asyncssh", "cryptography", "serial")
+SLOW_MODULES = ("pydantic", "paramiko", "pytest", "asyncssh", "cryptography", "serial", "pyudev")
+COMMANDS = {
+    *("boards", "check", "completion", "console", "discover", "emulate", "lease", "log", "power"),
+    *("restore", "run", "shell", "truth", "version"),
+}
 
 
 def hil(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -35,6 +41,65 @@ def test_help_shows_examples_and_imports_nothing_slow() -> None:
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert "hil power cycle desk3" in run.stdout
     assert run.stdout.endswith("[]\n"), run.stdout[-200:]
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS - {"emulate"}))
+def test_every_command_has_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main([command, "--help"])
+    shown = capsys.readouterr().out
+    assert f"\nexamples:\n  hil {command}" in shown
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    shown = capsys.readouterr().out
+    assert [word for word in COMMANDS if not re.search(rf"\n    {word}\s", shown)] == []
+
+
+def test_starting_imports_few_modules() -> None:
+    """The interpreter's own account of it, for what every ``hil`` pays."""
+    run = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "harness", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    imported = {line.rpartition("|")[2].strip() for line in run.stderr.splitlines()}
+    assert "argparse" in imported
+    assert not imported & {*SLOW_MODULES, "shtab", "asyncio", "ssl", "subprocess", "termios"}
+    of_harness = {name for name in imported if name.startswith("harness.")}
+    assert of_harness <= {
+        "harness.cli",
+        "harness.errors",
+        "harness.lab",
+        "harness.lab.cli",
+        "harness.lab.console_cli",
+        "harness.safekeeping",
+        "harness.safekeeping.cli",
+    }
+
+
+def test_what_takes_long_is_told(tmp_path: Path) -> None:
+    """After two seconds: a plain line in a pipe, counted seconds on a terminal, and then gone."""
+    (tmp_path / "desk.toml").write_text(
+        'emmc_cid = "00000000000000000000000000000000"\n'
+        '[serial]\nport = "/dev/ttyUSB0"\n'
+        '[power]\ndriver = "command"\n[power.options]\n'
+        'on = "sleep 3"\noff = "true"\noff_seconds = 0.01\n'
+    )
+    words = ["power", "cycle", str(tmp_path / "desk.toml")]
+    run = hil(*words)
+    assert run.stderr == "desk: power cycle ...\n"
+    assert run.stdout.startswith("desk: power ")
+    screen = Screen([sys.executable, "-m", "harness", *words])
+    try:
+        assert screen.end() == 0
+    finally:
+        screen.close()
+    assert "\r\x1b[Kdesk: power cycle ... 2 s" in screen.text
+    assert "s\r\x1b[Kdesk: power unknown" in screen.text
 
 
 def test_boards_lists_name_driver_and_description() -> None:
