@@ -26,7 +26,7 @@ test -e "$edk2/StandaloneMmPkg/Core/StandaloneMmCore.inf" || {
 tools=$work/BaseTools
 if [ ! -e "$tools/built" ]; then
     rm -rf "$tools"
-    cp -r "$edk2/BaseTools" "$tools"
+    cp -rp "$edk2/BaseTools" "$tools"
     # What makes a firmware volume of PE files. The other tools want sources Debian leaves out.
     make -C "$tools/Source/C" -j "$jobs" EDK2_PATH="$edk2" VFRAUTOGEN= \
         APPLICATIONS="GenFfs GenFv GenFw GenSec"
@@ -34,7 +34,8 @@ if [ ! -e "$tools/built" ]; then
 fi
 mkdir -p "$work/Conf"
 for name in target tools_def build_rule; do
-    cp "$tools/Conf/$name.template" "$work/Conf/$name.txt"
+    # A new date on one of them has everything compiled again.
+    cp -p "$tools/Conf/$name.template" "$work/Conf/$name.txt"
 done
 
 export WORKSPACE=$work PACKAGES_PATH=$edk2:$here EDK_TOOLS_PATH=$tools CONF_PATH=$work/Conf
