@@ -24,7 +24,7 @@ from tests.harness.support.runs import ROOT
 
 pytest.importorskip("xdist")
 
-_SECONDS = 120.0
+_SECONDS = 200.0
 INNER = """
 import pytest
 from harness.errors import WrongBoard

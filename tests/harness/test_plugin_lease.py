@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +27,7 @@ from harness.lab.lease import (
 from harness.lab.things import things_of
 from tests.harness.support.runs import ROOT, board_file
 
-_SECONDS = 90.0
+_SECONDS = 200.0
 INNER = """
 import pytest
 from harness.formats.efi import GLOBAL_VARIABLE_GUID as GLOBAL
@@ -72,12 +71,6 @@ def environment(folder: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def desk(folder: Path) -> LeaseDesk:
     return LeaseDesk(folder / "desk")
-
-
-@pytest.fixture
-def held(desk: LeaseDesk, board: Path) -> Callable[[], object]:
-    things = things_of(boardfile.load(board))
-    return lambda: desk.acquire(things, board="desk3", purpose="soldering", timeout=0)
 
 
 class Watched:
@@ -212,7 +205,8 @@ def test_commands_respect_the_lease(
         '[power]\ndriver = "command"\n[power.options]\non = "touch on"\noff = "touch off"\n'
     )
     command, *rest = words
-    order = [command, *rest, path] if command == "power" else [command, path, *rest]
+    target = str(path)
+    order = [command, *rest, target] if command == "power" else [command, target, *rest]
     with desk.acquire(things_of(boardfile.load(path)), board="x", purpose="soldering", timeout=0):
         done = Watched(tmp_path, environment, "-m", "harness", *order)
         assert done.end() == 1, done.output
