@@ -181,6 +181,8 @@ class Boards:
         self._end_workers()
         for board in self._boards.values():
             board.output = getattr(board.node, "workeroutput", {}).get(OUTPUT, {})
+            if not board.output and board.died is None:
+                board.died = "its process ended without a word"
         result = yield
         self._judge(session)
         self._write()

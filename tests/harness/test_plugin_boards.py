@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 import xml.etree.ElementTree as ET
@@ -21,10 +19,10 @@ from harness.lab.things import things_of
 from harness.pytest_plugin.boards import board_files
 from tests.harness.support.ktap import Line, parse_ktap
 from tests.harness.support.runs import ROOT
+from tests.harness.support.watched import SECONDS, Watched
 
 pytest.importorskip("xdist")
 
-_SECONDS = 200.0
 INNER = """
 import pytest
 from harness.errors import WrongBoard
@@ -79,18 +77,13 @@ def _board(folder: Path, name: str, options: str = "", keeps: str = "") -> Path:
     return path
 
 
-def _start(folder: Path, *words: str | Path) -> subprocess.Popen[str]:
+def _start(folder: Path, *words: str) -> Watched:
     leases = {LEASES_ENVIRONMENT: str(folder / "desk"), "PYTHONPATH": str(ROOT)}
     plain = ["-p", "no:cacheprovider", "--rootdir", ".", "-c", "/dev/null"]
-    return subprocess.Popen(
-        [sys.executable, "-m", "pytest", "-p", "harness.pytest_plugin", *plain, *words],
-        cwd=folder,
-        env={**os.environ, **leases, "PYTHONUNBUFFERED": "1"},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
+    return Watched(
+        folder,
+        {**os.environ, **leases, "PYTHONUNBUFFERED": "1"},
+        *("-m", "pytest", "-p", "harness.pytest_plugin", *plain, *words),
     )
 
 
@@ -107,11 +100,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     with LeaseDesk(folder / "desk").acquire(others, board="x", purpose="soldering", timeout=0):
         words = ["--board", "boards", "--junitxml=r.xml", "--ktap=r.ktap", "test_inner.py"]
         process = _start(folder, *words)
-        output, _ = process.communicate(timeout=_SECONDS)
+        status = process.end()
     root = ET.parse(folder / "r.xml").getroot()
     suites = {str(suite.get("name")): suite for suite in root.iter("testsuite")}
     ktap = {line.name: line for line in parse_ktap((folder / "r.ktap").read_text())}
-    return Run(process.returncode, output, suites, ktap)
+    return Run(status, process.output, suites, ktap)
 
 
 def test_every_board_runs_every_test_and_ids_name_the_board(run: Run) -> None:
@@ -217,19 +210,20 @@ def interrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, str]:
     names = ("alpha", "beta")
     options = [word for name in names for word in ("--board", str(_board(folder, name)))]
     (folder / "test_inner.py").write_text(INTERRUPTED)
-    process = _start(folder, *options, "test_inner.py")
+    run = _start(folder, *options, "test_inner.py")
     try:
-        deadline = time.monotonic() + _SECONDS
-        while not all((folder / f"reached-{name}").exists() for name in names):
-            assert process.poll() is None, process.communicate()[0]
+        run.until("worker alpha crashed")
+        deadline = time.monotonic() + SECONDS
+        while not (folder / "reached-beta").exists():
+            assert run.process.poll() is None, run.end() and run.output
             assert time.monotonic() < deadline
             threading.Event().wait(0.05)
         # Only the process that the user started: a terminal would tell all of them.
-        process.send_signal(signal.SIGINT)
-        output, _ = process.communicate(timeout=_SECONDS)
+        run.process.send_signal(signal.SIGINT)
+        status = run.end()
     finally:
-        process.kill()
-    return process.returncode, output
+        run.process.kill()
+    return status, run.output
 
 
 def test_a_killed_worker_does_not_stop_the_others(interrupted: tuple[int, str]) -> None:
@@ -260,9 +254,8 @@ def test_an_interrupted_board_is_given_back(interrupted: tuple[int, str]) -> Non
 def test_workers_are_one_a_board(tmp_path: Path, words: tuple[str, ...], answer: str) -> None:
     boards = [f"--board={_board(tmp_path, name)}" for name in ("alpha", "beta")]
     process = _start(tmp_path, *words, *boards)
-    output, _ = process.communicate(timeout=_SECONDS)
-    assert process.returncode == pytest.ExitCode.USAGE_ERROR, output
-    assert answer in output
+    assert process.end() == pytest.ExitCode.USAGE_ERROR, process.output
+    assert answer in process.output
 
 
 @pytest.mark.parametrize(
@@ -287,6 +280,5 @@ def test_a_directory_of_one_board_is_that_board(tmp_path: Path) -> None:
     (tmp_path / "test_inner.py").write_text(INNER)
     words = ["--board", "boards", "--collect-only", "-q", "-p", "no:xdist"]
     process = _start(tmp_path, *words, "test_inner.py")
-    output, _ = process.communicate(timeout=_SECONDS)
-    assert process.returncode == 0, output
-    assert "test_inner.py::test_measures\n" in output
+    assert process.end() == 0, process.output
+    assert "test_inner.py::test_measures\n" in process.output

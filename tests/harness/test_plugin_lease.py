@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import queue
-import subprocess
-import sys
 import threading
 import time
 from dataclasses import dataclass
@@ -26,6 +23,7 @@ from harness.lab.lease import (
 )
 from harness.lab.things import things_of
 from tests.harness.support.runs import ROOT, board_file
+from tests.harness.support.watched import Watched
 
 _SECONDS = 200.0
 INNER = """
@@ -71,43 +69,6 @@ def environment(folder: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def desk(folder: Path) -> LeaseDesk:
     return LeaseDesk(folder / "desk")
-
-
-class Watched:
-    """A process whose output is read line by line, with a deadline."""
-
-    def __init__(self, folder: Path, environment: dict[str, str], *words: str | Path) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, *map(str, words)],
-            cwd=folder,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        self._lines: queue.Queue[str | None] = queue.Queue()
-        self.output = ""
-        threading.Thread(target=self._read, daemon=True).start()
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self._lines.put(line)
-        self._lines.put(None)
-
-    def until(self, text: str) -> str:
-        """The first line that has ``text``."""
-        while (line := self._lines.get(timeout=_SECONDS)) is not None:
-            self.output += line
-            if text in line:
-                return line
-        pytest.fail(f"{text!r} never came: {self.output}")
-
-    def end(self) -> int:
-        while (line := self._lines.get(timeout=_SECONDS)) is not None:
-            self.output += line
-        return self.process.wait(_SECONDS)
 
 
 def _pytest(board: Path, *words: str) -> list[str | Path]:
