@@ -30,12 +30,15 @@ _EPILOG = """examples:
   hil run emulated uname -a          run one command on a board
   hil run --link serial desk3 'efivar -l | wc -l'
   hil shell desk3                    log in
+  hil console desk3                  its serial console, logged; ^] leaves
+  hil log --list desk3               what it said, boot by boot
   hil power cycle desk3
   hil check desk3                    from the cable up: where does it stop, and why
   hil discover --probe               what is plugged in, and who answers
   hil lease show                     who holds which board
   hil restore desk3                  give it its variables back after a killed run
   hil truth emulated                 replay what a real stack was recorded doing
+  source <(hil completion bash)      words, options and boards with TAB
   pytest tests/conformance --board desk3
 """
 

@@ -56,6 +56,8 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         cli.main(["--help"])
     shown = capsys.readouterr().out
     assert [word for word in COMMANDS if not re.search(rf"\n    {word}\s", shown)] == []
+    shown_at_work = set(re.findall(r"\bhil (\w+)", shown.partition("examples:")[2]))
+    assert shown_at_work >= COMMANDS - {"version"}
 
 
 def test_starting_imports_few_modules() -> None:
