@@ -26,16 +26,17 @@ test -e "$edk2/StandaloneMmPkg/Core/StandaloneMmCore.inf" || {
 tools=$work/BaseTools
 if [ ! -e "$tools/built" ]; then
     rm -rf "$tools"
-    cp -rp "$edk2/BaseTools" "$tools"
+    cp -r "$edk2/BaseTools" "$tools"
     # What makes a firmware volume of PE files. The other tools want sources Debian leaves out.
     make -C "$tools/Source/C" -j "$jobs" EDK2_PATH="$edk2" VFRAUTOGEN= \
         APPLICATIONS="GenFfs GenFv GenFw GenSec"
     touch "$tools/built"
 fi
+# What an interrupted build left half written would be linked.
+rm -rf "$work/Build"
 mkdir -p "$work/Conf"
 for name in target tools_def build_rule; do
-    # A new date on one of them has everything compiled again.
-    cp -p "$tools/Conf/$name.template" "$work/Conf/$name.txt"
+    cp "$tools/Conf/$name.template" "$work/Conf/$name.txt"
 done
 
 export WORKSPACE=$work PACKAGES_PATH=$edk2:$here EDK_TOOLS_PATH=$tools CONF_PATH=$work/Conf
