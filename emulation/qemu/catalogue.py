@@ -109,7 +109,7 @@ make -C source -j"$JOBS" O=/work/%(routing)s PLATFORM=vexpress-qemu_armv8a \
     CFG_ARM_GICV3=y CFG_CORE_HEAP_SIZE=524288 CFG_SCTLR_ALIGNMENT_CHECK=n \
     CFG_REE_FS=n CFG_RPMB_FS=y CFG_RPMB_TESTKEY=y CFG_RPMB_WRITE_KEY=y \
     CFG_RPMB_ANNOUNCE_PROBE_CAP=%(announce)s CFG_STMM_PATH=/in/stmm/BL32_AP_MM.fd \
-    CFG_PKCS11_TA=n CFG_TEE_CORE_LOG_LEVEL=2
+    CFG_BUILD_IN_TREE_TA=n CFG_TEE_CORE_LOG_LEVEL=2
 mkdir -p /out/%(routing)s
 cp %(routing)s/core/tee-header_v2.bin %(routing)s/core/tee-pager_v2.bin \
     %(routing)s/core/tee-pageable_v2.bin /out/%(routing)s/
@@ -179,7 +179,7 @@ printf '%s:x:%s:\n' messagebus 101 systemd-network 103 systemd-journal 104 input
     clock 107 kvm 108 render 109 >> etc/group
 awk -F: '{ print $1 ":" ($1 == "root" ? "" : "*") ":20000:0:99999:7:::" }' etc/passwd > etc/shadow
 chmod 640 etc/shadow
-cp usr/share/base-files/profile usr/share/base-files/nsswitch.conf etc/
+cp usr/share/base-files/profile usr/share/libc-bin/nsswitch.conf etc/
 cp usr/share/openssh/sshd_config etc/ssh/sshd_config
 mkdir -p root/.ssh etc/systemd/system/sysinit.target.wants
 mkdir -p etc/systemd/system/multi-user.target.wants

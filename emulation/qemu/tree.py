@@ -37,7 +37,7 @@ def run(room: Room, script: str, log: IO[bytes]) -> int:
         command = ["sh", "-eu", str(body)]
         variables = {"PATH": _PATH, "OUT": str(room.binds["out"]), **room.variables}
         return _call(command, variables, room.work, log)
-    variables = {"PATH": _PATH, "HOME": "/work", "LC_ALL": "C.UTF-8", **room.variables}
+    variables = {"PATH": _PATH, "HOME": "/work", "LC_ALL": "C", **room.variables}
     command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-eu", "-c"]
     return _call([*command, _enter(room.root, room)], variables, room.work, log)
 

@@ -480,7 +480,7 @@ def test_each_configuration_has_a_file_for_the_power_driver(tmp_path: Path) -> N
         patch.setenv("XDG_CACHE_HOME", str(tmp_path))
         for path, configuration in zip(publish(cache, built), CONFIGURATIONS, strict=True):
             options, login = with_images(QemuPowerOptions(images=path.stem), board="b")
-            assert options.machine == "virt,secure=on"
+            assert options.machine == "virt,secure=on,gic-version=3"
             assert options.bios is not None
             assert options.bios.resolve() == built["firmware"].out / f"{configuration.name}.bin"
             assert options.disks[0].name == f"{configuration.routing}.img"
