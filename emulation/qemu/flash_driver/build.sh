@@ -30,6 +30,10 @@ if [ ! -e "$tools/built" ]; then
     # What makes a firmware volume of PE files. The other tools want sources Debian leaves out.
     make -C "$tools/Source/C" -j "$jobs" EDK2_PATH="$edk2" VFRAUTOGEN= \
         APPLICATIONS="GenFfs GenFv GenFw GenSec"
+    # The tool chain GCC optimises at link time and would lose memcpy and memset but for this
+    # object, which it expects under the name of a library.
+    lto=$tools/Bin/GccLto/liblto-aarch64
+    "${cross}gcc" -c "$lto.s" -o "$lto.a"
     touch "$tools/built"
 fi
 # What an interrupted build left half written would be linked.
@@ -40,10 +44,10 @@ for name in target tools_def build_rule; do
 done
 
 export WORKSPACE=$work PACKAGES_PATH=$edk2:$here EDK_TOOLS_PATH=$tools CONF_PATH=$work/Conf
-export GCCNOLTO_AARCH64_PREFIX=$cross PYTHON_COMMAND=python3
+export GCC_AARCH64_PREFIX=$cross PYTHON_COMMAND=python3
 export PATH=$tools/BinWrappers/PosixLike:$PATH
 cd "$work"
-build --silent -n "$jobs" -a AARCH64 -b RELEASE -t GCCNOLTO -p StmmRpmbPkg/StmmRpmb.dsc
+build --silent -n "$jobs" -a AARCH64 -b RELEASE -t GCC -p StmmRpmbPkg/StmmRpmb.dsc
 
-cp "$work/Build/StmmRpmb/RELEASE_GCCNOLTO/FV/BL32_AP_MM.Fv" "$output.part"
+cp "$work/Build/StmmRpmb/RELEASE_GCC/FV/BL32_AP_MM.Fv" "$output.part"
 mv "$output.part" "$output"
