@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import struct
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -160,18 +160,19 @@ class MmcBlock:
         if disk is not None and (disk.partition or not task.capable):
             raise OSError(errno.EPERM, "only with CAP_SYS_RAWIO, only on the whole device")
         if request == MMC_IOC_CMD:
-            self._run([arg], memory, rpmb=node == RPMB)
+            self._run(arg, 1, memory, rpmb=node == RPMB)
             return 0
         (count,) = MULTI_COUNT.unpack(memory.read(arg, MULTI_COUNT.size))
         if count > MMC_IOC_MAX_CMDS:
             raise OSError(errno.EINVAL, "too many commands")
-        first = arg + MULTI_COUNT.size
-        addresses = [first + index * IOC_CMD.size for index in range(count)]
-        self._run(addresses, memory, rpmb=node == RPMB)
+        self._run(arg + MULTI_COUNT.size, count, memory, rpmb=node == RPMB)
         return 0
 
-    def _run(self, addresses: Sequence[int], memory: UserMemory, *, rpmb: bool) -> None:
-        loaded = [self._load(address, memory) for address in addresses]
+    def _run(self, first: int, count: int, memory: UserMemory, *, rpmb: bool) -> None:
+        structures = memory.read(first, count * IOC_CMD.size)
+        places = range(0, len(structures), IOC_CMD.size)
+        addresses = [first + place for place in places]
+        loaded = [self._load(structures[place:][: IOC_CMD.size], memory) for place in places]
         failure: OSError | None = None
         results: list[tuple[bytes, Response]] = []
         with self._claimed:
@@ -205,8 +206,8 @@ class MmcBlock:
         )
 
     @staticmethod
-    def _load(address: int, memory: UserMemory) -> tuple[IocCommand, bytes]:
-        command = IocCommand.unpack(memory.read(address, IOC_CMD.size))
+    def _load(structure: bytes, memory: UserMemory) -> tuple[IocCommand, bytes]:
+        command = IocCommand.unpack(structure)
         if command.data_length > MMC_IOC_MAX_BYTES:
             raise OSError(errno.EOVERFLOW, "more than 512 KiB in one command")
         # memdup_user copies the buffer whichever way the data goes, so it must be readable.

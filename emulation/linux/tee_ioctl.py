@@ -82,6 +82,12 @@ _KNOWN_KINDS: Final = (
     PARAM_MEMREF_OUTPUT,
     PARAM_MEMREF_INOUT,
 )
+_AT_ONCE: Final = (
+    TEE_IOC_VERSION,
+    TEE_IOC_SHM_ALLOC,
+    TEE_IOC_SHM_REGISTER,
+    TEE_IOC_SUPPL_SEND,
+)
 _SHM_MAX: Final = 64 << 20
 """Largest allocation granted; more is ENOMEM, as on a board of 2 GiB it would be for contiguous
 pages."""
@@ -114,7 +120,7 @@ class TeeNode:
 
     def may_sleep(self, request: int) -> bool:
         """Whether ``request`` may wait for the supplicant or for work."""
-        return request not in (TEE_IOC_VERSION, TEE_IOC_SHM_ALLOC, TEE_IOC_SHM_REGISTER)
+        return request not in _AT_ONCE
 
 
 class TeeFile:

@@ -19,6 +19,7 @@ memory_mib = 2048
 boot_partition_kib = 1024
 rpmb_kib = 2048
 snapshot = true
+extra = ["-device", "virtio-rng-pci"]
 """
 
 

@@ -332,6 +332,7 @@ class Jail:
             raise OSError(errno.ETIMEDOUT, "the board's PID 1 does not answer") from None
 
     def _run(self) -> None:
+        looked = time.monotonic()
         try:
             while not self._dead.is_set():
                 timeout = _WATCH_SECONDS if self._watched else -1
@@ -342,8 +343,9 @@ class Jail:
                             ready(events)
                         except Exception:  # a mistake in one answer must not end the board
                             traceback.print_exc(file=sys.stderr)
-                if self._watched:
+                if self._watched and time.monotonic() - looked >= _WATCH_SECONDS:
                     self._look_after()
+                    looked = time.monotonic()
         finally:
             self._bury()
 

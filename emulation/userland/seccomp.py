@@ -16,7 +16,7 @@ import threading
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
-from emulation.userland.syscalls import Architecture, raw
+from emulation.userland.syscalls import Architecture, prompt_ioctl, raw
 
 _LD_W_ABS, _AND_K, _JEQ_K, _JGT_K, _RET_K = 0x20, 0x54, 0x15, 0x25, 0x06
 _RET_ERRNO: Final = 0x00050000
@@ -180,7 +180,7 @@ class Listener:
         """The next notification; None when its caller has gone meanwhile."""
         self._buffer[:] = self._empty  # the kernel wants zeroes
         try:
-            fcntl.ioctl(self._fd, NOTIF_RECV, self._buffer)
+            prompt_ioctl(self._fd, NOTIF_RECV, self._buffer)
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.EINTR):
                 return None
@@ -221,7 +221,7 @@ class Listener:
             if self._fd < 0:
                 return False
             try:
-                fcntl.ioctl(self._fd, request, argument)
+                prompt_ioctl(self._fd, request, bytearray(argument))
             except OSError as error:
                 if error.errno in (errno.ENOENT, errno.EINPROGRESS):
                     return False

@@ -7,11 +7,13 @@ site-packages.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
 import platform
 import struct
+import threading
 from dataclasses import dataclass
 from typing import Final
 
@@ -149,8 +151,11 @@ class _Iovec(ctypes.Structure):
     _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
 
 
-_vm_readv = _libc.process_vm_readv
-_vm_writev = _libc.process_vm_writev
+# Calls that return at once keep the interpreter's lock: to give it away costs far more than they
+# do when other threads want it.
+_prompt = ctypes.PyDLL(None, use_errno=True)
+_vm_readv = _prompt.process_vm_readv
+_vm_writev = _prompt.process_vm_writev
 for _function in (_vm_readv, _vm_writev):
     _function.restype = ctypes.c_ssize_t
     _function.argtypes = (
@@ -158,9 +163,51 @@ for _function in (_vm_readv, _vm_writev):
         ctypes.c_ulong, ctypes.c_ulong,
     )  # fmt: skip
 
+_prompt_ioctl = _prompt.ioctl
+_prompt_ioctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p)
+_prompt_readlink = _prompt.readlink
+_prompt_readlink.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_size_t)
+_prompt_readlink.restype = ctypes.c_ssize_t
+
+
+def prompt_ioctl(fd: int, request: int, buffer: bytearray) -> None:
+    """ioctl(2) that does not sleep, on a buffer of its argument's size; raises ``OSError``."""
+    argument = ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+    if _prompt_ioctl(fd, request, argument) < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def prompt_readlink(path: str) -> str:
+    """readlink(2) where it does not sleep, as in /proc; raises ``OSError``."""
+    target = ctypes.create_string_buffer(_PATH_MAX)
+    length = _prompt_readlink(os.fsencode(path), target, _PATH_MAX)
+    if length < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), path)
+    return os.fsdecode(target.raw[:length])
+
+
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 _PATH_MAX: Final = 4096
 _U64: Final = 1 << 64
+
+
+class _Transfer(threading.local):
+    """Buffer and vectors of one thread for copies of up to :data:`_TRANSFER` bytes: to make them
+    anew costs more than the copy."""
+
+    def __init__(self) -> None:
+        self.bytes = bytearray(_TRANSFER)
+        self._buffer = (ctypes.c_char * _TRANSFER).from_buffer(self.bytes)
+        self.view = memoryview(self.bytes)
+        self.local = _Iovec(ctypes.addressof(self._buffer), 0)
+        self.remote = _Iovec(0, 0)
+        self.references = ctypes.byref(self.local), ctypes.byref(self.remote)
+
+
+_TRANSFER: Final = 1 << 14
+_transfer = _Transfer()
 
 
 class ProcessMemory:
@@ -183,11 +230,17 @@ class ProcessMemory:
         """Store ``data`` at ``address``; raises ``OSError(EFAULT)``."""
         if not data:
             return
-        buffer = ctypes.create_string_buffer(data, len(data))
-        local = _Iovec(ctypes.addressof(buffer), len(data))
-        remote = _Iovec(address % _U64, len(data))
-        count = _vm_writev(self._pid, ctypes.byref(local), 1, ctypes.byref(remote), 1, 0)
-        if count != len(data):
+        size = len(data)
+        if size > _TRANSFER:
+            self.write(address, data[:_TRANSFER])
+            self.write(address + _TRANSFER, data[_TRANSFER:])
+            return
+        transfer = _transfer
+        transfer.view[:size] = data
+        transfer.local.length = transfer.remote.length = size
+        transfer.remote.base = address % _U64
+        local, remote = transfer.references
+        if _vm_writev(self._pid, local, 1, remote, 1, 0) != size:
             raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
 
     def read_string(self, address: int, limit: int = _PATH_MAX) -> bytes:
@@ -206,14 +259,20 @@ class ProcessMemory:
         raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
 
     def _read_some(self, address: int, size: int) -> bytes:
-        buffer = ctypes.create_string_buffer(size)
-        local = _Iovec(ctypes.addressof(buffer), size)
-        remote = _Iovec(address % _U64, size)
-        count = _vm_readv(self._pid, ctypes.byref(local), 1, ctypes.byref(remote), 1, 0)
+        transfer = _transfer
+        transfer.local.length = transfer.remote.length = min(size, _TRANSFER)
+        transfer.remote.base = address % _U64
+        local, remote = transfer.references
+        count = _vm_readv(self._pid, local, 1, remote, 1, 0)
         if count < 0:
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number), "process_vm_readv")
-        return buffer.raw[:count]
+        data = bytes(transfer.view[:count])
+        if count == _TRANSFER < size:
+            # What is not mapped behind it shortens the answer, as it does within one call.
+            with contextlib.suppress(OSError):
+                data += self._read_some(address + count, size - count)
+        return data
 
 
 class PathReader:

@@ -69,8 +69,8 @@ def with_images(
 
 def _at(place: Path, key: str, value: Any) -> Any:
     """Paths of the file are relative to it."""
+    if isinstance(value, list):
+        return tuple(_at(place, key, item) for item in value)
     if key not in _PATHS:
         return value
-    if isinstance(value, list):
-        return tuple(place / item for item in value)
     return str(place / value) if key == "program" else place / value

@@ -264,7 +264,7 @@ def test_udev_kills_a_hanging_modprobe(make_rig: MakeRig, monkeypatch: pytest.Mo
     # to a half-initialised StMM, and the supplicant's late answer is refused
     rig = make_rig(variant="file")
     rig.boot(supplicant=False)
-    monkeypatch.setattr(machine_module, "UDEV_EVENT_TIMEOUT", 0.6)
+    monkeypatch.setattr(machine_module, "UDEV_EVENT_TIMEOUT", 3.0)
     rig.supplicant.hold(after=1200)
     assert rig.supplicant.start()
     rig.wait(lambda: not rig.machine.efivarfs.read_only)
