@@ -48,7 +48,8 @@ def with_images(
         table = tomllib.loads(path.read_text("utf-8"))
         login = table.pop("login")
         images = {key: _at(path.parent, key, value) for key, value in table.items()}
-        merged = QemuPowerOptions(**(images | options.model_dump(exclude_unset=True)))
+        # Reading a board file sets every path, so what was named is what differs from the default.
+        merged = QemuPowerOptions(**(images | options.model_dump(exclude_defaults=True)))
         return merged, ImagesLogin(
             login["user"], path.parent / login["key"], login["host_key_fingerprint"]
         )

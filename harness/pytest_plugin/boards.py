@@ -1,4 +1,5 @@
-"""Several boards in one run: one worker of pytest-xdist a board, each of which runs all tests.
+"""Several boards in one run: one worker of pytest-xdist a board, each of which runs all tests, or
+its share of them.
 
 A worker is a process with a bench of its own, so that boards share nothing: snapshot, budget,
 recovery and lease are each board's. What is here runs in the process that the user started; it
@@ -20,8 +21,9 @@ import pytest
 from harness.errors import ConfigurationError
 from harness.pytest_plugin import junit, ktap
 from harness.pytest_plugin.report import Result, failures, groups_table
-from harness.pytest_plugin.role import BOARD_INPUT, FIRST_INPUT, OUTPUT, RESULT
+from harness.pytest_plugin.role import BOARD_INPUT, FIRST_INPUT, OUTPUT, RESULT, SHARE_INPUT
 from harness.pytest_plugin.scheduling import OneWorkerABoard
+from harness.pytest_plugin.sharing import copies
 from harness.pytest_plugin.usage import usage_errors
 
 if TYPE_CHECKING:
@@ -74,12 +76,14 @@ def spread(config: pytest.Config) -> None:
     """Have pytest-xdist start a worker for each of several boards. Raises
     :class:`pytest.UsageError`."""
     names = chosen(config)
-    if len(names) < 2 or hasattr(config, "workerinput"):
+    if hasattr(config, "workerinput"):
+        return
+    if len(names) < 2:
+        if config.getoption("share"):
+            raise pytest.UsageError("--share needs several boards: give --board for each")
         return
     if not config.pluginmanager.hasplugin("xdist"):
-        raise pytest.UsageError(
-            f"{len(names)} boards need pytest-xdist: pip install 'stmm-hil[lab]'"
-        )
+        raise pytest.UsageError(f"{len(names)} boards need pytest-xdist: pip install pytest-xdist")
     option = config.option
     if option.numprocesses is not None or option.tx or option.dist != "no":
         raise pytest.UsageError(
@@ -89,14 +93,15 @@ def spread(config: pytest.Config) -> None:
         raise pytest.UsageError("--pdb has one board only")
     if option.console_log is not None and option.console_log.is_file():
         raise pytest.UsageError("--console-log of several boards is a folder with one for each")
-    option.tx = [f"popen//id={name}" for name in board_files(names)]
+    option.tx = [f"popen//id={name}" for name in board_files(names, share=option.share)]
     option.dist = "each"
     # Another worker would not know what became of the board.
     option.maxworkerrestart = "0"
 
 
-def board_files(names: Sequence[str]) -> dict[str, tuple[Path, BoardFile]]:
-    """The boards by name. Raises :class:`pytest.UsageError` where a file is wrong or two are one
+def board_files(names: Sequence[str], *, share: bool = False) -> dict[str, tuple[Path, BoardFile]]:
+    """The boards by name. Boards that share the tests may be made from one file where each start
+    makes another board. Raises :class:`pytest.UsageError` where a file is wrong or two are one
     board."""
     from harness import boardfile
     from harness.lab.things import things_of
@@ -104,22 +109,25 @@ def board_files(names: Sequence[str]) -> dict[str, tuple[Path, BoardFile]]:
     files: dict[str, tuple[Path, BoardFile]] = {}
     owners: dict[str, str] = {}
     with usage_errors():
-        for name in names:
-            path = boardfile.find(name)
-            file = boardfile.load(path)
-            if file.name in files:
+        loaded = [(path, boardfile.load(path)) for path in map(boardfile.find, names)]
+        for name, (path, file) in zip(
+            copies([file.name for _, file in loaded]), loaded, strict=True
+        ):
+            things = things_of(file)
+            if name != file.name and (things or not share):
                 raise ConfigurationError(
                     f"{path} and {files[file.name][0]} are both called {file.name}",
-                    remedy="name each board once; `name = ...` in a board file tells two apart",
+                    remedy="name each board once; `name = ...` in a board file tells two apart; "
+                    "boards made anew at each start may be several with --share",
                 )
-            for thing in things_of(file):
+            for thing in things:
                 if thing in owners:
                     raise ConfigurationError(
                         f"the boards {owners[thing]} and {file.name} share {thing}",
                         remedy="one of them at a time: they are, or need, the same thing",
                     )
                 owners[thing] = file.name
-            files[file.name] = (path, file)
+            files[name] = (path, file)
     return files
 
 
@@ -129,7 +137,8 @@ class Boards:
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
         self._session: pytest.Session | None = None
-        files = board_files(chosen(config))
+        self._share: bool = config.getoption("share")
+        files = board_files(chosen(config), share=self._share)
         self._boards = {name: BoardOfRun(path) for name, (path, _) in files.items()}
 
     # --- handing out --------------------------------------------------------------------------
@@ -143,7 +152,10 @@ class Boards:
         board = self._boards[node.gateway.id]
         board.node = node
         node.workerinput[BOARD_INPUT] = str(board.path.absolute())
-        node.workerinput[FIRST_INPUT] = board is next(iter(self._boards.values()))
+        boards = list(self._boards.values())
+        node.workerinput[FIRST_INPUT] = board is boards[0]
+        if self._share:
+            node.workerinput[SHARE_INPUT] = (boards.index(board), len(boards))
 
     def pytest_xdist_make_scheduler(self) -> OneWorkerABoard:
         """Every board runs all tests, without waiting for another board."""

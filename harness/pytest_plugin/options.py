@@ -50,6 +50,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         f"directory of board files: all tests on each, at once (default: {DEFAULT_BOARD})",
     )
     group.addoption(
+        "--share",
+        action="store_true",
+        help="several boards share the tests: each file runs on one of them; a board that is made "
+        "anew at each start may be named several times",
+    )
+    group.addoption(
         "--link",
         choices=("ssh", "serial"),
         help="the link that tests use (default: ssh where the board has it)",

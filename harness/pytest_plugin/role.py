@@ -13,6 +13,8 @@ BOARD_INPUT: Final = "hil_board"
 """What a worker is told: the path of its board file."""
 FIRST_INPUT: Final = "hil_first"
 """... and whether it is the first."""
+SHARE_INPUT: Final = "hil_share"
+"""... and, where boards share the tests, which share it runs of how many."""
 OUTPUT: Final = "hil"
 """What it hands back at its end."""
 RESULT: Final = "hil_result"
@@ -30,3 +32,9 @@ def board_of_worker(config: pytest.Config) -> Path | None:
 def is_first_worker(config: pytest.Config) -> bool:
     """Whether the worker also runs what needs no board."""
     return bool(getattr(config, "workerinput", {}).get(FIRST_INPUT))
+
+
+def share_of_worker(config: pytest.Config) -> tuple[int, int] | None:
+    """Which share of the tests, from 0, of how many; None where every board runs all."""
+    share = getattr(config, "workerinput", {}).get(SHARE_INPUT)
+    return None if share is None else (share[0], share[1])

@@ -20,7 +20,9 @@ from harness.pytest_plugin.role import (
     OUTPUT,
     RESULT,
     is_first_worker,
+    share_of_worker,
 )
+from harness.pytest_plugin.sharing import share
 
 if TYPE_CHECKING:
     from harness.pytest_plugin.budget import Budget
@@ -46,11 +48,15 @@ class Worker:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """What needs no board is run once, by the first worker."""
-        if not is_first_worker(self._config):
-            plain = [item for item in items if not uses_board(item)]
-            self._config.hook.pytest_deselected(items=plain)
-            items[:] = [item for item in items if uses_board(item)]
+        """What needs no board is run once, by the first worker, and what boards share by one."""
+        mine = [item for item in items if uses_board(item)]
+        if (shared := share_of_worker(self._config)) is not None:
+            mine = share(mine, *shared)
+        if is_first_worker(self._config):
+            mine += [item for item in items if not uses_board(item)]
+        chosen = set(mine)
+        self._config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+        items[:] = [item for item in items if item in chosen]
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> None:

@@ -17,11 +17,10 @@ from harness import boardfile
 from harness.lab.lease import LEASES_ENVIRONMENT, LeaseDesk
 from harness.lab.things import things_of
 from harness.pytest_plugin.boards import board_files
+from harness.pytest_plugin.sharing import copies, deal
 from tests.harness.support.ktap import Line, parse_ktap
 from tests.harness.support.runs import ROOT
 from tests.harness.support.watched import SECONDS, Watched
-
-pytest.importorskip("xdist")
 
 INNER = """
 import pytest
@@ -248,7 +247,7 @@ def test_an_interrupted_board_is_given_back(interrupted: tuple[int, str]) -> Non
     ("words", "answer"),
     [
         (("-n", "2"), "2 boards are 2 workers, one a board: leave out -n"),
-        (("-p", "no:xdist"), "pip install 'stmm-hil[lab]'"),
+        (("-p", "no:xdist"), "pip install pytest-xdist"),
     ],
 )
 def test_workers_are_one_a_board(tmp_path: Path, words: tuple[str, ...], answer: str) -> None:
@@ -282,3 +281,65 @@ def test_a_directory_of_one_board_is_that_board(tmp_path: Path) -> None:
     process = _start(tmp_path, *words, "test_inner.py")
     assert process.end() == 0, process.output
     assert "test_inner.py::test_measures\n" in process.output
+
+
+SHARED = """
+import pytest
+
+@pytest.mark.parametrize("number", range(3))
+def test_on_a_board(board, number):
+    with open("ran", "a") as file:
+        print(f"{__name__}[{number}] pid", board.boot_id, file=file)
+
+def test_without_a_board():
+    pass
+"""
+
+
+def test_boards_share_the_tests(tmp_path: Path) -> None:
+    _board(tmp_path, "alpha")
+    for name in ("one", "two"):
+        (tmp_path / f"test_{name}.py").write_text(SHARED)
+    boards = ["--board", "./alpha.toml", "--board", "./alpha.toml"]
+    process = _start(tmp_path, *boards, "--share", "--junitxml=r.xml")
+    assert process.end() == pytest.ExitCode.OK, process.output
+    lines = (tmp_path / "ran").read_text().splitlines()
+    expected = [f"test_{name}[{number}]" for name in ("one", "two") for number in range(3)]
+    assert sorted(line.split()[0] for line in lines) == expected
+    boots = {name: {line.split()[-1] for line in lines if name in line} for name in ("one", "two")}
+    assert len(boots["one"]) == len(boots["two"]) == 1
+    assert boots["one"] != boots["two"], "a board for each file"
+    suites = {suite.get("name") for suite in ET.parse(tmp_path / "r.xml").iter("testsuite")}
+    assert {"alpha", "alpha-2"} <= suites
+    assert re.search(r"^8 passed|\b8 passed", process.output), process.output
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--board", "./alpha.toml", "--share"], "--share needs several boards"),
+        (["--board", "./alpha.toml", "--board", "./alpha.toml"], "are both called alpha"),
+        (["--board", "./desk.toml", "--board", "./desk.toml", "--share"], "are both called desk"),
+    ],
+)
+def test_what_cannot_be_shared_is_refused(tmp_path: Path, words: list[str], told: str) -> None:
+    _board(tmp_path, "alpha")
+    _board(tmp_path, "desk", keeps='state = "flash"')
+    (tmp_path / "test_one.py").write_text(SHARED)
+    process = _start(tmp_path, *words)
+    assert process.end() == pytest.ExitCode.USAGE_ERROR, process.output
+    assert told in process.output
+
+
+def test_files_are_dealt_so_that_nobody_has_much_more() -> None:
+    weights = {
+        Path(name): weight for name, weight in zip("abcdef", (9, 7, 4, 4, 3, 1), strict=True)
+    }
+    hands = deal(weights, 2)
+    assert set.union(*hands) == set(weights)
+    assert not set.intersection(*hands)
+    assert [sum(weights[path] for path in hand) for hand in hands] == [14, 14]
+
+
+def test_a_board_named_twice_has_two_names() -> None:
+    assert copies(["desk", "desk-2", "desk", "x"]) == ["desk", "desk-2", "desk-3", "x"]
