@@ -99,7 +99,7 @@ def test_an_unreachable_board_is_not_talked_to(
     )
     reached.file = away
     reached.relink()
-    reached._find_endpoints()
+    reached._find_endpoints(just_switched_on=False)
     assert recover(reached).helped == "cycle"
     assert built.taken == ["cycle"]
 
