@@ -65,9 +65,12 @@ def power(survey: Survey) -> Finding:
             cause="the board has no power, and its board file does not let the harness switch it",
             remedy=f"hil power on {survey.file.name}, or set power_cycle = true in [consents]",
         )
-    _record(survey)
+    opened = _record(survey)
     try:
         driver.on(survey.file.timeouts.power)
+        if not opened:
+            # A console that is the power driver's own is there once the power is on.
+            _record(survey)
     except (PowerError, HostError, MissingCapability) as error:
         return fail("off, and it could not be switched on", cause=error.what, remedy=error.remedy)
     survey.switched_on = True
@@ -81,18 +84,20 @@ def power(survey: Survey) -> Finding:
     return ok(f"was off; switched on, now {verified}")
 
 
-def _record(survey: Survey) -> None:
-    """Open the console before the power, to hear the whole boot. What prevents it is the
-    adapter's step to tell."""
+def _record(survey: Survey) -> bool:
+    """Open the console before the power, to hear the whole boot. What prevents it (then False) is
+    the adapter's step to tell."""
     from harness.links.console import Console
 
     try:
         serial = survey.endpoints.serial
         survey.recording = Console(serial) if serial is not None else None
+        opened = True
     except HilError:
-        survey.recording = None
+        survey.recording, opened = None, False
     # The driver may know of links only once the power is on.
     survey.__dict__.pop("endpoints", None)
+    return opened
 
 
 def adapter(survey: Survey) -> Finding:

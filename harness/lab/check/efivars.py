@@ -157,7 +157,7 @@ def round_trip(survey: Survey) -> Finding:
     before = board.rpmb.counter()
     started = time.monotonic()
     try:
-        board.efivars.overwrite(_VARIABLE, data, timeout=_HANG_SECONDS)
+        board.efivars.overwrite(_VARIABLE, data, timeout=_patience(survey))
         survey.set_variable_ms = (time.monotonic() - started) * 1000
         try:
             read = board.efivars.read(_VARIABLE).data
@@ -179,6 +179,12 @@ def round_trip(survey: Survey) -> Finding:
     if not moved:
         return _not_stored(survey)
     return ok(f"{_VARIABLE}-{VENDOR_GUID}: written, read, deleted; {moved} RPMB writes")
+
+
+def _patience(survey: Survey) -> float:
+    """Seconds that one write may take: the board file may know of a slow board."""
+    slowest = survey.file.limits.get("set_variable_longest_ms", 0.0) / 1000
+    return max(_HANG_SECONDS, 2 * slowest)
 
 
 def _not_stored(survey: Survey) -> Finding:
