@@ -1,5 +1,5 @@
-"""``python -m tests.mutants.healthy [--times N] [--link LINK] [--jobs N] RESULTS``: the healthy board passes
-the tests that caught mutants, each time in another random order.
+"""``python -m tests.mutants.healthy [--times N] [--link LINK] [--jobs N] RESULTS``: the healthy
+board passes the tests that caught mutants, each time in another random order.
 
 ``RESULTS`` is what ``python -m tests.mutants --results RESULTS`` kept. Prints a line a run and last
 ``HEALTHY green N of M``; exit status 0 when all are.
