@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -110,3 +113,58 @@ def test_a_batch_on_each_processor(machine: str, tmp_path: Path) -> None:
     assert set(outcomes[12].names) >= {b"file", b"link", b"request"}
     assert outcomes[13].value == 0x9FA0
     assert outcomes[14].errno == "ENOENT"
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_nothing_is_left_to_a_linker(machine: str, tmp_path: Path) -> None:
+    made = tmp_path / "made.o"
+    assemble = [tool(machine, "as"), "-o", str(made), str(SOURCES / f"{machine}.S")]
+    subprocess.run(assemble, check=True, timeout=20)
+    listed = subprocess.run(
+        [tool(machine, "objdump"), "-r", str(made)], capture_output=True, check=True, timeout=20
+    )
+    assert b"R_" not in listed.stdout
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_a_second_batch_is_served(machine: str, tmp_path: Path) -> None:
+    command = emulator(machine)
+    program = tmp_path / "helper"
+    program.write_bytes(MACHINES[machine].program)
+    program.chmod(0o700)
+    codec = StaticCodec(MACHINES[machine])
+    fifos = [tmp_path / "request", tmp_path / "answer"]
+    for fifo in fifos:
+        os.mkfifo(fifo)
+    process = subprocess.Popen([*command, program], cwd=tmp_path)
+    watchdog = threading.Timer(60, process.kill)
+    watchdog.start()
+    try:
+        for _ in range(2):
+            step = do.StatFs("/proc")
+            _, request = codec.encode([step])
+            _exchange(fifos[0], request, process)
+            (outcome,) = codec.decode([step], fifos[1].read_bytes())
+            assert outcome.value == 0x9FA0
+    finally:
+        watchdog.cancel()
+        process.kill()
+        process.wait(10)
+
+
+def _exchange(fifo: Path, request: bytes, process: subprocess.Popen[bytes]) -> None:
+    """Give the request to whoever opens the fifo; a program that does not is an error."""
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            descriptor = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            assert process.poll() is None, "the helper ended"
+            assert time.monotonic() < deadline, "the helper does not ask for a batch"
+            time.sleep(0.01)
+        else:
+            break
+    with os.fdopen(descriptor, "wb") as stream:
+        stream.write(request)
