@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Final, Protocol
+from typing import Final, NoReturn, Protocol
 from uuid import UUID
 
 from emulation.faults import Faults
@@ -77,8 +77,11 @@ class SecurePartition(Protocol):
         """Initialise; uses the storage."""
         ...
 
-    def communicate(self, buffer: bytearray, size: int) -> int:
-        """Handle the message in the first ``size`` bytes in place; what it leaves in x4."""
+    def communicate(self, buffer: bytearray, size: int) -> int | None:
+        """Handle the message in the first ``size`` bytes in place; what it leaves in x4.
+
+        None: it ended with FFA_ERROR in place of a response.
+        """
         ...
 
 
@@ -192,10 +195,16 @@ class StmmContext:
             raise TeeError(TeeResult.BAD_PARAMETERS, TeeOrigin.TRUSTED_APP)
         self._pass("stmm.call")
         self._buffer[:size] = message.memory[:size]
-        answer.a = self._partition.communicate(self._buffer, size) & 0xFFFFFFFF
+        code = self._partition.communicate(self._buffer, size)
+        if code is None:
+            self._panic()
+        answer.a = code & 0xFFFFFFFF
         message.memory[:size] = self._buffer[:size]
 
     def _pass(self, point: str) -> None:
         if self._faults.point(point) is not None:
-            self.panicked = True
-            raise TeeError(TeeResult.TARGET_DEAD, TeeOrigin.TRUSTED_APP)
+            self._panic()
+
+    def _panic(self) -> NoReturn:
+        self.panicked = True
+        raise TeeError(TeeResult.TARGET_DEAD, TeeOrigin.TRUSTED_APP)

@@ -9,6 +9,9 @@ from typing import Final, Literal
 
 SINGLE_WRITE_RELEASE: Final = 202402
 """First edk2 release that writes a new variable in one piece (commit 88580a79d4)."""
+FFA_ERROR_RELEASE: Final = 202502
+"""First edk2 release whose entry point answers a message it refuses with FFA_ERROR
+(ArmPkg/Library/ArmStandaloneMmCoreEntryPoint)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,11 @@ class StmmConfig:
     def single_write(self) -> bool:
         """Whether header, name and data of a new variable are written at once."""
         return self.release >= SINGLE_WRITE_RELEASE
+
+    @property
+    def refuses_by_ffa_error(self) -> bool:
+        """Whether a message that is out of bounds is answered with FFA_ERROR, not with a code."""
+        return self.release >= FFA_ERROR_RELEASE
 
     @property
     def max_payload(self) -> int:

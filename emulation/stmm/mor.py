@@ -42,7 +42,11 @@ class Handled:
 class Variables(Protocol):
     """What the lock needs of the variable service."""
 
+    def find(self, name: bytes, guid: bytes) -> object | None: ...
+
     def set(self, name: bytes, guid: bytes, attributes: int, data: bytes) -> EfiStatus: ...
+
+    def lock(self, name: bytes, guid: bytes) -> EfiStatus: ...
 
 
 class MorLock:
@@ -70,10 +74,18 @@ class MorLock:
         return EfiStatus.ACCESS_DENIED if self._locked else EfiStatus.SUCCESS
 
     def close(self) -> None:
-        """EndOfDxe: there is no TCG protocol here, so both variables go."""
+        """EndOfDxe: a control that exists counts as the platform's, and gets its lock, open.
+
+        Without one neither variable is for the OS to make; the policy engine, if there is one,
+        sees to that.
+        """
         self._own_write = True
-        for name, guid in (_CONTROL, _LOCK):
-            self._variables.set(name, guid, 0, b"")
+        if self._variables.find(*_CONTROL) is not None:
+            self._variables.set(*_LOCK, _ATTRIBUTES, _UNLOCKED)
+        else:
+            self._variables.lock(*_CONTROL)
+            self._variables.set(*_LOCK, 0, b"")
+            self._variables.lock(*_LOCK)
         self._own_write = False
 
     def _check_lock(self, attributes: int, data: bytes, *, deletion: bool) -> EfiStatus | Handled:

@@ -41,17 +41,17 @@ from harness.formats.mm import (
 )
 
 SPM_SUCCESS: Final = 0
-SPM_INVALID_PARAMETER: Final = -2 & 0xFFFF_FFFF_FFFF_FFFF
 SPM_ACCESS_DENIED: Final = -3 & 0xFFFF_FFFF_FFFF_FFFF
 
-_CPU_DRIVER_HEADER: Final = 32
-"""sizeof(EFI_MM_COMMUNICATE_HEADER) as the CPU driver counts it: with the padded data byte."""
+_BOUNDED_HEADER: Final = 25
+"""sizeof(EFI_MM_COMMUNICATE_HEADER), by which a message is bounded: packed, with a byte of data."""
 _MAX_UINTN: Final = (1 << 64) - 1
 _VARIABLE_PROTOCOL: Final = MM_VARIABLE_GUID.bytes_le
 _END_OF_DXE: Final = END_OF_DXE_EVENT_GUID.bytes_le
 _U64: Final = struct.Struct("<Q")
 _HEADER: Final = struct.Struct("<16sQ")
 _STATUS_OFFSET: Final = 32
+_CACHE_INFO_FIELDS: Final = RUNTIME_CACHE_INFO_SIZE - 7
 
 
 class StandaloneMm:
@@ -86,20 +86,17 @@ class StandaloneMm:
         """The variable service, or None if it did not start."""
         return self._variables
 
-    def communicate(self, buffer: bytearray, size: int) -> int:
-        """Handle the message in ``buffer`` in place; x4: an SPM code, 64 bits.
+    def communicate(self, buffer: bytearray, size: int) -> int | None:
+        """Handle the message in ``buffer`` in place; x4, 64 bits, or None: FFA_ERROR instead.
 
-        ``buffer`` is the whole shared buffer of 16384 bytes: the CPU driver bounds a message by
-        that, not by the ``size`` the client passed, so a lying length reads what an earlier call
-        left there.
+        ``buffer`` is the whole shared buffer of 16384 bytes: a message is bounded by that, not by
+        the ``size`` the client passed, so a lying length reads what an earlier call left there.
         """
-        if not buffer or size <= 0:
-            return SPM_INVALID_PARAMETER
         if len(buffer) < COMM_BUFFER_SIZE:
             buffer.extend(bytes(COMM_BUFFER_SIZE - len(buffer)))
         guid, length = _HEADER.unpack_from(buffer)
-        if length > COMM_BUFFER_SIZE - _CPU_DRIVER_HEADER:
-            return SPM_ACCESS_DENIED
+        if self._too_long(length):
+            return None if self._config.refuses_by_ffa_error else SPM_ACCESS_DENIED
         if self._variables is None:
             return SPM_SUCCESS
         if guid == _VARIABLE_PROTOCOL:
@@ -107,6 +104,15 @@ class StandaloneMm:
         elif guid == _END_OF_DXE:
             self._variables.enter_end_of_dxe()
         return SPM_SUCCESS
+
+    def _too_long(self, length: int) -> bool:
+        """Whether the bounds check refuses a message of ``length`` bytes after its header."""
+        if self._config.refuses_by_ffa_error and length > _MAX_UINTN - _BOUNDED_HEADER:
+            # This release adds where others subtract. The sum wraps and passes; the handler then
+            # finds the length itself too large. Of the lengths that wrap only with the buffer's
+            # address, the partition dies: copying them aborts.
+            return False
+        return length > COMM_BUFFER_SIZE - _BOUNDED_HEADER
 
     def _handle(self, variables: VariableService, buffer: bytearray, length: int) -> None:
         """SmmVariableHandler."""
@@ -159,7 +165,9 @@ class StandaloneMm:
             case VariableFunction.SYNC_RUNTIME_CACHE:
                 return EfiStatus.SUCCESS
             case VariableFunction.GET_RUNTIME_CACHE_INFO:
-                payload[:RUNTIME_CACHE_INFO_SIZE] = variables.cache_info().pack()
+                # The structure's padding is not the firmware's to change.
+                info = variables.cache_info().pack()[:_CACHE_INFO_FIELDS]
+                payload[:_CACHE_INFO_FIELDS] = info
                 return EfiStatus.SUCCESS
         return EfiStatus.UNSUPPORTED
 

@@ -115,7 +115,8 @@ class VariableStore:
         """The variable, if one is live with all attribute bits of ``required``."""
         leftover: Record | None = None
         for record in self.records:
-            if record.name != name or record.guid != guid:
+            # EDK2 compares as many bytes as the record's name has: a bare header answers to any.
+            if record.guid != guid or not name.startswith(record.name):
                 continue
             if record.attributes & required != required:
                 continue

@@ -39,7 +39,8 @@ QUERY_SIZE: Final = 32
 PAYLOAD_SIZE_SIZE: Final = 8
 LOCK_VARIABLE_SIZE: Final = 24
 VAR_CHECK_PROPERTY_SIZE: Final = 48
-RUNTIME_CACHE_INFO_SIZE: Final = 25
+RUNTIME_CACHE_INFO_SIZE: Final = 32
+"""With the 7 bytes that pad its last field: EDK2 asks for sizeof."""
 
 PROPERTY_REVISION: Final = 1
 
@@ -98,7 +99,7 @@ _NAME = struct.Struct("<16sQ")
 _QUERY = struct.Struct("<QQQI4x")
 _U64 = struct.Struct("<Q")
 _PROPERTY = struct.Struct("<16sQHHIQQ")
-_CACHE_INFO = struct.Struct("<QQQB")
+_CACHE_INFO = struct.Struct("<QQQB7x")
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,7 +331,7 @@ class RuntimeCacheInfo:
     authenticated: bool
 
     def pack(self) -> bytes:
-        """The payload, 25 bytes."""
+        """The payload, 32 bytes."""
         return _CACHE_INFO.pack(
             self.hob_total, self.nv_total, self.volatile_total, self.authenticated
         )

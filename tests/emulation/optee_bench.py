@@ -35,12 +35,12 @@ class Partition:
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
         self.started = 0
-        self.answer = 0
+        self.answer: int | None = 0
 
     def start(self) -> None:
         self.started += 1
 
-    def communicate(self, buffer: bytearray, size: int) -> int:
+    def communicate(self, buffer: bytearray, size: int) -> int | None:
         buffer[:size] = buffer[:size][::-1]
         return self.answer
 

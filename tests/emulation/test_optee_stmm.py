@@ -130,6 +130,19 @@ def test_a_panic_is_the_end_until_all_sessions_are_closed() -> None:
     assert len(bench.loaded) == 2
 
 
+@pytest.mark.cases(126)
+def test_a_partition_that_answers_an_error_has_panicked() -> None:
+    bench = Bench()
+    session = bench.optee.open_session(STMM_UUID)
+    bench.loaded[0].answer = None
+    for _ in range(2):
+        fails(TeeResult.TARGET_DEAD, lambda: bench.optee.invoke(session, 0, message(bytearray(4))))
+        bench.loaded[0].answer = 0
+    bench.optee.close_session(session)
+    bench.optee.invoke(bench.optee.open_session(STMM_UUID), 0, message(bytearray(4)))
+    assert len(bench.loaded) == 2
+
+
 def test_a_panic_at_the_start() -> None:
     bench = Bench()
     bench.faults.arm("stmm.start=panic")

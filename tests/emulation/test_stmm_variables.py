@@ -10,6 +10,7 @@ from uuid import UUID
 
 import pytest
 
+from emulation.stmm.config import StmmConfig
 from harness.formats.efi import (
     GLOBAL_VARIABLE_GUID,
     MEMORY_OVERWRITE_CONTROL_GUID,
@@ -383,7 +384,8 @@ def test_records_of_an_update_in_the_store() -> None:
 
 
 @pytest.mark.cases(311)
-def test_a_name_size_of_all_ones_ends_the_store() -> None:
+def test_a_name_size_of_all_ones_is_a_bare_header_that_any_name_finds() -> None:
+    """No bytes of a name to compare, so none differs; behind the header the store ends."""
     board = Partition()
     for name in ("Before", "Hostile", "Behind"):
         assert board.set(name, b"x") == EfiStatus.SUCCESS
@@ -395,9 +397,12 @@ def test_a_name_size_of_all_ones_ends_the_store() -> None:
     board.storage.content[field : field + 4] = b"\xff" * 4
     board.boot()
     assert board.value("Before") == b"x"
-    assert board.value("Hostile") is None
+    for name in ("Hostile", "Behind", "Anything"):
+        assert board.value(name) == b""
+    assert board.value("Hostile", GLOBAL_VARIABLE_GUID) is None
     assert board.set("After", b"y") == EfiStatus.SUCCESS
     assert board.value("After") == b"y"
+    assert board.value("Anything") is None
 
 
 @pytest.mark.cases(312)
@@ -482,11 +487,29 @@ class TestMemoryOverwrite:
         assert self.put(board, self.LOCK, b"\0") == EfiStatus.SUCCESS
 
     @pytest.mark.cases(419)
-    def test_end_of_dxe_deletes_both(self) -> None:
+    def test_end_of_dxe_keeps_the_control_and_offers_its_lock(self) -> None:
         board = Partition()
         assert self.put(board, self.CONTROL, b"\1") == EfiStatus.SUCCESS
+        assert self.put(board, self.LOCK, b"12345678") == EfiStatus.SUCCESS
         assert board.status(Fn.READY_TO_BOOT) == EfiStatus.SUCCESS
-        assert board.value(*self.CONTROL) is None
+        assert board.value(*self.CONTROL) == b"\1"
+        # The value says open, the state is still what the key made it.
+        assert board.value(*self.LOCK) == b"\0"
+        assert self.put(board, self.CONTROL, b"\0") == EfiStatus.ACCESS_DENIED
+        assert self.put(board, self.LOCK, b"12345678") == EfiStatus.SUCCESS
+        assert self.put(board, self.CONTROL, b"\0") == EfiStatus.SUCCESS
+
+    @pytest.mark.parametrize(
+        ("policy", "later"), [(False, EfiStatus.SUCCESS), (True, EfiStatus.WRITE_PROTECTED)]
+    )
+    def test_end_of_dxe_without_a_control(self, policy: bool, later: EfiStatus) -> None:
+        """The lock goes; that neither comes back is the policy engine's business."""
+        board = Partition(config=StmmConfig(variable_policy=policy))
+        assert self.put(board, self.LOCK, b"\0") == EfiStatus.SUCCESS
+        assert board.status(Fn.READY_TO_BOOT) == EfiStatus.SUCCESS
+        assert board.value(*self.LOCK) is None
+        assert self.put(board, self.CONTROL, b"\1") == later
+        assert self.put(board, self.LOCK, b"\0") == later
 
 
 def test_full_store_is_noted_after_end_of_dxe() -> None:

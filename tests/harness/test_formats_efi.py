@@ -159,7 +159,7 @@ def test_other_payloads_round_trip(
     assert prop.pack()[48:] == encode_name(name)
     info = RuntimeCacheInfo(one, two, three, True)
     assert RuntimeCacheInfo.unpack(info.pack()) == info
-    assert len(info.pack()) == 25
+    assert len(info.pack()) == 32
 
 
 def test_function_numbers() -> None:

@@ -177,8 +177,8 @@ class MmMessages:
             buffer[: len(message)] = message
             code = mm.communicate(buffer, len(message))
             assert len(buffer) == COMM_BUFFER_SIZE
-            assert 0 <= code < 1 << 64
-            seen.append((code & 0xFF, buffer[MM_HEADER_SIZE], buffer[_STATUS_BYTE]))
+            assert code is None or 0 <= code < 1 << 64
+            seen.append((code, buffer[MM_HEADER_SIZE], buffer[_STATUS_BYTE]))
         return frozenset(seen)
 
 
