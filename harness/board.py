@@ -151,6 +151,8 @@ class Board:
         self._adapter_patience = 0.0
         self._ssh: SshShell | None = None
         self._serial: SerialShell | None = None
+        # Where it is not the board file's.
+        self._login_baud: int | None = None
         self._probe: Probe | None = None
         self._capabilities: Capabilities | None = None
         # What software was measured, and what of that outlives a boot.
@@ -263,6 +265,8 @@ class Board:
                 with self._located():
                     wait_for_port(self._endpoints.serial.url, timeout=self._adapter_patience)
             self._serial = SerialShell.open(self._endpoints.serial)
+            if self._login_baud is not None:
+                self._serial.console.change_rate(self._login_baud)
         return self._serial
 
     @property
@@ -283,6 +287,22 @@ class Board:
             "serial": self._endpoints.serial,
         }
         return [name for name, end in ends.items() if end is not None]
+
+    @property
+    def corrections(self) -> list[str]:
+        """What its links found wrong in the board file, and got along with."""
+        from harness.links.rates import correction
+
+        found, serial = self._found_baud(), self._endpoints.serial
+        return [] if found is None or serial is None else [correction(found, serial.baud)]
+
+    def _found_baud(self) -> int | None:
+        """The rate at which a login on the console succeeded, where it is another than the board
+        file's (bit/s)."""
+        if self._serial is None or self._serial.login_baud is None:
+            return self._login_baud
+        baud = self._serial.login_baud
+        return None if baud == self._serial.console.configured_baud else baud
 
     def find_links(self, *, just_switched_on: bool = False) -> Endpoints:
         """Where the links are now; opens none. Raises :class:`HostError` for a serial adapter that
@@ -615,6 +635,7 @@ class Board:
         self._probe = None
         for name in ("efivars", "rpmb", "tee", "kernel_log"):
             self.__dict__.pop(name, None)
+        self._login_baud = self._found_baud()
         for shell in (self._ssh, self._serial):
             if shell is not None:
                 shell.close()

@@ -1,5 +1,6 @@
 """What is at the other end of a serial adapter: the baud rate, a firmware, a kernel or a login
-prompt. Types nothing but line feeds."""
+prompt. Types nothing but line feeds and, at another rate than the first, the key that erases a
+line."""
 
 from __future__ import annotations
 
@@ -8,14 +9,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from harness.errors import LinkRefused
 from harness.links.address import SerialAddress
-from harness.links.console import Console, Stage, without_escapes
+from harness.links.console import Console, Stage
+from harness.links.rates import COMMON_BAUDS, ERASE_LINE, is_readable
 
-COMMON_BAUDS = (115200, 1500000, 921600, 57600, 38400, 9600)
-"""Rates that arm64 boards use, the usual one first (bit/s)."""
-
-_READABLE_SHARE = 0.9
-_ENOUGH_BYTES = 4
 _NUDGE_SECONDS = 0.3
 _BOOTED_SECONDS = 0.8
 _BANNER = re.compile(
@@ -53,23 +51,29 @@ def probe_console(
     opened.
     """
     heard = b""
-    for baud in dict.fromkeys((address.baud, *bauds)):
-        console = Console(replace(address, baud=baud, capture=None))
-        try:
-            text = _listen(console, seconds)
-            if _is_readable(text):
+    console = Console(replace(address, capture=None))
+    try:
+        for baud in dict.fromkeys((address.baud, *bauds)):
+            if baud != address.baud:
+                try:
+                    console.change_rate(baud)
+                except LinkRefused:  # another side sets the rate: there is one to listen at
+                    break
+            mark = 0 if baud == address.baud else console.mark()
+            text = _listen(console, mark, seconds)
+            if is_readable(text):
                 return _report(console, baud, text)
             heard += text
-        finally:
-            console.close()
+    finally:
+        console.close()
     tail = repr(heard[-40:])
     return ConsoleReport(None, Stage.SILENT, (), f"received {tail}", silent=not heard)
 
 
-def _listen(console: Console, seconds: float) -> bytes:
-    """What comes until a prompt stands there or the time is over, after what was waiting when
-    the device was opened."""
+def _listen(console: Console, start: int, seconds: float) -> bytes:
+    """What comes after ``start`` until a prompt stands there or the time is over."""
     deadline = time.monotonic() + seconds
+    changed = console.address.baud != console.configured_baud
     while (now := time.monotonic()) < deadline:
         mark = console.mark()
         until = min(deadline, now + _NUDGE_SECONDS)
@@ -78,22 +82,13 @@ def _listen(console: Console, seconds: float) -> bytes:
         # kernel that has not opened it yet.
         booting = console.stage is Stage.KERNEL and console.quiet_seconds < _BOOTED_SECONDS
         if quiet and not booting and console.stage is not Stage.FIRMWARE:
-            console.write(b"\n")
-        if console.stage in {Stage.LOGIN, Stage.SHELL} and _is_readable(console.since(0)):
+            console.write(ERASE_LINE + b"\n" if changed else b"\n")
+        if console.stage in {Stage.LOGIN, Stage.SHELL} and is_readable(console.text_since(start)):
             break
-    return console.since(0)
-
-
-def _is_readable(data: bytes) -> bool:
-    """Whether it is text: the wrong rate makes bytes beyond ASCII and control characters."""
-    data = without_escapes(data)
-    if len(data) < _ENOUGH_BYTES:
-        return False
-    readable = sum(byte in b"\t\n\r\b\a" or 32 <= byte < 127 for byte in data)
-    return readable >= _READABLE_SHARE * len(data)
+    return console.text_since(start)
 
 
 def _report(console: Console, baud: int, data: bytes) -> ConsoleReport:
-    text = without_escapes(data).decode("utf-8", "replace")
+    text = data.decode("utf-8", "replace")
     banners = tuple(dict.fromkeys(_BANNER.findall(text)))
     return ConsoleReport(baud, console.stage, banners, console.tail(), silent=False)

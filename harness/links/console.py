@@ -10,6 +10,7 @@ import os
 import re
 import threading
 import time
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +25,7 @@ from harness.errors import (
 )
 from harness.links.address import SerialAddress
 from harness.links.capture import FIRMWARE_START, Capture
+from harness.links.rates import is_garbled
 
 if TYPE_CHECKING:
     from serial import Serial
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 KEEP = 4 << 20  # bytes of console output held in memory
 WRITE_TIMEOUT = 5.0  # seconds until an adapter that takes no bytes is given up
 _NEAR = 600  # bytes before the last line in which a prompt is looked for
+# seconds that pyserial may wait for an RFC 2217 server to take a rate, and the former one again
+_RATE_NEGOTIATION = 6.0
 _WAKE = 0.2  # seconds between looks at the stop flag where a read cannot be cancelled
 
 # CSI and OSC sequences and two-byte escapes (ECMA-48); what readline and coloured prompts add
@@ -64,6 +68,8 @@ class Console:
 
     def __init__(self, address: SerialAddress) -> None:
         self.address = address
+        self.configured_baud = address.baud
+        self._proved_bauds: list[int] = []
         prompts = address.prompts
         self._prompts = [
             (re.compile(prompts.firmware.encode(), re.M), Stage.FIRMWARE),
@@ -113,6 +119,61 @@ class Console:
         """How long nothing has been received."""
         return time.monotonic() - self._heard
 
+    @property
+    def proved_bauds(self) -> list[int]:
+        """The rates at which something readable came, the last one first (bit/s)."""
+        return self._proved_bauds
+
+    def heard_at_this_rate(self) -> None:
+        """Something readable came at the present rate."""
+        baud = self.address.baud
+        self._proved_bauds = [baud, *(one for one in self._proved_bauds if one != baud)]
+
+    @property
+    def rate_change_seconds(self) -> float:
+        """How long :meth:`change_rate` may take."""
+        return _RATE_NEGOTIATION if self.address.url.startswith("rfc2217:") else 0.0
+
+    def change_rate(self, baud: int) -> None:
+        """Go on at ``baud`` bit/s; what stood there at the former rate no longer counts. Raises
+        ``LinkRefused`` where no rate can be set or this one is not taken (the former one holds
+        then), ``LinkLost`` when the adapter is gone."""
+        if self.address.url.startswith("socket:"):
+            raise LinkRefused(
+                "a socket:// console does not set the rate, its serial server does",
+                remedy="set the rate at the serial server, or use its rfc2217:// port",
+                link=self.name,
+            )
+        self._set_rate(baud)
+        with self._news:
+            self.address = replace(self.address, baud=baud)
+            self._line = b""
+            if self._stage in (Stage.LOGIN, Stage.SHELL):
+                self._stage = Stage.SILENT
+            elif self._stage is Stage.FIRMWARE:
+                self._stage = Stage.BOOTING  # it has handed over to what speaks at another rate
+
+    def _set_rate(self, baud: int) -> None:
+        import termios
+
+        import serial
+
+        port = self._port
+        try:
+            port = self._live_port()
+            port.baudrate = baud
+        except (serial.SerialException, ValueError, OSError, termios.error) as error:
+            server = self.address.url.startswith("rfc2217:")
+            if port is None or not (server or isinstance(error, ValueError)):
+                raise self._lost(error) from error
+            with contextlib.suppress(serial.SerialException, ValueError, OSError):
+                port.baudrate = self.address.baud
+            raise LinkRefused(
+                f"{self.address} does not take {baud} baud ({error})",
+                remedy="set the rate at the serial server" if server else "use another adapter",
+                link=self.name,
+            ) from error
+
     def expect_boot(self) -> None:
         """The board's power was just switched: nothing is known until it speaks again, and
         nothing should be typed before that."""
@@ -131,6 +192,10 @@ class Console:
         """Everything received after ``mark`` (at most the last 4 MiB)."""
         with self._news:
             return bytes(self._data[max(0, mark - self._dropped) :])
+
+    def text_since(self, mark: int) -> bytes:
+        """As :meth:`since`, without escape sequences."""
+        return without_escapes(self.since(mark))
 
     def write(self, data: bytes) -> None:
         """Send bytes as they are. Raises ``LinkLost`` when the adapter is gone."""
@@ -290,7 +355,7 @@ class Console:
         self._line = without_escapes(last[-4096:])
         prompt = self._line.rsplit(b"\r", 1)[-1]
         for pattern, stage in self._prompts:
-            if prompt and pattern.search(prompt):
+            if prompt and pattern.search(prompt) and not is_garbled(prompt):
                 self._stage = stage
                 return
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from harness.errors import CommandFailed, LinkTimeout, SerialDamage
 from harness.links.console import Console, Stage, without_escapes
 from harness.links.patience import Patience
+from harness.links.rates import RateSearch
 
 STOP_KEY = b" "
 PIECE = 16  # characters typed at once: the FIFO of a UART that firmware polls
@@ -60,7 +61,10 @@ class FirmwarePrompt:
         deadline = time.monotonic() + timeout
         start = console.mark() if since is None else since
         stopped = -1
+        rates = RateSearch(console, end=deadline)
         while not self._stands():
+            if rates.moved():
+                start, stopped = console.mark(), -1
             mark = console.mark()
             shown = without_escapes(console.since(start))
             counting = _COUNT_DOWN.search(shown)
@@ -69,9 +73,10 @@ class FirmwarePrompt:
                 stopped = counting.start()
                 console.write(STOP_KEY)
             if not console.wait_for_data(mark, timeout=deadline - time.monotonic()):
+                rates.give_up()
                 raise LinkTimeout(
                     f"no firmware prompt within {timeout:g} s; stage {console.stage}; "
-                    f"{console.tail()}",
+                    f"{console.tail()}{rates.told}",
                     remedy="is its bootdelay above 0, and serial.prompts.firmware of the board "
                     "file the prompt that it shows?",
                     link=console.name,

@@ -32,6 +32,7 @@ from harness.links.agent import Frame, Kind, Outcome, Tools
 from harness.links.console import Console, Stage
 from harness.links.fragments import Fragments
 from harness.links.patience import Patience
+from harness.links.rates import ERASE_LINE, RateSearch, is_garbled
 from harness.shell import Result
 
 __all__ = ["Console", "SerialShell", "Stage"]
@@ -76,6 +77,8 @@ class SerialShell:
         self._tools = Tools()
         self._attached = False  # the receiver answered and nothing has gone wrong since
         self._logged_in = False
+        self.login_baud: int | None = None
+        """The rate at which the login succeeded (bit/s); None before."""
         self._directory_state = ""
         self._knowledge_lost = False
         self._prompt_text = ""
@@ -454,13 +457,16 @@ class SerialShell:
         self._attached = False
         if self._directory and self.console.stage is Stage.SHELL and self._ping(end):
             return
+        rates = RateSearch(self.console, end=end)
         try:
             # From the log-in again: what stood there may have been the last words of a board
             # that goes down for a reboot.
-            self._log_in(end)
+            self._log_in(end, rates)
             while not self._start_receiver(end):
-                self._log_in(end)
+                self._log_in(end, rates)
+            self.login_baud = self.console.address.baud
         except (LinkTimeout, SerialDamage) as error:
+            rates.give_up()
             raise LinkLost(
                 f"no shell on the console within the time given: {error.what}",
                 remedy=error.remedy,
@@ -499,7 +505,7 @@ class SerialShell:
         self._attached = True
         return True
 
-    def _log_in(self, end: float) -> None:
+    def _log_in(self, end: float, rates: RateSearch) -> None:
         """Reach a shell prompt: what stands on the screen decides what is typed, at once."""
         console = self.console
         seen = console.last_words
@@ -511,6 +517,8 @@ class SerialShell:
             mark = console.mark()
             text = agent.without_noise(console.since(seen))
             prompt = self._prompt_in(text)
+            if prompt is not None:
+                rates.answered()
             if prompt is _Prompt.SHELL:
                 return
             if prompt is _Prompt.FIRMWARE:
@@ -536,18 +544,32 @@ class SerialShell:
             now = time.monotonic()
             if now >= end:
                 raise LinkTimeout(
-                    f"stage {console.stage}, {console.tail()}",
+                    f"stage {console.stage}, {console.tail()}{rates.told}",
                     remedy="check power, TX and RX, baud rate and the prompts in the board file;"
                     " see the console log",
                 )
+            if rates.moved():
+                seen = console.mark()
+                answered = None
+                nudges = 0
+                next_nudge = now if self._may_type(begun) else now + NUDGE_INTERVAL
+                continue
             if now >= next_nudge:
                 if self._may_type(begun):
                     nudges += 1
-                    # at no prompt: a program, or a receiver that a killed harness left
-                    stuck = nudges > 2 and console.stage is not Stage.KERNEL
-                    console.write(_INTERRUPT + b"\x15q\n" if stuck else b"\n")
+                    self._nudge(nudges, other_rate=rates.changed)
+                    rates.asked()
                 next_nudge = now + max(NUDGE_INTERVAL, self._patience.seconds)
-            console.wait_for_data(mark, timeout=min(next_nudge, end) - now)
+            console.wait_for_data(mark, timeout=min(next_nudge, rates.next_look, end) - now)
+
+    def _nudge(self, number: int, *, other_rate: bool) -> None:
+        """Ask a silent console for its prompt. After some line feeds in vain it is at none: in a
+        program, or in a receiver that a killed harness left."""
+        stuck = number > (1 if other_rate else 2) and self.console.stage is not Stage.KERNEL
+        if stuck:
+            self.console.write(_INTERRUPT + ERASE_LINE + b"q\n")
+        else:
+            self.console.write(ERASE_LINE + b"\n" if other_rate else b"\n")
 
     def _settles(self, end: float) -> bool:
         """Wait until nothing more comes; False if it goes on."""
@@ -579,7 +601,7 @@ class SerialShell:
             (_Prompt.FIRMWARE, prompts.firmware),
             (_Prompt.SHELL, prompts.shell),
         ):
-            if line and re.search(pattern, line):
+            if line and re.search(pattern, line) and not is_garbled(line.encode("latin-1")):
                 return kind
         return None
 

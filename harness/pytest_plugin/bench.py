@@ -203,6 +203,7 @@ class Bench:
                 self._call(self.before_restoring)
             self._give_back(session)
             self._call(self.at_close)
+            self.notes += self._board.corrections
             self._board.close()
             self._board = None
         self._lease.release()

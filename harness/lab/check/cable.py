@@ -20,6 +20,7 @@ from harness.errors import (
 )
 from harness.lab.check.finding import Finding, fail, not_looked_at, ok, warn
 from harness.links.console import Stage
+from harness.links.rates import ERASE_LINE, RateSearch, correction
 
 if TYPE_CHECKING:
     from harness.lab.check.survey import Survey
@@ -168,14 +169,7 @@ def console(survey: Survey) -> Finding:
             remedy="set baud in [serial] to the rate of the firmware and of console= in the kernel "
             "command line",
         )
-    if report.baud != wanted.baud:
-        return fail(
-            f"answers at {report.baud} baud, not at {wanted.baud}",
-            cause=f"the board file has the wrong rate: baud = {wanted.baud}",
-            evidence=report.banners,
-            remedy=f"set baud = {report.baud} in [serial]",
-        )
-    return _staged(report.stage, wanted, report.banners)
+    return _staged(report.stage, report.baud, wanted, report.banners)
 
 
 def _listen_to_boot(survey: Survey) -> Finding | None:
@@ -184,6 +178,7 @@ def _listen_to_boot(survey: Survey) -> Finding | None:
     assert recording is not None
     assert serial is not None
     deadline = time.monotonic() + survey.file.timeouts.boot
+    rates = RateSearch(recording, end=deadline)
     try:
         while recording.stage not in {Stage.LOGIN, Stage.SHELL}:
             left = deadline - time.monotonic()
@@ -192,8 +187,9 @@ def _listen_to_boot(survey: Survey) -> Finding | None:
             news = recording.wait_for_data(recording.mark(), timeout=min(left, _QUIET_SECONDS))
             # A kernel message may have run over the prompt. A firmware would take the key as a
             # wish to stop its countdown.
-            if not news and recording.stage is Stage.KERNEL:
-                recording.write(b"\n")
+            if not rates.moved() and not news and recording.stage is Stage.KERNEL:
+                recording.write(ERASE_LINE + b"\n" if rates.changed else b"\n")
+                rates.asked()
     except LinkError as error:
         return fail("the adapter went away during the boot", cause=error.what, remedy=error.remedy)
     finally:
@@ -204,21 +200,32 @@ def _listen_to_boot(survey: Survey) -> Finding | None:
     if recording.stage is Stage.SILENT:
         return None
     last = [line.strip() for line in heard.splitlines() if line.strip()][-_HEARD_LINES:]
-    return _staged(recording.stage, serial, last)
+    return _staged(recording.stage, recording.address.baud, serial, last)
 
 
-def _staged(stage: Stage, serial: SerialAddress, lines: tuple[str, ...] | list[str]) -> Finding:
-    if stage in {Stage.LOGIN, Stage.SHELL}:
-        return ok(f"{serial.baud} baud, a {stage} prompt")
+def _staged(
+    stage: Stage, baud: int, serial: SerialAddress, lines: tuple[str, ...] | list[str]
+) -> Finding:
+    """What stands there, at ``baud`` bit/s; the link finds that rate, too, at every login anew."""
     if stage is Stage.FIRMWARE:
         return fail(
-            f"{serial.baud} baud, and it stands in the firmware",
+            f"{baud} baud, and it stands in the firmware",
             cause="the boot stopped before the kernel, or somebody stopped it with a key",
             evidence=lines,
             remedy="`boot` at the firmware's prompt; `hil console` shows why it does not",
         )
+    if baud != serial.baud:
+        return warn(
+            correction(baud, serial.baud),
+            cause="the board file has the wrong rate, or that of the firmware only: every login "
+            "first waits at it in vain",
+            evidence=lines,
+            remedy=f"set baud = {baud} in [serial]",
+        )
+    if stage in {Stage.LOGIN, Stage.SHELL}:
+        return ok(f"{baud} baud, a {stage} prompt")
     return warn(
-        f"{serial.baud} baud, no login prompt (stage: {stage})",
+        f"{baud} baud, no login prompt (stage: {stage})",
         cause="no getty serves this console, or the board is still booting",
         evidence=lines,
         remedy="enable serial-getty@ for the console's tty",

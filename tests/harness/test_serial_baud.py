@@ -1,0 +1,315 @@
+"""A console that speaks at another rate than its board file says, or at one rate in its firmware
+and at another in Linux."""
+
+from __future__ import annotations
+
+import socket
+import termios
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from harness import board, boardfile
+from harness.errors import LinkLost, LinkRefused
+from harness.links import rates
+from harness.links.address import SerialAddress
+from harness.links.console import Console, Stage
+from harness.links.rates import COMMON_BAUDS, is_garbled, is_readable
+from harness.links.serial import SerialShell
+from tests.harness.support.line import Line
+
+ALL_TRIED = f"no prompt at any rate tried: {', '.join(map(str, COMMON_BAUDS))} baud"
+
+
+class RatedLine(Line):
+    """Bytes pass undamaged only while the host's end runs at ``board_speed`` (0: never)."""
+
+    board_speed = termios.B115200
+
+    def _through(self, data: bytes, loss: float) -> bytes:
+        self.garbled = termios.tcgetattr(self._slaves[0])[5] != self.board_speed
+        return super()._through(data, loss)
+
+
+@pytest.fixture
+def line() -> Iterator[RatedLine]:
+    line = RatedLine(["sh", "-i"], environment={"PS1": "board# "})
+    yield line
+    line.close()
+
+
+@contextmanager
+def opened(address: SerialAddress, login_timeout: float = 60.0) -> Iterator[SerialShell]:
+    console = Console(address)
+    shell = SerialShell(console, login_timeout=login_timeout)
+    try:
+        yield shell
+    finally:
+        shell.close()
+        console.close()
+
+
+def answers(shell: SerialShell) -> bool:
+    return shell.run("echo $((6 * 7))", timeout=60).text == "42"
+
+
+@pytest.fixture
+def rate_changes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The rates that consoles are set to."""
+    changes: list[int] = []
+    change = Console.change_rate
+
+    def watched(console: Console, baud: int) -> None:
+        changes.append(baud)
+        change(console, baud)
+
+    monkeypatch.setattr(Console, "change_rate", watched)
+    return changes
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A failing login takes all of its time: give it little, and each rate its share."""
+    monkeypatch.setattr(rates, "_SILENT_AT_FIRST", (0.2, 0.3))
+    monkeypatch.setattr(rates, "_SILENT_AT_OTHERS", (0.1, 0.2))
+
+
+def test_the_rate_at_which_a_prompt_answers_is_found(
+    line: RatedLine, rate_changes: list[int]
+) -> None:
+    line.board_speed = termios.B921600
+    with opened(SerialAddress(line.device)) as shell:
+        assert answers(shell)
+        assert shell.login_baud == shell.console.address.baud == 921600
+        assert rate_changes[:2] == [1500000, 921600]
+        found = list(rate_changes)
+        assert answers(shell)
+    assert rate_changes == found, "once found, the rate is kept"
+
+
+def test_the_configured_rate_is_the_only_one_where_it_works(
+    line: RatedLine, rate_changes: list[int]
+) -> None:
+    typed: list[bytes] = []
+    with opened(SerialAddress(line.device)) as shell:
+        write = shell.console.write
+        shell.console.write = lambda data: (typed.append(data), write(data))[1]  # type: ignore[method-assign]
+        assert answers(shell)
+        assert shell.login_baud == 115200
+    assert not rate_changes
+    assert b"\x15\n" not in typed
+
+
+@pytest.mark.usefixtures("impatient")
+def test_no_rate_answers(line: RatedLine) -> None:
+    line.board_speed = 0
+    with opened(SerialAddress(line.device), login_timeout=5.0) as shell:
+        with pytest.raises(LinkLost) as error:
+            shell.run("true", timeout=60)
+        assert ALL_TRIED in str(error.value)
+        assert shell.console.address.baud == 115200, "the board file's rate holds again"
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_silent_console_is_asked_at_every_rate(line: RatedLine) -> None:
+    line.weather.cut = True
+    with opened(SerialAddress(line.device), login_timeout=5.0) as shell:
+        with pytest.raises(LinkLost) as error:
+            shell.run("true", timeout=60)
+        assert ALL_TRIED in str(error.value)
+
+
+def test_the_search_ends_with_the_login(line: RatedLine, rate_changes: list[int]) -> None:
+    line.weather.cut = True
+    with opened(SerialAddress(line.device), login_timeout=0.5) as shell:
+        with pytest.raises(LinkLost) as error:
+            shell.run("true", timeout=60)
+        assert "rate tried" not in str(error.value)
+    assert not rate_changes
+
+
+def test_linux_may_speak_faster_than_the_firmware(line: RatedLine) -> None:
+    """U-Boot is read at 115200; what the kernel says at 1500000 is noise there."""
+    with opened(SerialAddress(line.device)) as shell:
+        console = shell.console
+        console.wait_for("login:", timeout=60, since=0)
+        console.expect_boot()
+        line.print_from_kernel("\r\nU-Boot 2025.10 (Oct 01 2025)\r\nMMC: mmc@0: 0\r\n")
+        line.print_from_kernel("Starting kernel ...\r\n\r\n")
+        wait_until(lambda: console.stage is Stage.KERNEL)
+        line.board_speed = termios.B1500000
+        line.print_from_kernel("\0\x80\xf8\0\xfe\x9c" * 20)
+        assert answers(shell)
+        assert shell.login_baud == 1500000
+
+
+def test_a_glitch_changes_no_rate(line: RatedLine, rate_changes: list[int]) -> None:
+    with opened(SerialAddress(line.device)) as shell:
+        line.print_from_kernel("\0\xff\0\x80\xfe")
+        assert answers(shell)
+    assert not rate_changes
+
+
+def test_a_board_tells_what_to_correct_and_goes_on_at_the_rate_found(
+    line: RatedLine, rate_changes: list[int], tmp_path: Path
+) -> None:
+    line.board_speed = termios.B1500000
+    path = tmp_path / "desk.toml"
+    path.write_text(
+        'name = "desk"\nemmc_cid = "15010038474e4433520155aabbccdd00"\n'
+        f'[power]\ndriver = "manual"\n[serial]\nport = "{line.device}"\n'
+    )
+    desk = board.Board(boardfile.load(path), link="serial")
+    try:
+        desk.find_links()
+        assert desk.corrections == []
+        desk._serial_link().run("true", timeout=60).check()
+        told = ["console speaks at 1500000 baud, the board file says 115200: correct it"]
+        assert desk.corrections == told
+        desk.relink()
+        assert desk.corrections == told
+        rate_changes.clear()
+        desk._serial_link().run("true", timeout=60).check()
+        assert rate_changes == [1500000], "set at once, not searched for"
+        assert desk.corrections == told
+    finally:
+        desk.close()
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_socket_has_no_rate_to_set() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"socket://127.0.0.1:{server.getsockname()[1]}"
+        with (
+            opened(SerialAddress(url), login_timeout=2.0) as shell,
+            pytest.raises(LinkLost) as error,
+        ):
+            shell.run("true", timeout=60)
+    assert "no other rate was tried: a socket:// console does not set the rate" in str(error.value)
+
+
+class Rfc2217Server:
+    """A serial server (RFC 2217) before ``device``; it takes the rates in ``taken``."""
+
+    def __init__(self, device: str, taken: set[int]) -> None:
+        import serial
+        from serial.rfc2217 import PortManager
+
+        server = self
+
+        class Port(serial.Serial):
+            @property
+            def baudrate(self) -> int:
+                return int(serial.Serial.baudrate.fget(self))
+
+            @baudrate.setter
+            def baudrate(self, baud: int) -> None:
+                if baud not in taken:
+                    raise ValueError(f"no rate: {baud}")
+                serial.Serial.baudrate.fset(self, baud)
+
+            # a pseudo terminal has no modem lines
+            cts = dsr = ri = cd = False
+
+            def _update_rts_state(self) -> None:
+                pass
+
+            def _update_dtr_state(self) -> None:
+                pass
+
+        self._port = Port(device, 115200, timeout=0.02)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"rfc2217://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._stop = threading.Event()
+
+        def to_client() -> None:
+            while not server._stop.is_set():
+                data = server._port.read(256)
+                if data:
+                    connection.write(b"".join(manager.escape(data)))
+
+        class Connection:
+            def __init__(self, end: socket.socket) -> None:
+                self.end = end
+                self._lock = threading.Lock()
+
+            def write(self, data: bytes) -> None:
+                with self._lock:
+                    try:
+                        self.end.sendall(data)
+                    except OSError:
+                        server._stop.set()
+
+        def serve() -> None:
+            nonlocal connection, manager
+            end, _ = server._listener.accept()
+            with end:
+                connection = Connection(end)
+                manager = PortManager(server._port, connection)
+                sender = threading.Thread(target=to_client)
+                sender.start()
+                try:
+                    while data := end.recv(1024):
+                        server._port.write(b"".join(manager.filter(data)))
+                except OSError:
+                    pass
+                server._stop.set()
+                sender.join()
+
+        connection: Connection
+        manager: PortManager
+        self._thread = threading.Thread(target=serve)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._thread.join(30)
+        self._listener.close()
+        self._port.close()
+
+
+@contextmanager
+def served(line: Line, taken: set[int]) -> Iterator[str]:
+    server = Rfc2217Server(line.device, taken)
+    try:
+        yield server.url
+    finally:
+        server.close()
+
+
+def test_a_serial_server_is_told_the_rate(line: RatedLine) -> None:
+    line.board_speed = termios.B1500000
+    with served(line, set(COMMON_BAUDS)) as url, opened(SerialAddress(url)) as shell:
+        assert answers(shell)
+        assert shell.login_baud == 1500000
+
+
+def test_a_serial_server_that_refuses_a_rate_keeps_the_former(line: RatedLine) -> None:
+    with served(line, {115200}) as url:
+        console = Console(SerialAddress(url))
+        try:
+            with pytest.raises(LinkRefused, match="does not take 1500000 baud"):
+                console.change_rate(1500000)
+            assert console.address.baud == 115200
+            console.write(b"\n")
+            console.wait_for("login:", timeout=60, since=0)
+        finally:
+            console.close()
+
+
+def test_what_is_text_and_what_is_noise() -> None:
+    assert is_readable(b"\r\nboard login: ")
+    assert is_readable("Grüße, 板 login: ".encode())
+    assert is_garbled(b"\0\xff\xf8\x80\0\0\x9c#")
+    assert not is_readable(b"# ")
+    assert not is_garbled(b"# ")
+
+
+def wait_until(happened: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
