@@ -264,9 +264,7 @@ class Board:
 
                 with self._located():
                     wait_for_port(self._endpoints.serial.url, timeout=self._adapter_patience)
-            self._serial = SerialShell.open(self._endpoints.serial)
-            if self._login_baud is not None:
-                self._serial.console.change_rate(self._login_baud)
+            self._serial = SerialShell.open(self._endpoints.serial, baud=self._login_baud)
         return self._serial
 
     @property

@@ -66,8 +66,9 @@ class Console:
     says who holds it), ``ConfigurationError`` (malformed URL).
     """
 
-    def __init__(self, address: SerialAddress) -> None:
-        self.address = address
+    def __init__(self, address: SerialAddress, *, baud: int | None = None) -> None:
+        """``baud`` is the rate (bit/s) where it is known to be another than the address says."""
+        self.address = replace(address, baud=baud or address.baud)
         self.configured_baud = address.baud
         self._proved_bauds: list[int] = []
         prompts = address.prompts
@@ -84,6 +85,7 @@ class Console:
         self._heard = time.monotonic()
         self._line = b""
         self._boot_began = 0
+        self._rate_began = 0
         self._failure: BaseException | None = None
         self._stopping = False
         self._writing = threading.Lock()
@@ -109,10 +111,11 @@ class Console:
     @property
     def last_words(self) -> int:
         """The position from which a prompt may still stand, on the last line or under kernel
-        messages: near the end, and of this boot."""
+        messages: near the end, of this boot and at this rate."""
         with self._news:
             line = self._dropped + len(self._data) - len(self._line)
-            return min(line, max(line - _NEAR, self._boot_began, self._dropped))
+            begun = max(self._boot_began, self._rate_began, self._dropped)
+            return min(line, max(line - _NEAR, begun))
 
     @property
     def quiet_seconds(self) -> float:
@@ -144,10 +147,11 @@ class Console:
                 remedy="set the rate at the serial server, or use its rfc2217:// port",
                 link=self.name,
             )
-        self._set_rate(baud)
-        with self._news:
+        with self._news:  # what comes from now on is of the new rate
+            self._set_rate(baud)
             self.address = replace(self.address, baud=baud)
             self._line = b""
+            self._rate_began = self._dropped + len(self._data)
             if self._stage in (Stage.LOGIN, Stage.SHELL):
                 self._stage = Stage.SILENT
             elif self._stage is Stage.FIRMWARE:

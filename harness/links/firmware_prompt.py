@@ -64,7 +64,7 @@ class FirmwarePrompt:
         rates = RateSearch(console, end=deadline)
         while not self._stands():
             if rates.moved():
-                start, stopped = console.mark(), -1
+                start, stopped = rates.start, -1
             mark = console.mark()
             shown = without_escapes(console.since(start))
             counting = _COUNT_DOWN.search(shown)

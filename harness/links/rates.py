@@ -71,7 +71,8 @@ class RateSearch:
     def __init__(self, console: Console, *, end: float) -> None:
         self._console = console
         self._end = end
-        self._start = console.last_words
+        self.start = console.last_words
+        """The console's position from which on what came is of the present rate."""
         self._asked: float | None = None
         self._patience = 0.0
         self._visited: set[int] = set()  # since something readable came
@@ -105,26 +106,28 @@ class RateSearch:
 
     def answered(self) -> None:
         """A prompt, or text: this is the rate, now."""
-        self._start = self._console.mark()
+        self.start = self._console.mark()
         self._asked = None
         self._visited.clear()
         self._console.heard_at_this_rate()
 
     def moved(self) -> bool:
-        """Whether the rate had to be changed: what was shown before no longer counts. Raises
+        """Whether the rate had to be changed: what came before ``start`` no longer counts.
+        Raises
         ``LinkLost`` when the adapter is gone."""
         if self._fixed or not self._is_wrong():
             return False
         if time.monotonic() + self._console.rate_change_seconds >= self._end:
             self._fixed = "too little time was left"
             return False
+        start = self._console.mark()
         try:
             self._console.change_rate(self._next())
         except LinkRefused as refusal:
             self._fixed = refusal.what
             return False
+        self.start = start
         self._tried[self._console.address.baud] = None
-        self._start = self._console.mark()
         self._asked = None
         return True
 
@@ -138,7 +141,7 @@ class RateSearch:
                 console.change_rate(baud)
 
     def _is_wrong(self) -> bool:
-        shown = self._console.text_since(self._start)
+        shown = self._console.text_since(self.start)
         if is_readable(shown[-_MUCH_GARBAGE:], enough=_ENOUGH_TEXT):
             self.answered()
             return False

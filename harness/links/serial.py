@@ -91,9 +91,9 @@ class SerialShell:
         self._inbox: deque[Frame] = deque()
 
     @classmethod
-    def open(cls, address: SerialAddress) -> SerialShell:
-        """Open the device and wrap it; raises as :class:`Console`."""
-        shell = cls(Console(address))
+    def open(cls, address: SerialAddress, *, baud: int | None = None) -> SerialShell:
+        """Open the device and wrap it; takes and raises the same as :class:`Console`."""
+        shell = cls(Console(address, baud=baud))
         shell._owns_console = True
         return shell
 
@@ -549,7 +549,7 @@ class SerialShell:
                     " see the console log",
                 )
             if rates.moved():
-                seen = console.mark()
+                seen = rates.start
                 answered = None
                 nudges = 0
                 next_nudge = now if self._may_type(begun) else now + NUDGE_INTERVAL
