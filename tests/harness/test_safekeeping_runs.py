@@ -100,7 +100,9 @@ def until_test(run: subprocess.Popen[str], name: str) -> str:
 
 def test_a_run_leaves_nothing_to_restore(runs: KilledRuns, duration: float) -> None:
     answer = runs.restore("--list")
-    assert (answer.returncode, answer.stderr) == (0, "")
+    # On a busy host it says what it waits for.
+    said = [line for line in answer.stderr.splitlines() if not line.endswith(" ...")]
+    assert (answer.returncode, said) == (0, [])
     assert "no run left anything to restore" in answer.stdout
 
 
