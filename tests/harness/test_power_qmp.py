@@ -17,7 +17,7 @@ from harness.power.options import QemuPowerOptions
 from harness.power.qemu import QemuPower
 from harness.power.qmp import Monitor, QmpError
 
-GREETING = {"QMP": {"version": {}, "capabilities": []}}
+GREETING: dict[str, Any] = {"QMP": {"version": {}, "capabilities": []}}
 
 
 class Qemu:
