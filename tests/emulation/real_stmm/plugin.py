@@ -1,7 +1,7 @@
 """``pytest -p tests.emulation.real_stmm.plugin``: the tests' client speaks to the real image.
 
-Tests of other builds are skipped, known differences expected to
-fail, each with its reason; all are skipped where there is no image, or no Unicorn.
+Tests of other builds are skipped, known differences expected to fail, each with its reason; all
+are skipped where there is no image, or no Unicorn.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tests.emulation import stmm_client
 from tests.emulation.real_stmm.partition import RealStandaloneMm
 
 IMAGE_VARIABLE: Final = "HIL_STMM_IMAGE"
-_IMAGE: Final = pytest.StashKey[Path]()
+_IMAGE: Final = pytest.StashKey[Path | None]()
 
 DIFFERENCES: Final[Mapping[str, str]] = {
     "test_stmm_boot.py::test_store_header_not_healthy_leaves_no_service": (
@@ -47,9 +47,7 @@ def find_image() -> Path | None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Look for the image once."""
-    image = find_image()
-    if image is not None and image.is_file():
-        config.stash[_IMAGE] = image
+    config.stash[_IMAGE] = find_image()
 
 
 def pytest_report_header(config: pytest.Config) -> str:
@@ -74,7 +72,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(scope="session", autouse=True)
 def _real_partition(request: pytest.FixtureRequest) -> Iterator[None]:
     """The client's partitions are real ones from here on."""
-    image = request.config.stash.get(_IMAGE, None)
+    image = request.config.stash[_IMAGE]
 
     def partition(storage: SecureStorage, config: StmmConfig) -> RealStandaloneMm:
         if config != StmmConfig():
@@ -88,8 +86,11 @@ def _real_partition(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def _missing(config: pytest.Config) -> str | None:
-    if _IMAGE not in config.stash:
-        return f"no image: neither {IMAGE_VARIABLE} nor the cache of `hil qemu build` has one"
+    image = config.stash[_IMAGE]
+    if image is None:
+        return f"no image: {IMAGE_VARIABLE} names none, and `hil qemu build` has not made one"
+    if not image.is_file():
+        return f"no image: there is no file {image}"
     if importlib.util.find_spec("unicorn") is None:
         return "the package unicorn is not installed"
     return None
