@@ -15,6 +15,8 @@ def main() -> None:
     os.setsid()
     # A process in the background may not take the terminal back otherwise.
     signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+    # ^C ends no login program, as with login(1).
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     fd = os.open(tty, os.O_RDWR)
     fcntl.ioctl(fd, termios.TIOCSCTTY, 0)
     for number in (0, 1, 2):
@@ -56,6 +58,7 @@ def foreground() -> None:
     os.setpgid(0, 0)
     os.tcsetpgrp(0, os.getpid())
     signal.signal(signal.SIGTTOU, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 if __name__ == "__main__":
