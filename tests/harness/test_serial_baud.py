@@ -302,6 +302,7 @@ def test_a_serial_server_is_told_the_rate(line: RatedLine) -> None:
         assert shell.login_baud == 1500000
 
 
+@pytest.mark.slow
 def test_a_serial_server_that_refuses_a_rate_keeps_the_former(line: RatedLine) -> None:
     class OneRate(Adapter):
         taken = frozenset({115200})
