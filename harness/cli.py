@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from harness.errors import ConfigurationError, HilError
-from harness.lab.cli import add_check, add_discover, add_lease
+from harness.lab.cli import add_board, add_check, add_command, add_discover, add_lease, add_link
 from harness.lab.console_cli import add_console, add_log
 
 if TYPE_CHECKING:
     from harness.board import Board
+    from harness.lab.cli import Commands
 
 EXIT_OK = 0
 EXIT_LAB = 1
@@ -104,25 +105,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-if TYPE_CHECKING:
-    _Commands = argparse._SubParsersAction[argparse.ArgumentParser]
-
-
-def _command(commands: _Commands, name: str, what: str, examples: str) -> argparse.ArgumentParser:
-    return commands.add_parser(
-        name,
-        help=what,
-        description=what[0].upper() + what[1:] + ".",
-        epilog=f"examples:{examples}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-
-
 # --- boards -------------------------------------------------------------------------------------
 
 
-def _add_boards(commands: _Commands) -> None:
-    parser = _command(
+def _add_boards(commands: Commands) -> None:
+    parser = add_command(
         commands,
         "boards",
         "list the board files, or print their JSON schema",
@@ -165,8 +152,8 @@ def _boards(options: argparse.Namespace) -> int:
 # --- emulate ------------------------------------------------------------------------------------
 
 
-def _add_emulate(commands: _Commands) -> None:
-    _command(
+def _add_emulate(commands: Commands) -> None:
+    add_command(
         commands,
         "emulate",
         "start an emulated board and print how to log in",
@@ -186,8 +173,8 @@ def _emulate(arguments: Sequence[str]) -> NoReturn:
 # --- qemu ---------------------------------------------------------------------------------------
 
 
-def _add_qemu(commands: _Commands) -> None:
-    _command(
+def _add_qemu(commands: Commands) -> None:
+    add_command(
         commands,
         "qemu",
         "build the real stack, to run on QEMU as the board qemu-arm64",
@@ -207,12 +194,8 @@ def _qemu(arguments: Sequence[str]) -> NoReturn:
 # --- run ----------------------------------------------------------------------------------------
 
 
-def _add_board(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("board", metavar="BOARD", help="name from `hil boards`, or a path")
-
-
-def _add_run(commands: _Commands) -> None:
-    parser = _command(
+def _add_run(commands: Commands) -> None:
+    parser = add_command(
         commands,
         "run",
         "run one command on a board",
@@ -225,8 +208,8 @@ def _add_run(commands: _Commands) -> None:
 exit status: the command's own
 """,
     )
-    _add_board(parser)
-    parser.add_argument("--link", choices=("ssh", "serial"), help="default: ssh where there is one")
+    add_board(parser)
+    add_link(parser)
     parser.add_argument(
         "--timeout", type=float, default=60.0, metavar="S", help="seconds (default: 60)"
     )
@@ -251,8 +234,8 @@ def _run(options: argparse.Namespace) -> int:
 # --- shell --------------------------------------------------------------------------------------
 
 
-def _add_shell(commands: _Commands) -> None:
-    parser = _command(
+def _add_shell(commands: Commands) -> None:
+    parser = add_command(
         commands,
         "shell",
         "log in to a board by ssh",
@@ -261,7 +244,7 @@ def _add_shell(commands: _Commands) -> None:
   hil shell emulated                     a board in software, until you log out
 """,
     )
-    _add_board(parser)
+    add_board(parser)
     parser.set_defaults(run=_shell, link="ssh")
 
 
@@ -282,8 +265,8 @@ def _shell(options: argparse.Namespace) -> int:
 # --- power --------------------------------------------------------------------------------------
 
 
-def _add_power(commands: _Commands) -> None:
-    parser = _command(
+def _add_power(commands: Commands) -> None:
+    parser = add_command(
         commands,
         "power",
         "switch a board's power",
@@ -293,7 +276,7 @@ def _add_power(commands: _Commands) -> None:
 """,
     )
     parser.add_argument("action", choices=("on", "off", "cycle", "state"))
-    _add_board(parser)
+    add_board(parser)
     parser.set_defaults(run=_power)
 
 
@@ -332,7 +315,7 @@ def _power(options: argparse.Namespace) -> int:
 # --- restore ------------------------------------------------------------------------------------
 
 
-def _add_restore(commands: _Commands) -> None:
+def _add_restore(commands: Commands) -> None:
     from harness.safekeeping import cli
 
     cli.add(commands)
@@ -341,8 +324,8 @@ def _add_restore(commands: _Commands) -> None:
 # --- truth --------------------------------------------------------------------------------------
 
 
-def _add_truth(commands: _Commands) -> None:
-    parser = _command(
+def _add_truth(commands: Commands) -> None:
+    parser = add_command(
         commands,
         "truth",
         "replay what a real stack was recorded doing, and compare",
@@ -354,8 +337,8 @@ def _add_truth(commands: _Commands) -> None:
 exit status: 0 everything that was not skipped agreed, 1 something differed
 """,
     )
-    _add_board(parser)
-    parser.add_argument("--link", choices=("ssh", "serial"), help="default: ssh where there is one")
+    add_board(parser)
+    add_link(parser)
     parser.add_argument(
         "--rows", type=Path, metavar="DIR", help="folder of recorded groups (default: tests/truth)"
     )
@@ -384,8 +367,8 @@ def _truth(options: argparse.Namespace) -> int:
 # --- completion ---------------------------------------------------------------------------------
 
 
-def _add_completion(commands: _Commands) -> None:
-    parser = _command(
+def _add_completion(commands: Commands) -> None:
+    parser = add_command(
         commands,
         "completion",
         "print what a shell needs to complete hil's words",
@@ -410,8 +393,8 @@ def _completion(options: argparse.Namespace) -> int:
 # --- version ------------------------------------------------------------------------------------
 
 
-def _add_version(commands: _Commands) -> None:
-    parser = _command(commands, "version", "print the version", "\n  hil version\n")
+def _add_version(commands: Commands) -> None:
+    parser = add_command(commands, "version", "print the version", "\n  hil version\n")
     parser.set_defaults(run=_version)
 
 

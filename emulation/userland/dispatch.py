@@ -58,7 +58,6 @@ from emulation.userland.syscalls import (
     MS_SLAVE,
     MS_UNBINDABLE,
     NodeStat,
-    PathReader,
     ProcessMemory,
     StatFsFields,
     encode_dev,
@@ -66,6 +65,7 @@ from emulation.userland.syscalls import (
     pack_utsname,
     prompt_readlink,
     raw,
+    read_path,
 )
 
 CAP_DAC_OVERRIDE, CAP_LINUX_IMMUTABLE, CAP_SYS_MODULE = 1, 9, 16
@@ -101,6 +101,10 @@ class Proceed(Exception):
     """The kernel's own answer is right."""
 
 
+_PROC_STATUS: Final = re.compile(r"^(Name|Tgid|Uid|Gid|NSpid|CapEff):[ \t]*(.*)$", re.MULTILINE)
+_PROC_STATUS_BYTES: Final = 8192
+
+
 class Board(Protocol):
     """What the dispatcher needs of the jail."""
 
@@ -124,10 +128,6 @@ class Board(Protocol):
     def on_ready(self, fd: int, events: int, ready: Callable[[int], None]) -> None:
         """Call ``ready(events)`` in the jail thread when epoll says so; replaces, 0 removes."""
         ...
-
-
-_PROC_STATUS: Final = re.compile(r"^(Name|Tgid|Uid|Gid|NSpid|CapEff):\s*(.*)$", re.MULTILINE)
-_PROC_STATUS_BYTES: Final = 8192
 
 
 @dataclass(frozen=True)
@@ -271,7 +271,6 @@ class Dispatcher:
             "reboot": self._reboot,
         }
         self._calls = {number: calls[name] for number, name in self._names.items()}
-        self._reader = PathReader()
         self._path_argument = {
             number: 0 if name in ("open", "creat") else 1
             for number, name in self._names.items()
@@ -287,7 +286,7 @@ class Dispatcher:
         at = self._path_argument.get(notification.number)
         if at is not None:
             # Nearly all of them, and nearly all of these are the kernel's own business.
-            path = self._reader.read(notification.pid, notification.args[at])
+            path = read_path(notification.pid, notification.args[at])
             if path is not None and path.rpartition(b"/")[2] not in self._interesting:
                 self._listener.proceed(notification.id)
                 return

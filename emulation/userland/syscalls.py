@@ -14,6 +14,7 @@ import os
 import platform
 import struct
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -201,9 +202,24 @@ class _Transfer(threading.local):
         self.bytes = bytearray(_TRANSFER)
         self._buffer = (ctypes.c_char * _TRANSFER).from_buffer(self.bytes)
         self.view = memoryview(self.bytes)
-        self.local = _Iovec(ctypes.addressof(self._buffer), 0)
-        self.remote = _Iovec(0, 0)
-        self.references = ctypes.byref(self.local), ctypes.byref(self.remote)
+        self._local = _Iovec(ctypes.addressof(self._buffer), 0)
+        self._remote = _Iovec(0, 0)
+        self._references = ctypes.byref(self._local), ctypes.byref(self._remote)
+
+    def read(self, pid: int, address: int, size: int) -> int:
+        """process_vm_readv(2) into the buffer: its result."""
+        return self._move(_vm_readv, pid, address, size)
+
+    def write(self, pid: int, address: int, data: bytes) -> int:
+        """process_vm_writev(2) by way of the buffer: its result."""
+        self.view[: len(data)] = data
+        return self._move(_vm_writev, pid, address, len(data))
+
+    def _move(self, call: Callable[..., int], pid: int, address: int, size: int) -> int:
+        self._local.length = self._remote.length = size
+        self._remote.base = address % _U64
+        local, remote = self._references
+        return call(pid, local, 1, remote, 1, 0)
 
 
 _TRANSFER: Final = 1 << 14
@@ -235,12 +251,7 @@ class ProcessMemory:
             self.write(address, data[:_TRANSFER])
             self.write(address + _TRANSFER, data[_TRANSFER:])
             return
-        transfer = _transfer
-        transfer.view[:size] = data
-        transfer.local.length = transfer.remote.length = size
-        transfer.remote.base = address % _U64
-        local, remote = transfer.references
-        if _vm_writev(self._pid, local, 1, remote, 1, 0) != size:
+        if _transfer.write(self._pid, address, data) != size:
             raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
 
     def read_string(self, address: int, limit: int = _PATH_MAX) -> bytes:
@@ -260,10 +271,7 @@ class ProcessMemory:
 
     def _read_some(self, address: int, size: int) -> bytes:
         transfer = _transfer
-        transfer.local.length = transfer.remote.length = min(size, _TRANSFER)
-        transfer.remote.base = address % _U64
-        local, remote = transfer.references
-        count = _vm_readv(self._pid, local, 1, remote, 1, 0)
+        count = transfer.read(self._pid, address, min(size, _TRANSFER))
         if count < 0:
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number), "process_vm_readv")
@@ -275,26 +283,15 @@ class ProcessMemory:
         return data
 
 
-class PathReader:
-    """Reads the beginning of strings of other processes without making objects; one thread."""
-
-    def __init__(self) -> None:
-        self._bytes = bytearray(256)
-        self._buffer = (ctypes.c_char * 256).from_buffer(self._bytes)
-        self._local = _Iovec(ctypes.addressof(self._buffer), 256)
-        self._remote = _Iovec(0, 0)
-        self._references = ctypes.byref(self._local), ctypes.byref(self._remote)
-
-    def read(self, pid: int, address: int) -> bytes | None:
-        """A string of up to 255 bytes within one page; None: ask :class:`ProcessMemory`."""
-        size = min(256, _PAGE - address % _PAGE)
-        self._remote.base = address
-        self._remote.length = size
-        local, remote = self._references
-        if _vm_readv(pid, local, 1, remote, 1, 0) != size:
-            return None
-        end = self._bytes.find(0, 0, size)
-        return bytes(self._bytes[:end]) if end >= 0 else None
+def read_path(pid: int, address: int) -> bytes | None:
+    """A string of up to 255 bytes within one page of another process; None: ask
+    :class:`ProcessMemory`."""
+    size = min(256, _PAGE - address % _PAGE)
+    transfer = _transfer
+    if transfer.read(pid, address, size) != size:
+        return None
+    end = transfer.bytes.find(0, 0, size)
+    return bytes(transfer.view[:end]) if end >= 0 else None
 
 
 def encode_dev(major: int, minor: int) -> int:

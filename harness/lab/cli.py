@@ -15,12 +15,40 @@ if TYPE_CHECKING:
     from harness.lab.lease import Status
     from harness.links.address import SerialAddress
 
-    _Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+    """What :meth:`argparse.ArgumentParser.add_subparsers` returns."""
+
+
+# --- what all subcommands' parsers have in common -----------------------------------------------
+
+
+def add_command(
+    commands: Commands, name: str, what: str, examples: str, *, description: str | None = None
+) -> argparse.ArgumentParser:
+    """A subcommand; ``what`` is its line in ``hil --help`` and, without a ``description``, the
+    head of its own. ``examples`` begins with a line end."""
+    return commands.add_parser(
+        name,
+        help=what,
+        description=description or what[0].upper() + what[1:] + ".",
+        epilog=f"examples:{examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def add_board(parser: argparse.ArgumentParser) -> None:
+    """The board that a subcommand is about."""
+    parser.add_argument("board", metavar="BOARD", help="name from `hil boards`, or a path")
+
+
+def add_link(parser: argparse.ArgumentParser) -> None:
+    """Over which link it talks to the board."""
+    parser.add_argument("--link", choices=("ssh", "serial"), help="default: ssh where there is one")
 
 
 # --- discover -----------------------------------------------------------------------------------
 
-_DISCOVER_EXAMPLES = """examples:
+_DISCOVER_EXAMPLES = """
   hil discover                           what is plugged in, and how a board file names it
   hil discover --probe                   ... and what is at the other end of each console
   hil discover --watch 60                plug something in and see its name
@@ -28,12 +56,12 @@ _DISCOVER_EXAMPLES = """examples:
 """
 
 
-def add_discover(commands: _Commands) -> None:
-    parser = commands.add_parser(
+def add_discover(commands: Commands) -> None:
+    parser = add_command(
+        commands,
         "discover",
-        help="list serial adapters, SD-muxes, relays and eMMC readers; write a board file",
-        epilog=_DISCOVER_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "list serial adapters, SD-muxes, relays and eMMC readers; write a board file",
+        _DISCOVER_EXAMPLES,
     )
     parser.add_argument(
         "--probe", action="store_true", help="type line feeds at each console and see who answers"
@@ -191,7 +219,7 @@ def _console(options: argparse.Namespace, present: list[BenchDevice]) -> SerialA
 
 # --- lease --------------------------------------------------------------------------------------
 
-_LEASE_EXAMPLES = """examples:
+_LEASE_EXAMPLES = """
   hil lease show                          who holds which board, and who waits
   hil lease hold desk3 make test          hold the board while a command runs
   hil lease hold --wait 600 desk3         ... or until ^C; wait up to ten minutes for it
@@ -203,12 +231,12 @@ _INTERRUPTED_SECONDS = 15.0
 """How long a command whose board was taken away may take to end."""
 
 
-def add_lease(commands: _Commands) -> None:
-    parser = commands.add_parser(
+def add_lease(commands: Commands) -> None:
+    parser = add_command(
+        commands,
         "lease",
-        help="who holds a board; hold it; take it away",
-        epilog=_LEASE_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "who holds a board; hold it; take it away",
+        _LEASE_EXAMPLES,
     )
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
     show = actions.add_parser("show", help="who holds a board (default: any), and who waits")
@@ -318,7 +346,7 @@ def _show_status(status: Status, file: TextIO | None = None) -> None:
 
 # --- check --------------------------------------------------------------------------------------
 
-_CHECK_EXAMPLES = """examples:
+_CHECK_EXAMPLES = """
   hil check desk3                        from the cable up; the first `fail` names the cause
   hil check --link serial desk3          ... looking over the console
   hil check --json desk3 | jq .first_failure
@@ -327,15 +355,15 @@ exit status: 0 nothing failed, 1 something did, 4 the board file is wrong
 """
 
 
-def add_check(commands: _Commands) -> None:
-    parser = commands.add_parser(
+def add_check(commands: Commands) -> None:
+    parser = add_command(
+        commands,
         "check",
-        help="walk a board from the cable up, and say where it stops and why",
-        epilog=_CHECK_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "walk a board from the cable up, and say where it stops and why",
+        _CHECK_EXAMPLES,
     )
-    parser.add_argument("board", metavar="BOARD", help="name from `hil boards`, or a path")
-    parser.add_argument("--link", choices=("ssh", "serial"), help="default: ssh where there is one")
+    add_board(parser)
+    add_link(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object instead of lines")
     parser.set_defaults(run=_check)
 

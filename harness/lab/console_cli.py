@@ -6,6 +6,8 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
+from harness.lab.cli import add_board, add_command
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
@@ -13,17 +15,16 @@ if TYPE_CHECKING:
     from harness.board import Board
     from harness.boardfile import BoardFile
     from harness.lab.boot_logs import BootLog, Line
+    from harness.lab.cli import Commands
     from harness.lab.console_session import ConsoleSession
     from harness.lab.lease import BoardHeld
-
-    _Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 _BAD, _NEAR, _PLAIN = "\x1b[31;1m", "\x1b[33m", "\x1b[0m"
 
 
 # --- console ------------------------------------------------------------------------------------
 
-_CONSOLE_EXAMPLES = """examples:
+_CONSOLE_EXAMPLES = """
   hil console desk3                      type at the board; ^] leaves, ^] ? tells what else
   hil console --read-only desk3          only watch, also while somebody else holds the board
   echo reset | hil console desk3         send it, print the answer, end when the board is silent
@@ -33,15 +34,15 @@ everything the board says is kept, with times, in one file a boot: hil log BOARD
 """
 
 
-def add_console(commands: _Commands) -> None:
+def add_console(commands: Commands) -> None:
     """The parser of ``hil console``."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "console",
-        help="the serial console of a board, logged; leave with ^]",
-        epilog=_CONSOLE_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "the serial console of a board, logged; leave with ^]",
+        _CONSOLE_EXAMPLES,
     )
-    parser.add_argument("board", metavar="BOARD", help="name from `hil boards`, or a path")
+    add_board(parser)
     parser.add_argument("--read-only", action="store_true", help="send nothing")
     parser.add_argument(
         "--wait", type=float, default=0.0, metavar="S", help="wait S seconds for who holds it"
@@ -132,7 +133,7 @@ def _watch_the_holder(held: BoardHeld, folder: Path) -> int:
 
 # --- log ----------------------------------------------------------------------------------------
 
-_LOG_EXAMPLES = """examples:
+_LOG_EXAMPLES = """
   hil log desk3                          what the board said in its newest boot
   hil log --list desk3                   every boot: when, how long, how it ended, what was bad
   hil log --boot -2 desk3                the boot before the newest; a number from --list; all
@@ -141,15 +142,15 @@ _LOG_EXAMPLES = """examples:
 """
 
 
-def add_log(commands: _Commands) -> None:
+def add_log(commands: Commands) -> None:
     """The parser of ``hil log``."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "log",
-        help="what a board said on its console, boot by boot",
-        epilog=_LOG_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "what a board said on its console, boot by boot",
+        _LOG_EXAMPLES,
     )
-    parser.add_argument("board", metavar="BOARD", help="name from `hil boards`, or a path")
+    add_board(parser)
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
         "--boot", default="-1", metavar="N", help="its number; -1: the newest (default); all"

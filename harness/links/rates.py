@@ -112,8 +112,7 @@ class RateSearch:
         self._console.heard_at_this_rate()
 
     def moved(self) -> bool:
-        """Whether the rate had to be changed: what came before ``start`` no longer counts.
-        Raises
+        """Whether the rate had to be changed: what came before ``start`` no longer counts. Raises
         ``LinkLost`` when the adapter is gone."""
         if self._fixed or not self._is_wrong():
             return False

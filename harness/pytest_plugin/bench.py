@@ -24,7 +24,7 @@ from harness.instruments.efivars import VariableName
 from harness.instruments.kernel_log import Mark, bad_lines, since_script
 from harness.pytest_plugin.blame import BLAME, Whose
 from harness.pytest_plugin.keeper import Keeper, foreign_names
-from harness.pytest_plugin.role import BOARD_FIXTURE, board_of_worker
+from harness.pytest_plugin.role import BOARD_FIXTURE, board_of_worker, name_of_worker
 from harness.pytest_plugin.usage import usage_errors
 from harness.safekeeping.key_programming import KeyProgramming
 
@@ -283,9 +283,10 @@ class Bench:
     def _console_log(self) -> Path | None:
         """One of several boards has a folder of its own."""
         given: Path | None = self._config.getoption("console_log")
-        if given is None or board_of_worker(self._config) is None:
+        name = name_of_worker(self._config)
+        if given is None or name is None:
             return given
-        folder = given / self.file.name
+        folder = given / name
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 

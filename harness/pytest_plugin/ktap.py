@@ -11,7 +11,9 @@ if TYPE_CHECKING:
 
 _VERSION = "KTAP version 1"
 _INDENT = "  "
-_BAD = frozenset({"failed", "cut short"})
+CUT_SHORT = "cut short"
+"""The outcome of a test within which the run ended."""
+_BAD = frozenset({"failed", CUT_SHORT})
 
 
 def document(results: Iterable[Result], facts: Sequence[str] = ()) -> str:
@@ -66,7 +68,7 @@ def _nested(group: str, members: Sequence[Result]) -> Iterable[str]:
 def _directive(result: Result) -> str:
     if result.outcome == "skipped":
         return f" # SKIP {result.why}".rstrip()
-    if result.outcome == "cut short":
+    if result.outcome == CUT_SHORT:
         return " # ERROR the run ended within it"
     if result.outcome == "failed" and result.in_set_up:
         return " # ERROR in set-up"

@@ -14,6 +14,7 @@ import pytest
 from harness.errors import ConfigurationError
 from harness.pytest_plugin import costs, ktap
 from harness.pytest_plugin.blame import Whose, whose
+from harness.pytest_plugin.ktap import CUT_SHORT
 from harness.pytest_plugin.role import board_of_worker
 
 if TYPE_CHECKING:
@@ -25,8 +26,6 @@ REPORT: pytest.StashKey[Report] = pytest.StashKey()
 """Where a configuration keeps its report."""
 MEASUREMENT: Final = "measurement."
 """What the names of measurements begin with among an item's properties."""
-
-CUT_SHORT: Final = "cut short"
 
 _NAME: Final = re.compile(r"[a-z][a-z0-9_]*")
 _UNIT: Final = re.compile(r"[A-Za-z0-9]+")

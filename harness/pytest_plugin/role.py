@@ -29,6 +29,14 @@ def board_of_worker(config: pytest.Config) -> Path | None:
     return None if path is None else Path(path)
 
 
+def name_of_worker(config: pytest.Config) -> str | None:
+    """What its board is called in this run: boards made from one file have a number behind it.
+    None in a process that is no board's worker."""
+    if board_of_worker(config) is None:
+        return None
+    return str(config.workerinput["workerid"])  # type: ignore[attr-defined]
+
+
 def is_first_worker(config: pytest.Config) -> bool:
     """Whether the worker also runs what needs no board."""
     return bool(getattr(config, "workerinput", {}).get(FIRST_INPUT))

@@ -20,6 +20,7 @@ from harness.pytest_plugin.role import (
     OUTPUT,
     RESULT,
     is_first_worker,
+    name_of_worker,
     share_of_worker,
 )
 from harness.pytest_plugin.sharing import share
@@ -43,7 +44,7 @@ class Worker:
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         """Results of boards are told apart by the tests' ids: the board is a parameter."""
         if BOARD_FIXTURE in metafunc.fixturenames:
-            name = self._bench.file.name
+            name = name_of_worker(self._config)
             metafunc.parametrize(BOARD_FIXTURE, [name], indirect=True, scope="session")
 
     @pytest.hookimpl(tryfirst=True)
@@ -70,7 +71,7 @@ class Worker:
             *self._bench.pytest_report_collectionfinish(),
             *self._budget.pytest_report_collectionfinish(),
         ]
-        name = self._bench.file.name
+        name = name_of_worker(self._config)
         tell(self._config, "\n".join(f"{name}: {line}" for line in about))
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -7,15 +7,15 @@ import sys
 from typing import TYPE_CHECKING
 
 from harness.errors import ConfigurationError, LinkError
+from harness.lab.cli import add_board, add_command, add_link
 
 if TYPE_CHECKING:
     from harness.board import Board
     from harness.boardfile import BoardFile
+    from harness.lab.cli import Commands
     from harness.safekeeping.snapshot import Snapshot
 
-    _Commands = argparse._SubParsersAction[argparse.ArgumentParser]
-
-_EXAMPLES = """examples:
+_EXAMPLES = """
   hil restore --list desk3               what differs from the snapshot; writes nothing
   hil restore desk3                      shows it, asks, and puts it back
   hil restore --yes --link serial desk3
@@ -24,19 +24,19 @@ _BACK = 0
 _NOT_BACK = 1
 
 
-def add(commands: _Commands) -> None:
+def add(commands: Commands) -> None:
     """The parser of ``hil restore``."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "restore",
-        help="give a board its variables back after a run that was killed",
+        "give a board its variables back after a run that was killed",
+        _EXAMPLES,
         description="Restores the snapshot that a test run took before its first test and could "
         "not restore itself. Exit status 0 when everything that was changed is back, 1 when "
         "something is not.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("board", metavar="BOARD", help="name from `hil boards`, or a path")
-    parser.add_argument("--link", choices=("ssh", "serial"), help="default: ssh where there is one")
+    add_board(parser)
+    add_link(parser)
     parser.add_argument(
         "--list", action="store_true", help="show what differs from the snapshot; write nothing"
     )

@@ -311,6 +311,7 @@ def test_boards_share_the_tests(tmp_path: Path) -> None:
     assert boots["one"] != boots["two"], "a board for each file"
     suites = {suite.get("name") for suite in ET.parse(tmp_path / "r.xml").iter("testsuite")}
     assert {"alpha", "alpha-2"} <= suites
+    assert re.search(r"test_on_a_board\[alpha-2-0\]", (tmp_path / "r.xml").read_text())
     assert re.search(r"^8 passed|\b8 passed", process.output), process.output
 
 
