@@ -244,6 +244,7 @@ class Board:
             if self._endpoints.ssh is None:
                 raise self._no_link("ssh")
             self._ssh = SshShell(self._endpoints.ssh)
+            self._ssh.least_timeout = self.file.timeouts.command
         return self._ssh
 
     @property
@@ -265,6 +266,7 @@ class Board:
                 with self._located():
                     wait_for_port(self._endpoints.serial.url, timeout=self._adapter_patience)
             self._serial = SerialShell.open(self._endpoints.serial, baud=self._login_baud)
+            self._serial.least_timeout = self.file.timeouts.command
         return self._serial
 
     @property

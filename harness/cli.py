@@ -224,6 +224,7 @@ def _run(options: argparse.Namespace) -> int:
     if not command:
         raise ConfigurationError("no command given", remedy="hil run BOARD COMMAND...")
     with _opened(options, purpose="hil run") as board:
+        board.shell.least_timeout = 0.0
         result = board.shell.run_isolated(" ".join(command), timeout=options.timeout)
     sys.stdout.buffer.write(result.stdout)
     sys.stdout.flush()

@@ -59,6 +59,10 @@ class Shell(Protocol):
     was still running at the deadline (the lane it ran on has then been thrown away).
     """
 
+    least_timeout: float
+    """Seconds below which no timeout goes: on a slow board a SetVariable takes longer than what
+    callers think long enough. 0 unless the board file says otherwise."""
+
     @property
     def name(self) -> str:
         """``ssh root@host:port`` or ``serial /dev/ttyUSB0``; used in messages."""

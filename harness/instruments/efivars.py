@@ -254,6 +254,7 @@ class Efivars:
     def wait_until_writable(self, *, timeout: float = 10.0) -> None:
         """Wait until mount and superblock are read-write. Raises :class:`TargetError` at the
         deadline."""
+        timeout = max(timeout, self._shell.least_timeout)
         deadline = time.monotonic() + timeout
         while True:
             state = self.mount_state()

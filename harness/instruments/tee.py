@@ -207,6 +207,7 @@ class Tee:
         self._shell.run_isolated(command, timeout=timeout).check()
 
     def _wait(self, condition: Callable[[], bool], what: str, timeout: float) -> None:
+        timeout = max(timeout, self._shell.least_timeout)
         deadline = time.monotonic() + timeout
         while not condition():
             if time.monotonic() >= deadline:

@@ -70,6 +70,7 @@ class SerialShell:
     def __init__(self, console: Console, *, login_timeout: float = 30.0) -> None:
         self.console = console
         self.login_timeout = login_timeout
+        self.least_timeout = 0.0
         self._owns_console = False
         self._lock = threading.RLock()
         self._directory_name = f"hil-{secrets.token_hex(4)}"
@@ -104,6 +105,7 @@ class SerialShell:
     def run(self, command: str, *, timeout: float = 10.0, stdin: bytes = b"") -> Result:
         if "\0" in command:
             raise ValueError("a command line cannot contain NUL")
+        timeout = max(timeout, self.least_timeout)
         with self._lock, self._located(command):
             start = time.monotonic()
             deadline = start + timeout
@@ -128,6 +130,7 @@ class SerialShell:
     def write_file(
         self, path: str, data: bytes, *, mode: int = 0o644, timeout: float = 30.0
     ) -> None:
+        timeout = max(timeout, self.least_timeout)
         target = quote(path)
         with self._lock, self._located(f"write {path}"):
             deadline = time.monotonic() + timeout

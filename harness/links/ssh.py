@@ -265,6 +265,7 @@ class SshShell:
     def __init__(self, address: SshAddress, *, connect_timeout: float = 10.0) -> None:
         self.address = address
         self.connect_timeout = connect_timeout
+        self.least_timeout = 0.0
         self._connection = threading.RLock()
         self._commands = threading.RLock()
         self._bytes = threading.RLock()
@@ -279,6 +280,7 @@ class SshShell:
         return f"ssh {self.address}"
 
     def run(self, command: str, *, timeout: float = 10.0, stdin: bytes = b"") -> Result:
+        timeout = max(timeout, self.least_timeout)
         with self._commands, self._located(command):
             start = time.monotonic()
             deadline = start + timeout
@@ -291,6 +293,7 @@ class SshShell:
         return self._result(command, output, start)
 
     def run_isolated(self, command: str, *, timeout: float = 10.0, stdin: bytes = b"") -> Result:
+        timeout = max(timeout, self.least_timeout)
         with self._located(command):
             start = time.monotonic()
             deadline = start + timeout
@@ -311,6 +314,7 @@ class SshShell:
             return self._open_sftp(deadline) is not None
 
     def read_file(self, path: str, *, timeout: float = 10.0) -> bytes:
+        timeout = max(timeout, self.least_timeout)
         deadline = time.monotonic() + timeout
         with self._bytes, self._located(f"read {path}"), self._timed(timeout):
             sftp = self._open_sftp(deadline)
@@ -329,6 +333,7 @@ class SshShell:
     def write_file(
         self, path: str, data: bytes, *, mode: int = 0o644, timeout: float = 30.0
     ) -> None:
+        timeout = max(timeout, self.least_timeout)
         deadline = time.monotonic() + timeout
         with self._bytes, self._located(f"write {path}"), self._timed(timeout):
             sftp = self._open_sftp(deadline)
