@@ -455,8 +455,9 @@ class Board:
                 self.relink()
         self.wait_for_boot(after=None, timeout=timeout)
 
-    def power_cycle(self, *, timeout: float | None = None) -> None:
-        """Cut the power, switch it on, wait until the board is ready; needs ``power_cycle``."""
+    def power_cycle(self, *, timeout: float | None = None, until_ready: bool = True) -> None:
+        """Cut the power, switch it on, wait until the board is ready, or with ``until_ready``
+        false until it answers; needs ``power_cycle``."""
         self.require_consent(Consent.POWER_CYCLE)
         before = self._boot_id
         self._forget_boot()
@@ -465,11 +466,14 @@ class Board:
             self.power.cycle(self.file.timeouts.power)
             if self._find_endpoints(just_switched_on=True):
                 self.relink()
-        self.wait_for_boot(after=before, timeout=timeout)
+        self.wait_for_boot(after=before, timeout=timeout, until_ready=until_ready)
 
-    def wait_for_boot(self, *, after: str | None, timeout: float | None = None) -> None:
+    def wait_for_boot(
+        self, *, after: str | None, timeout: float | None = None, until_ready: bool = True
+    ) -> None:
         """Wait until a boot other than ``after`` (a boot id) answers, check that it is the right
-        board, and wait until it is ready. Raises :class:`LabError` at the deadline."""
+        board, and with ``until_ready`` wait until it is ready. Raises :class:`LabError` at the
+        deadline."""
         self._forget_boot()
         limits = self.file.timeouts
         with self._located():
@@ -478,7 +482,8 @@ class Board:
             # before somebody uses them.
             self._unproved = set(self.links) - {self.link}
             self._check_right_board([self.link])
-            self.wait_until_ready()
+            if until_ready:
+                self.wait_until_ready()
 
     def wait_until_ready(self) -> None:
         """Wait until the driver is bound and efivarfs writable, as after every boot; a board that

@@ -1,7 +1,8 @@
 """The board of a replay: its configuration, a fresh store, restarts on the same store.
 
-What the board file's power driver takes as options is chosen through them (``variant``,
-``supplicant_autostart``); a board without such options is taken as it is.
+What the board file's power driver takes as options is chosen through them (``variant`` and
+``supplicant_autostart``, or ``images`` of the driver ``qemu``); a board without such options is
+taken as it is.
 """
 
 from __future__ import annotations
@@ -9,11 +10,14 @@ from __future__ import annotations
 import shutil
 import tempfile
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from harness.board import Board
 from harness.capabilities import Capability, Consent
 from harness.errors import HilError
+from harness.instruments.tee import ServiceKind
+from harness.power.options import QemuPowerSection
 from harness.safekeeping.guard import ANY
 from harness.truth.rows import VARIANTS
 from harness.truth.steps import CannotTake
@@ -53,12 +57,13 @@ class Bench:
     @property
     def chooses(self) -> bool:
         """Whether the power driver lets the configuration be chosen."""
-        return _VARIANT in self._options
+        return _VARIANT in self._options or self._has_images
 
     @property
     def can_renew(self) -> bool:
         """Whether the board can be given a store that was never written."""
-        return self.chooses and hasattr(self._file.power, "state")
+        # Images that are named by their configuration are as they were built at every start.
+        return self._has_images or (self.chooses and hasattr(self._file.power, "state"))
 
     def begin(self, variant: str | None) -> None:
         """Switch on with the configuration that rows name and, where possible, a fresh store.
@@ -92,15 +97,16 @@ class Bench:
         started the supplicant yet. Raises :class:`CannotTake`."""
         if not self._file.consents_to(Consent.POWER_CYCLE):
             raise CannotTake("a restart needs the consent power_cycle")
-        if self.chooses:
+        if _VARIANT in self._options:
             self._open(autostart=autostart)
             if autostart:
                 self.board.wait_until_ready()
-        elif autostart:
+            return
+        if autostart:
             self.board.power_cycle()
-            self.starts += 1
         else:
-            raise CannotTake("this board starts its supplicant at boot")
+            self._restart_without_supplicant()
+        self.starts += 1
 
     def close(self) -> None:
         """Switch off and remove the stores made here; never raises."""
@@ -116,12 +122,31 @@ class Bench:
         options = getattr(self._file.power, "options", None)
         return options if isinstance(options, dict) else {}
 
+    @property
+    def _has_images(self) -> bool:
+        power = self._file.power
+        return isinstance(power, QemuPowerSection) and power.options.images is not None
+
+    def _restart_without_supplicant(self) -> None:
+        """The service's unit is enabled again at once, but not started."""
+        service = self.board.tee.service
+        if service.kind is not ServiceKind.SYSTEMD:
+            raise CannotTake("this board starts its supplicant at boot, by no unit of systemd")
+        unit = quote(service.name)
+        self.board.shell.run_isolated(f"systemctl disable {unit} && sync").check()
+        try:
+            self.board.power_cycle(until_ready=False)
+        finally:
+            self.board.shell.run_isolated(f"systemctl enable {unit}").check()
+
     def _fresh_store(self) -> None:
         if not self.can_renew:
             return
         if self._board is not None:
             self._board.close()
             self._board = None
+        if self._has_images:
+            return
         for store in self._stores:
             shutil.rmtree(store, ignore_errors=True)
         self._stores = [Path(tempfile.mkdtemp(prefix="hil-truth-"))]
@@ -132,14 +157,7 @@ class Bench:
             self._board = None
         file = self._file
         if self.chooses:
-            options = dict(self._options)
-            if self._variant is not None:
-                options[_VARIANT] = self._variant
-            if not autostart:
-                options[_AUTOSTART] = False
-            changes: dict[str, Any] = {"options": options}
-            if self._stores:
-                changes["state"] = self._stores[-1]
+            changes = self._choice(autostart=autostart)
             file = file.model_copy(update={"power": file.power.model_copy(update=changes)})
         board = Board(file, link=self._link)
         try:
@@ -153,6 +171,22 @@ class Bench:
         board.foreign_writes.allow(ANY)
         self._board = board
         self.starts += 1
+
+    def _choice(self, *, autostart: bool) -> dict[str, Any]:
+        """What differs from the board file's ``[power]``."""
+        power = self._file.power
+        if isinstance(power, QemuPowerSection):
+            chosen = {} if self._variant is None else {"images": self._variant}
+            return {"options": power.options.model_copy(update=chosen)}
+        options = dict(self._options)
+        if self._variant is not None:
+            options[_VARIANT] = self._variant
+        if not autostart:
+            options[_AUTOSTART] = False
+        changes: dict[str, Any] = {"options": options}
+        if self._stores:
+            changes["state"] = self._stores[-1]
+        return changes
 
     def _measured_variant(self) -> str:
         capabilities = self.board.capabilities
