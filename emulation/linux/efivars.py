@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum, IntEnum
-from typing import Final, Protocol
+from typing import Final, NoReturn, Protocol
 from uuid import UUID
 
-from emulation.linux.kernel import KERN_ALERT, KERN_ERR, KERN_WARNING, Kernel, Killed, Task
+from emulation.linux.kernel import KERN_ALERT, KERN_ERR, KERN_WARNING, Kernel, Killed, Oops, Task
 from harness.formats.efi import EfiStatus, encode_name
 
 EFI_VARIABLE_MASK: Final = 0x7F
@@ -190,14 +190,18 @@ class Efivars:
         """Hold the semaphore around firmware calls (efivar_lock .. efivar_unlock).
 
         Raises OSError EINTR when interrupted while waiting.  Without registered operations the
-        kernel dereferences NULL: the oops is logged and Killed raised, the semaphore stays down.
+        kernel dereferences NULL: that is logged and Oops raised, the semaphore stays down.
         """
         self._down(task)
         operations = self._dereference()
         try:
             yield operations
-        finally:
+        except Oops:
+            raise
+        except BaseException:
             self._up()
+            raise
+        self._up()
 
     def try_locked(self, task: Task) -> bool:
         """Take the semaphore without sleeping (efivar_trylock); give back with :meth:`unlock`."""
@@ -218,7 +222,8 @@ class Efivars:
     def set_variable_locked(
         self, name: str, guid: UUID, attributes: int, data: bytes, *, nonblocking: bool = False
     ) -> int:
-        """SetVariable by a caller that holds the semaphore, after the check for room.
+        """SetVariable by a caller that holds the semaphore, after the check for room. Raises Oops
+        where the operations have none: nobody asks for it but who opened a file before these came.
 
         Source: K6 vars.c efivar_set_variable_locked.
         """
@@ -227,6 +232,9 @@ class Efivars:
             status = _check_room(operations, attributes, len(data) + len(encode_name(name)) - 2)
             if status != EfiStatus.SUCCESS:
                 return status
+        if not operations.supports_set:
+            # The pointer to set_variable is NULL, and is called.
+            self._oops()
         setter = operations.set_variable_nonblocking if nonblocking else operations.set_variable
         return setter(name, guid, attributes, data)
 
@@ -276,13 +284,15 @@ class Efivars:
 
     def _dereference(self) -> EfivarsOperations:
         if self._operations is None:
-            self._kernel.printk(
-                "Unable to handle kernel NULL pointer dereference at virtual address "
-                "0000000000000000",
-                KERN_ALERT,
-            )
-            raise Killed
+            self._oops()
         return self._operations
+
+    def _oops(self) -> NoReturn:
+        self._kernel.printk(
+            "Unable to handle kernel NULL pointer dereference at virtual address 0000000000000000",
+            KERN_ALERT,
+        )
+        raise Oops
 
     def _log(self, text: str, level: int = 6) -> None:
         self._kernel.printk(f"efivars: {text}", level)

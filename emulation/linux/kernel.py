@@ -29,6 +29,10 @@ class Killed(Exception):
     """A fatal signal ended a sleep: the task never returns to user space (ERESTARTSYS)."""
 
 
+class Oops(Killed):
+    """The task's own fault in the kernel ended it: what it held stays held."""
+
+
 class FatalSignal(threading.Event):
     """A task's pending fatal signal; setting it wakes the task wherever :meth:`Kernel.wait` sleeps.
 

@@ -51,11 +51,18 @@ class Directory:
     """A directory; ``content`` is asked at every look."""
 
     content: Callable[[], Mapping[str, Node]]
+    is_mount_point: bool = False
+    """Made to mount upon (sysfs_create_mount_point): it is and stays empty."""
 
     @classmethod
     def of(cls, content: Mapping[str, Node]) -> Directory:
         """A directory that never changes."""
         return cls(lambda: content)
+
+    @classmethod
+    def mount_point(cls) -> Directory:
+        """An empty directory to mount upon."""
+        return cls(dict, is_mount_point=True)
 
 
 Node = Attribute | Link | Directory
@@ -159,8 +166,10 @@ class Sysfs:
     def create(
         self, task: Task, parent: int, name: bytes, mode: int, flags: int
     ) -> tuple[Attr, int]:
-        """Nothing is created in sysfs."""
-        raise OSError(errno.EACCES, "sysfs")
+        """Nothing is created in sysfs, and in a mount point nothing is even looked up."""
+        node = self._node(self._path(parent))
+        empty = isinstance(node, Directory) and node.is_mount_point
+        raise OSError(errno.ENOENT if empty else errno.EACCES, "sysfs")
 
     def read(self, task: Task, handle: int, offset: int, size: int) -> bytes:
         """See Filesystem; a read from the start asks the model again."""

@@ -74,7 +74,9 @@ class _Tree:
                 "dev": self._device_numbers(),
                 "devices": self._devices(),
                 "firmware": Directory.of({"efi": _efi()}),
-                "fs": Directory.of({"cgroup": Directory.of({}), "pstore": Directory.of({})}),
+                "fs": Directory.of(
+                    {"cgroup": Directory.mount_point(), "pstore": Directory.mount_point()}
+                ),
                 "kernel": _kernel(),
                 "module": Directory(self._module_directories),
                 "power": Directory.of({"state": text("")}),
@@ -345,7 +347,7 @@ def _partition(disk: Disk) -> Mapping[str, Node]:
 def _efi() -> Directory:
     return Directory.of(
         {
-            "efivars": Directory.of({}),
+            "efivars": Directory.mount_point(),
             "fw_platform_size": text("64"),
             "systab": Attribute(lambda: "SMBIOS3=0xbe6fb000\n", mode=0o400),
         }

@@ -103,7 +103,8 @@ def _wanted(builder: Builder, names: Sequence[str] | None) -> Plan:
         return whole
     print(
         f"optee-client cannot be had: {absent[0]}\n"
-        "  the board runs the emulated board's tee-supplicant instead",
+        "  where it takes RPMB frames, the board runs the emulated board's tee-supplicant instead;"
+        " where the kernel does, Debian's",
         file=sys.stderr,
     )
     return plan(CATALOGUE_WITHOUT_OPTEE_CLIENT, groups, names)

@@ -163,6 +163,10 @@ _SUPPLICANT_OF_OURS = """
 mkdir -p /out/usr/sbin
 { echo '#!/usr/bin/python3 -IS'; cat /own/tee_supplicant.py; } > /out/usr/sbin/tee-supplicant
 chmod 755 /out/usr/sbin/tee-supplicant
+dropin=/out/usr/lib/systemd/system/tee-supplicant.service.d
+mkdir -p $dropin
+printf '%s\n' '[Service]' ExecStart= 'ExecStart=/usr/sbin/tee-supplicant --rpmb-no-sleep' \
+    > $dropin/no-sleep.conf
 """
 
 # What maintainer scripts would have done in the board's root file system.
@@ -202,7 +206,7 @@ touch etc/.updated var/.updated
 _DISK = """
 rm -rf tree disk.img
 cp -a /in/root/tree tree
-cp -a /in/supplicant/usr/. tree/usr/
+cp -a /in/%(supplicant)s/usr/. tree/usr/
 cp -a /in/linux/%(routing)s/lib/modules tree/usr/lib/modules
 depmod -b tree "$(ls tree/usr/lib/modules)"
 truncate -s 1608M disk.img
@@ -211,7 +215,7 @@ printf '%%s\n' 'label: gpt' 'start=2048, size=131072, type=U, name=ESP' \
 rm -f esp.img root.img
 mkfs.vfat -C -n ESP esp.img 65536
 printf 'bootargs=%%s\n' 'console=ttyAMA0 root=/dev/vda2 rw rootwait loglevel=7 net.ifnames=0 \
-systemd.show_status=0' > bootargs.txt
+systemd.show_status=0 udev.event_timeout=1800' > bootargs.txt
 mcopy -i esp.img /in/linux/%(routing)s/Image bootargs.txt ::
 mke2fs -q -t ext4 -L root -d tree root.img 1536M
 dd if=esp.img of=disk.img bs=1M seek=1 conv=notrunc,sparse
@@ -362,18 +366,38 @@ SUPPLICANT_OF_OURS = Piece(
     outputs=("usr/sbin/tee-supplicant",),
 )
 
+PACKAGED_SUPPLICANT = Piece(
+    name="packaged-supplicant",
+    says="Debian's own tee-supplicant, whose emulated RPMB nobody asks where the kernel routes",
+    groups=("tee-supplicant",),
+    steps=(Unpack("tee-supplicant", "."),),
+    outputs=("usr/sbin/tee-supplicant",),
+)
+
 DISK = Piece(
     name="disk",
     says="the disk image of each routing: kernel, root file system",
-    needs=("tools", "linux", "root", "supplicant"),
+    needs=("tools", "linux", "root", "supplicant", "packaged-supplicant"),
     steps=tuple(
-        Script(f"assemble-{routing}", _DISK % {"routing": routing})
-        for routing in ("supplicant", "kernel")
+        Script(f"assemble-{routing}", _DISK % {"routing": routing, "supplicant": supplicant})
+        for routing, supplicant in (("supplicant", "supplicant"), ("kernel", "packaged-supplicant"))
     ),
     outputs=("supplicant.img", "kernel.img"),
     megabytes=1500,
 )
 
-_FIXED = (TOOLS, QEMU, TF_A, U_BOOT, STMM, OPTEE_OS, FIRMWARE, LINUX, ROOT, DISK)
+_FIXED = (
+    TOOLS,
+    QEMU,
+    TF_A,
+    U_BOOT,
+    STMM,
+    OPTEE_OS,
+    FIRMWARE,
+    LINUX,
+    ROOT,
+    PACKAGED_SUPPLICANT,
+    DISK,
+)
 CATALOGUE = (*_FIXED, SUPPLICANT)
 CATALOGUE_WITHOUT_OPTEE_CLIENT = (*_FIXED, SUPPLICANT_OF_OURS)

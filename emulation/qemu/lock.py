@@ -67,6 +67,13 @@ REQUESTS: tuple[Binaries | Source, ...] = (
     Binaries("root", "arm64", tuple(_ROOT.split())),
     Binaries("sysroot", "arm64", ("libuuid1", "uuid-dev"), dependencies=False),
     Binaries(
+        "tee-supplicant",
+        "arm64",
+        ("libteec2", "tee-supplicant"),
+        suites=("forky",),
+        dependencies=False,
+    ),
+    Binaries(
         "linux",
         "arm64",
         ("linux-source-6.12",),

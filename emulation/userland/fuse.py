@@ -179,6 +179,7 @@ _SETATTR_IN = struct.Struct("<IIQQQQQQIIIIIIII")
 _OPEN_IN = struct.Struct("<II")
 _OPEN_OUT = struct.Struct("<QII")
 _CREATE_IN = struct.Struct("<IIII")
+_MKNOD_IN = struct.Struct("<IIII")
 _READ_IN = struct.Struct("<QQIIQII")
 _WRITE_IN = struct.Struct("<QQIIQII")
 _FSYNC_IN = struct.Struct("<QII")
@@ -226,7 +227,6 @@ _XFLAG_COMMON = 0x8000 | 0x200 | sum(_XFLAGS)
 # What the VFS answers where a file system lacks the operation; ENOSYS would make FUSE pretend.
 _REFUSED = {
     _MKDIR: errno.EPERM,
-    _MKNOD: errno.EPERM,
     _SYMLINK: errno.EPERM,
     _LINK: errno.EPERM,
     _RENAME: errno.EPERM,
@@ -247,6 +247,7 @@ _SLEEPERS = {
     _RELEASE: "release",
     _READDIR: "readdir",
     _CREATE: "create",
+    _MKNOD: "mknod",
     _READLINK: "readlink",
 }
 
@@ -315,6 +316,7 @@ class FuseConnection:
             _UNLINK: self._unlink,
             _OPEN: self._open,
             _CREATE: self._create,
+            _MKNOD: self._mknod,
             _READ: self._read,
             _WRITE: self._write,
             _STATFS: self._statfs,
@@ -498,6 +500,16 @@ class FuseConnection:
         name = bytes(body[_CREATE_IN.size : -1])
         attr, handle = self.filesystem.create(task, ino, name, mode, flags)
         return (self._entry(attr), _OPEN_OUT.pack(handle, _FOPEN_DIRECT_IO, 0))
+
+    def _mknod(self, task: Task, ino: int, body: memoryview) -> tuple[bytes, ...]:
+        """A regular file is created (vfs_create); of other nodes there are none."""
+        mode, _, _, _ = _MKNOD_IN.unpack_from(body)
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EPERM, "no such nodes")
+        name = bytes(body[_MKNOD_IN.size : -1])
+        attr, handle = self.filesystem.create(task, ino, name, mode, os.O_RDONLY)
+        self.filesystem.release(handle)
+        return (self._entry(attr),)
 
     def _read(self, task: Task, ino: int, body: memoryview) -> tuple[bytes, ...]:
         handle, offset, size, *_ = _READ_IN.unpack_from(body)

@@ -5,9 +5,10 @@ only what starts fast, and speaks nothing but the kernel's ABI: /dev/teepriv0, /
 MMC_IOC_MULTI_CMD.  What it does and checks is what the upstream program does (contract 1.6, 1.7;
 OC tee-supplicant/src).  SIGTERM ends it as it ends upstream's: at once.
 
-    tee-supplicant [-d] [--rpmb-cid HEX] [--rpmb-emu] [device]
+    tee-supplicant [-d] [--rpmb-cid HEX] [--rpmb-emu] [--rpmb-no-sleep] [device]
 
 ``--rpmb-emu`` behaves as a build with RPMB_EMU=1: an RPMB in the memory of this process.
+``--rpmb-no-sleep`` leaves out the 20 to 50 ms after each write, for a card that is never busy.
 """
 
 from __future__ import annotations
@@ -61,6 +62,9 @@ MMC_READ, MMC_WRITE = 18, 25
 RELIABLE = -(1 << 31)
 FLAGS = 0x35
 """MMC_RSP_R1 | MMC_CMD_ADTC."""
+
+POSTSLEEP = (20000, 50000)
+"""Shortest and longest sleep of the kernel after a write, in microseconds."""
 
 HEADER = struct.Struct("<HHH")
 PARAM = struct.Struct("<QQQQ")
@@ -119,8 +123,11 @@ def command(
 class MmcRpmb:
     """The RPMB of a real card, through /dev/mmcblkNrpmb."""
 
-    def __init__(self, system: System, cid: str | None = None) -> None:
+    def __init__(
+        self, system: System, cid: str | None = None, postsleep: tuple[int, int] = POSTSLEEP
+    ) -> None:
         self.system = system
+        self.postsleep = postsleep
         self.wanted_cid = cid
         self.node: int | None = None
         self.device: int | None = None
@@ -170,7 +177,7 @@ class MmcRpmb:
         request_at, reply_at = request.buffer_info()[0], reply.buffer_info()[0]
         if kind in (PROGRAM_KEY, WRITE):
             commands = [
-                command(MMC_WRITE, 1 | RELIABLE, sent, request_at, (20000, 50000)),
+                command(MMC_WRITE, 1 | RELIABLE, sent, request_at, self.postsleep),
                 command(MMC_WRITE, 1, 1, self.result_request.buffer_info()[0]),
                 command(MMC_READ, 0, 1, reply_at),
             ]
@@ -457,6 +464,7 @@ def main(arguments: Sequence[str]) -> int:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     system = System()
     background, emulated, cid, device = False, False, None, None
+    postsleep = POSTSLEEP
     arguments = list(arguments)
     while arguments:
         word = arguments.pop(0)
@@ -464,13 +472,16 @@ def main(arguments: Sequence[str]) -> int:
             background = True
         elif word == "--rpmb-emu":
             emulated = True
+        elif word == "--rpmb-no-sleep":
+            postsleep = (0, 0)
         elif word in ("-r", "--rpmb-cid") and arguments:
             cid = arguments.pop(0)
         elif not word.startswith("-") and device is None:
             device = word
         else:
             sys.stderr.write(
-                "Usage: tee-supplicant [-d] [-r|--rpmb-cid CID] [--rpmb-emu] [device]\n"
+                "Usage: tee-supplicant [-d] [-r|--rpmb-cid CID] [--rpmb-emu] [--rpmb-no-sleep] "
+                "[device]\n"
             )
             return 1
     fd = open_device(system, [device] if device else [f"/dev/teepriv{n}" for n in range(10)])
@@ -479,7 +490,8 @@ def main(arguments: Sequence[str]) -> int:
         return 1
     if background:
         daemonize()
-    Supplicant(system, fd, EmulatedRpmb() if emulated else MmcRpmb(system, cid)).serve()
+    rpmb = EmulatedRpmb() if emulated else MmcRpmb(system, cid, postsleep)
+    Supplicant(system, fd, rpmb).serve()
     return 1
 
 

@@ -162,6 +162,16 @@ class Bench:
 
     # --- the session --------------------------------------------------------------------------
 
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """On a board whose commands take long, bringing it back within one test does, too."""
+        items = [item for item in items if uses_board(item)]
+        if not items or self.file.timeouts.command <= _USUAL_COMMAND_SECONDS:
+            return
+        limit = _SLOW_TEST_COMMANDS * self.file.timeouts.command
+        for item in items:
+            if item.get_closest_marker("timeout") is None:
+                item.add_marker(pytest.mark.timeout(limit))
+
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Reach the board before the first test: what is wrong with it is a usage error. One
@@ -443,6 +453,9 @@ class Bench:
         return board.standing_of(lines[:end]), new
 
 
+_USUAL_COMMAND_SECONDS = 10.0
+_SLOW_TEST_COMMANDS = 30
+"""How many commands in a row may go unanswered before a test counts as hung."""
 _LOG_BEGINS = "kernel log:"
 
 BENCH: pytest.StashKey[Bench] = pytest.StashKey()

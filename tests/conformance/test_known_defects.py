@@ -11,6 +11,8 @@ import pytest
 from harness.board import Board, PowerSwitch
 from harness.errors import HilError
 from harness.instruments.kernel_log import bad_lines
+from harness.probe import steps as do
+from harness.truth.store_space import record_size
 
 _READERS = 3
 _ROUNDS = 12
@@ -51,3 +53,43 @@ def test_readers_while_the_driver_goes_and_comes(board: Board, power: PowerSwitc
     finally:
         power.cycle()
     assert bad_lines(said) == []
+
+
+@pytest.mark.cases(321)
+@pytest.mark.pain(22)
+@pytest.mark.xfail(
+    reason="a file that was open when the driver was unbound can be written to, and firmware "
+    "without a SetVariable at run time has no function to call: the kernel oopses "
+    "(drivers/firmware/efi/vars.c: efivar_set_variable_locked calls NULL)",
+    raises=AssertionError,
+    strict=False,
+)
+@pytest.mark.needs("driver_bound", "writable", "kernel_log")
+@pytest.mark.consents("write_rpmb", "unbind_driver", "crash_kernel", "power_cycle")
+@pytest.mark.cost(store_bytes=record_size("Ub", 8))
+@pytest.mark.allow_kernel_log(".*")
+@pytest.mark.disturbs
+@pytest.mark.power
+@pytest.mark.destructive
+def test_a_file_opened_before_unbind_is_written_to_after_it(
+    board: Board, power: PowerSwitch
+) -> None:
+    efivars, probe = board.efivars, board.probe
+    efivars.write("Ub", b"kept")
+    efivars.set_immutable("Ub", False)
+    path = efivars.file("Ub")
+    (opened,) = probe.steps([do.Open("v", path, "O_WRONLY")])
+    mark = board.kernel_log.mark()
+    try:
+        board.tee.unbind()
+        (written,) = probe.steps([do.Write("v", b"\7\0\0\0lost")], timeout=_HANGS_SECONDS)
+        said = board.kernel_log.since(mark)
+    except HilError:
+        said, written = ["BUG: the board stopped answering"], None
+    finally:
+        power.cycle()
+    assert opened.ok
+    assert bad_lines(said) == []
+    assert written is not None
+    assert written.errno in ("EROFS", "EINVAL")
+    assert efivars.read("Ub").data == b"kept"

@@ -78,7 +78,6 @@ def test_there_are_no_directories(efivars: Efivars, probe: Probe, name: str | No
     [
         pytest.param(0o010644, id="fifo"),
         pytest.param(0o140644, id="socket"),
-        pytest.param(0o100644, id="regular file"),
     ],
 )
 def test_there_are_no_nodes(efivars: Efivars, probe: Probe, mode: int) -> None:
@@ -87,9 +86,22 @@ def test_there_are_no_nodes(efivars: Efivars, probe: Probe, mode: int) -> None:
     assert not efivars.exists("V")
 
 
+@pytest.mark.cost(store_bytes=0)
+def test_a_node_that_is_a_regular_file_is_a_file_without_variable(
+    efivars: Efivars, probe: Probe
+) -> None:
+    """vfs_mknod hands it to the same operation as open(2) with O_CREAT (fs/namei.c)."""
+    take(probe, do.Mknod(efivars.file("V"), 0o100644))
+    assert efivars.size("V") == 0
+    efivars.set_immutable("V", False)
+    take(probe, do.Unlink(efivars.file("V")))
+    assert not efivars.exists("V")
+
+
 @ONE_RECORD
 def test_a_variable_is_no_directory(efivars: Efivars, probe: Probe) -> None:
     efivars.write("V", b"x")
+    efivars.set_immutable("V", False)
     with refused(errno.ENOTDIR):
         take(probe, do.Rmdir(efivars.file("V")))
     with refused(errno.ENOTDIR):

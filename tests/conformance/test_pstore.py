@@ -25,7 +25,13 @@ from harness.truth.store_space import RELOCATION
 
 CRASH_GUID = UUID(LINUX_EFI_CRASH_GUID)
 REGISTERED = "pstore: Registered efi_pstore as persistent store backend"
-LOAD = "test -d /sys/module/efi_pstore || modprobe efi_pstore"
+_DISABLED = "/sys/module/efi_pstore/parameters/pstore_disable"
+# Debian's kernel disables it until asked. Not as the module's parameter at loading: Linux 6.12 then
+# registers it twice, and frees the buffer of the first.
+LOAD = (
+    "{ test -d /sys/module/efi_pstore || modprobe efi_pstore; } && "
+    f"{{ ! grep -qs Y {_DISABLED} || echo N >{_DISABLED}; }}"
+)
 
 pytestmark = [pytest.mark.needs("driver_bound", "writable", "efi_pstore")]
 
@@ -102,8 +108,11 @@ class TestBackend:
     @pytest.fixture(autouse=True)
     def _as_before(self, shell: Shell) -> Iterator[None]:
         was_loaded = shell.run("test -d /sys/module/efi_pstore").ok
+        was_disabled = shell.run(f"grep -qs Y {_DISABLED}").ok
         yield
-        shell.run(LOAD if was_loaded else "modprobe -r efi_pstore; true").check()
+        shell.run("modprobe -r efi_pstore; true")
+        if was_loaded:
+            shell.run("modprobe efi_pstore" if was_disabled else LOAD).check()
 
     @pytest.fixture
     def unloaded(self, shell: Shell) -> None:
@@ -117,7 +126,7 @@ class TestBackend:
         self, shell: Shell, kernel_log: KernelLog
     ) -> None:
         mark = kernel_log.mark()
-        shell.run("modprobe efi_pstore").check()
+        shell.run(LOAD).check()
         assert [line.split("] ", 1)[-1] for line in kernel_log.since(mark)] == [REGISTERED]
 
     @pytest.mark.usefixtures("unloaded")
@@ -129,7 +138,7 @@ class TestBackend:
     ) -> None:
         board.tee.unbind()
         mark = kernel_log.mark()
-        shell.run("modprobe efi_pstore; modprobe -r efi_pstore; true").check()
+        shell.run(f"{LOAD}; modprobe -r efi_pstore; true").check()
         assert REGISTERED not in "\n".join(kernel_log.since(mark))
 
     @pytest.mark.consents("write_rpmb", "unbind_driver")

@@ -203,23 +203,6 @@ class TestOpenFiles:
 
     @pytest.mark.cases(321)
     @ONE_RECORD
-    def test_a_write_after_unbind_is_refused_and_changes_nothing(
-        self, tee: Tee, efivars: Efivars, probe: Probe
-    ) -> None:
-        efivars.write("Ub", KEPT)
-        efivars.set_immutable("Ub", False)
-        (opened,) = probe.steps([do.Open("v", efivars.file("Ub"), "O_WRONLY")])
-        assert opened.ok
-        tee.unbind()
-        written, closed = probe.steps([do.Write("v", b"\7\0\0\0lost"), do.Close("v")])
-        with refused(errno.EROFS, errno.EINVAL):
-            succeeded(written)
-        assert closed.ok
-        tee.bind()
-        assert efivars.read("Ub").data == KEPT
-
-    @pytest.mark.cases(321)
-    @ONE_RECORD
     def test_a_read_after_unbind_ends_and_after_bind_goes_on(
         self, tee: Tee, efivars: Efivars, probe: Probe
     ) -> None:
