@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _VARIANT = "variant"
 _AUTOSTART = "supplicant_autostart"
+_PATIENCE = 4
 
 
 class Bench:
@@ -81,7 +82,7 @@ class Bench:
             seen = self._measured_variant()
             if variant is not None and seen != variant:
                 raise CannotTake(f"recorded on configuration {variant}, this board is {seen}")
-        self.board.wait_until_ready()
+        self._wait_until_ready()
 
     def renew(self) -> None:
         """The same configuration with a store that was never written; boots. Raises
@@ -90,7 +91,7 @@ class Bench:
             raise CannotTake("the store of this board cannot be made afresh")
         self._fresh_store()
         self._open()
-        self.board.wait_until_ready()
+        self._wait_until_ready()
 
     def restart(self, *, autostart: bool = True) -> None:
         """Power-cycle on the same store; without ``autostart`` into a userland that has not
@@ -100,7 +101,7 @@ class Bench:
         if _VARIANT in self._options:
             self._open(autostart=autostart)
             if autostart:
-                self.board.wait_until_ready()
+                self._wait_until_ready()
             return
         if autostart:
             self.board.power_cycle()
@@ -121,6 +122,14 @@ class Bench:
     def _options(self) -> dict[str, Any]:
         options = getattr(self._file.power, "options", None)
         return options if isinstance(options, dict) else {}
+
+    def _wait_until_ready(self) -> None:
+        """Every row counts on it, so a busy host is given more time than the board file gives."""
+        for _ in range(_PATIENCE):
+            self.board.wait_until_ready()
+            standing = self.board.standing()
+            if standing.bound and standing.writable:
+                return
 
     @property
     def _has_images(self) -> bool:
