@@ -21,13 +21,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.cases.collecting import ROOT
+from tests.junit import Outcome, read_report
 from tests.side_by_side.verdicts import (
     Difference,
-    Outcome,
     count,
     differences,
     read_reasons,
-    read_report,
     reason_for,
 )
 from tests.variants.boards import write_board_file
@@ -36,6 +35,7 @@ CONFIGURATIONS = ("mm-query", "mm", "file", "mm-kernel-rpmb")
 """Those of the record; both boards have all of them."""
 
 EMULATED, REAL = "emulated", "real"
+_LONGEST_WHY = 100
 _REASONS = Path(__file__).with_name("reasons.toml")
 _REAL_BOARD = ROOT / "boards" / "qemu-arm64.toml"
 _IMAGES = 'images = "mm-query"'
@@ -151,7 +151,7 @@ def _compare(folder: Path, names: Sequence[str]) -> int:
 
 
 def _said(difference: Difference) -> str:
-    return difference.real.why or difference.emulated.why
+    return (difference.real.why or difference.emulated.why)[:_LONGEST_WHY]
 
 
 def _print_one_sided(found: Sequence[Difference]) -> None:

@@ -8,8 +8,9 @@ import pytest
 
 from harness import boardfile
 from harness.power.options import QemuPowerSection
+from tests.junit import Verdict, read_report
 from tests.side_by_side import __main__ as command
-from tests.side_by_side.verdicts import Verdict, differences, read_reasons, read_report
+from tests.side_by_side.verdicts import differences, read_reasons
 
 _PASSED = '<testcase classname="tests.conformance.test_a.TestB" name="test_{}"/>'
 _FAILED = (

@@ -7,7 +7,6 @@ measured facts in which the boards differ; and last ``VARIANTS green N of M``.
 from __future__ import annotations
 
 import argparse
-import re
 import subprocess
 import sys
 import tempfile
@@ -17,13 +16,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from xml.etree import ElementTree
 
 from tests.cases.collecting import ROOT
+from tests.junit import Verdict, read_report
 from tests.variants.boards import VARIANTS, write_board_file
 
 _SUITE = "tests/conformance"
-_LACKING = re.compile(r"no (\w+) on this board|(consent to \w+)|(the step \w+)")
 _SHOWN_FAILURES = 5
 
 
@@ -94,12 +92,12 @@ def run(name: str, link: str, tests: Sequence[str], timeout: float) -> Run:
         seconds = time.monotonic() - start
         if not report.exists():
             return Run(name, link, 0, ending or ("no report",), {}, seconds, facts)
-        cases = ElementTree.parse(report).getroot().findall(".//testcase")
-    bad = [case for case in cases if _child(case, "failure", "error") is not None]
-    skipped = [text for case in cases if (text := _skip(case)) is not None]
-    passed = len(cases) - len(bad) - len(skipped)
-    failed = (*ending, *(f"{case.get('name')}: {_message(case)}" for case in bad))
-    return Run(name, link, passed, failed, Counter(map(_lack, skipped)), seconds, facts)
+        outcomes = read_report(report)
+    bad = {name: one.why for name, one in outcomes.items() if one.verdict is Verdict.FAILED}
+    skips = [one.why for one in outcomes.values() if one.verdict is Verdict.SKIPPED]
+    passed = len(outcomes) - len(bad) - len(skips)
+    failed = (*ending, *(f"{name}: {why}" for name, why in bad.items()))
+    return Run(name, link, passed, failed, Counter(skips), seconds, facts)
 
 
 def _measure(file: Path, link: str) -> Mapping[str, bool]:
@@ -109,29 +107,6 @@ def _measure(file: Path, link: str) -> Mapping[str, bool]:
     with Board(boardfile.load(file), link="serial" if link == "serial" else "ssh") as board:
         board.wait_until_ready()
         return {str(name): found.present for name, found in board.capabilities.findings.items()}
-
-
-def _child(case: ElementTree.Element, *names: str) -> ElementTree.Element | None:
-    return next((child for child in case if child.tag in names), None)
-
-
-def _skip(case: ElementTree.Element) -> str | None:
-    if _child(case, "failure", "error") is not None:
-        return None
-    found = _child(case, "skipped")
-    return None if found is None else found.get("message", "")
-
-
-def _message(case: ElementTree.Element) -> str:
-    found = _child(case, "failure", "error")
-    lines = (found.get("message", "") if found is not None else "").splitlines()
-    return lines[0] if lines else "no message"
-
-
-def _lack(message: str) -> str:
-    """What a skipped test lacked, in a word."""
-    found = _LACKING.search(message)
-    return next(filter(None, found.groups())) if found else message.splitlines()[0][:60]
 
 
 def _row(run: Run) -> str:
