@@ -53,7 +53,7 @@ python3-cryptography python3-pyelftools sed tar util-linux uuid-dev xz-utils"""
 _ROOT = """base-files base-passwd bash coreutils dash dbus diffutils dosfstools e2fsprogs efibootmgr
 efitools efivar findutils grep gzip hostname init iproute2 kmod less libc-bin libnss-systemd login
 login.defs mawk mmc-utils mokutil mount openssh-server openssh-sftp-server passwd perl-base procps
-python3 sbsigntool sed sudo systemd systemd-sysv tar udev util-linux"""
+python3 sbsigntool sed sudo systemd systemd-sysv tar udev util-linux xxd"""
 
 REQUESTS: tuple[Binaries | Source, ...] = (
     Binaries("tools", "amd64", tuple(_TOOLS.split())),

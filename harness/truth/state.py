@@ -151,7 +151,7 @@ class State:
                 return
             self._go_live()
             if wanted is Phase.STOPPED:
-                self.board.tee.stop_supplicant()
+                self._stop_supplicant()
             elif wanted is Phase.UNBOUND:
                 self.board.tee.unbind()
         except (CannotTake, HilError) as error:
@@ -159,14 +159,24 @@ class State:
         if self.phase() is not wanted:
             raise StateUnknown(f"cannot reach the phase '{wanted}'")
 
-    def _go_live(self) -> None:
-        standing = self.board.standing()
-        if not standing.supplicant and self.board.routing_model() != "kernel":
-            self.board.tee.start_supplicant()
+    def _stop_supplicant(self) -> None:
+        """With the driver bound, whatever the service does when it is stopped."""
+        tee = self.board.tee
+        tee.stop_supplicant()
         if not self.board.standing().bound:
-            if self.board.tee.has_stmm_device() and standing.supplicant:
-                self.board.tee.bind()
-            self.board.tee.wait_until_bound()
+            self._go_live()
+            tee.kill_supplicant("TERM")
+
+    def _go_live(self) -> None:
+        tee = self.board.tee
+        # Only a device that appears binds by itself.
+        was_there = tee.has_stmm_device()
+        if not self.board.standing().supplicant and self.board.routing_model() != "kernel":
+            tee.start_supplicant()
+        if not self.board.standing().bound:
+            if was_there:
+                tee.bind()
+            tee.wait_until_bound()
 
     @contextmanager
     def _writable(self) -> Iterator[None]:
