@@ -109,7 +109,7 @@ make -C source -j"$JOBS" O=/work/%(routing)s PLATFORM=vexpress-qemu_armv8a \
     CFG_ARM_GICV3=y CFG_CORE_HEAP_SIZE=524288 CFG_SCTLR_ALIGNMENT_CHECK=n \
     CFG_REE_FS=n CFG_RPMB_FS=y CFG_RPMB_TESTKEY=y CFG_RPMB_WRITE_KEY=y \
     CFG_RPMB_ANNOUNCE_PROBE_CAP=%(announce)s CFG_STMM_PATH=/in/stmm/BL32_AP_MM.fd \
-    CFG_BUILD_IN_TREE_TA=n CFG_TEE_CORE_LOG_LEVEL=2
+    CFG_BUILD_IN_TREE_TA=n CFG_TEE_CORE_EMBED_INTERNAL_TESTS=n CFG_TEE_CORE_LOG_LEVEL=2
 mkdir -p /out/%(routing)s
 cp %(routing)s/core/tee-header_v2.bin %(routing)s/core/tee-pager_v2.bin \
     %(routing)s/core/tee-pageable_v2.bin /out/%(routing)s/

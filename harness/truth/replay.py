@@ -297,7 +297,7 @@ class GroupReplay:
         mark = log.mark() if logged else None
         before = log.all() if logged else []
         result = self._state.board.shell.run_isolated(
-            f"bash -c {_quoted(_as_recorded(command))}", timeout=COMMAND_SECONDS
+            f"bash -c {_quoted(self._as_recorded(command))}", timeout=COMMAND_SECONDS
         )
         during = compare.without_noise(log.since(mark)) if mark else []
         return list(self._compare_command(row, result, compare.without_noise(before), during))
@@ -321,6 +321,16 @@ class GroupReplay:
             if differs:
                 yield Difference("kernel log", row.output, differs)
         yield from _caused(row, during)
+
+    def _as_recorded(self, command: str) -> str:
+        """``efivar -w`` writes a new variable with attributes 7; before version 38 with 0, so the
+        recorder's choice is given explicitly. From 38 on the option has another name."""
+        if "efivar -w" not in command:
+            return command
+        usage = self._state.board.shell.run("efivar --help 2>&1").text
+        if "--attributes" in usage and "-t, --attributes" not in usage:
+            return command
+        return re.sub(r"\befivar -w (?!.*-t )", "efivar -w -t 7 ", command)
 
     def _shown_free(self, row: Row) -> int | None:
         """Free space that ``df`` showed, where it was more than nothing."""
@@ -598,12 +608,6 @@ def _differs(what: str, expected: Any, seen: Any) -> Iterator[Difference]:
 def _shown(value: Any) -> str:
     text = value if isinstance(value, str) else repr(value)
     return text if len(text) <= 400 else f"{text[:400]}..."
-
-
-def _as_recorded(command: str) -> str:
-    """``efivar -w`` writes a new variable with attributes 7; before version 38 with 0. The
-    recorder's choice is given explicitly."""
-    return re.sub(r"\befivar -w (?!.*-t )", "efivar -w -t 7 ", command)
 
 
 def _quoted(command: str) -> str:
