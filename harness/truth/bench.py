@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.board import Board
 from harness.capabilities import Capability, Consent
-from harness.errors import HilError
+from harness.errors import HilError, MissingCapability
 from harness.instruments.tee import ServiceKind
 from harness.power.options import QemuPowerSection
 from harness.safekeeping.guard import ANY
@@ -107,6 +107,7 @@ class Bench:
             self.board.power_cycle()
         else:
             self._restart_without_supplicant()
+        self._keep_driver_at_stop()
         self.starts += 1
 
     def close(self) -> None:
@@ -129,7 +130,25 @@ class Bench:
             self.board.wait_until_ready()
             standing = self.board.standing()
             if standing.bound and standing.writable:
-                return
+                break
+        self._keep_driver_at_stop()
+
+    def _keep_driver_at_stop(self) -> None:
+        """The recorder's service unbound nothing when it was stopped; until the next boot, nor
+        does this board's."""
+        try:
+            service = self.board.tee.service
+        except MissingCapability:
+            return
+        if service.kind is not ServiceKind.SYSTEMD:
+            return
+        shell, unit = self.board.shell, service.name
+        if "unbind" in shell.run(f"systemctl show -p ExecStop {quote(unit)}").text:
+            folder = quote(f"/run/systemd/system/{unit}.d")
+            shell.run_isolated(
+                f"mkdir -p {folder} && printf '[Service]\nExecStop=\n' >{folder}/zz-hil.conf && "
+                "systemctl daemon-reload"
+            ).check()
 
     @property
     def _has_images(self) -> bool:

@@ -151,21 +151,13 @@ class State:
                 return
             self._go_live()
             if wanted is Phase.STOPPED:
-                self._stop_supplicant()
+                self.board.tee.stop_supplicant()
             elif wanted is Phase.UNBOUND:
                 self.board.tee.unbind()
         except (CannotTake, HilError) as error:
             raise StateUnknown(f"cannot reach the phase '{wanted}': {_short(error)}") from error
         if self.phase() is not wanted:
             raise StateUnknown(f"cannot reach the phase '{wanted}'")
-
-    def _stop_supplicant(self) -> None:
-        """With the driver bound, whatever the service does when it is stopped."""
-        tee = self.board.tee
-        tee.stop_supplicant()
-        if not self.board.standing().bound:
-            self._go_live()
-            tee.kill_supplicant("TERM")
 
     def _go_live(self) -> None:
         tee = self.board.tee
