@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import time
+from threading import Event
 from typing import TYPE_CHECKING, Final
 
 from harness.capabilities import EFIVARS_PATH, Consent
@@ -20,6 +22,7 @@ from harness.lab.check.pitfalls import (
 )
 
 if TYPE_CHECKING:
+    from harness.instruments.efivars import MountState
     from harness.lab.check.survey import Survey
     from harness.lab.check.target import Target
 
@@ -29,6 +32,8 @@ _RECORD_BYTES: Final = 60 + 2 * (len(_VARIABLE) + 1) + _DATA_BYTES
 """Header of an authenticated variable store's record, name, data (contract 4.2)."""
 _LIMIT: Final = "set_variable_ms"
 _HANG_SECONDS: Final = 15.0
+_QUIET_SECONDS: Final = 1.0
+"""Without an RPMB write in between, nobody writes."""
 _REMOUNT: Final = f"mount -o remount,rw {EFIVARS_PATH}"
 
 
@@ -89,6 +94,8 @@ def writable(survey: Survey) -> Finding:
     target = survey.target
     state = target.mount
     assert state is not None
+    if not state.writable and not state.mount_read_only:
+        state = _once_the_card_is_quiet(survey, state)
     if state.writable:
         return ok("rw, without anybody's help")
     if state.mount_read_only:
@@ -112,6 +119,20 @@ def writable(survey: Survey) -> Finding:
         evidence=[target.word("kernel"), *target.lines("mounts")],
         remedy=f"{_REMOUNT} after the driver is bound, or build the driver in",
     )
+
+
+def _once_the_card_is_quiet(survey: Survey, state: MountState) -> MountState:
+    """How it is mounted after the driver's probe: an empty store is formatted within that, by
+    thousands of RPMB writes, when sysfs shows the driver as bound already."""
+    board = survey.board
+    deadline = time.monotonic() + board.file.timeouts.ready
+    with contextlib.suppress(HilError, OSError):
+        before, counter = -1, board.rpmb.counter()
+        while counter != before and not state.writable and time.monotonic() < deadline:
+            Event().wait(_QUIET_SECONDS)
+            before, counter = counter, board.rpmb.counter()
+            state = board.efivars.mount_state() or state
+    return state
 
 
 def _is_entry(line: str) -> bool:
