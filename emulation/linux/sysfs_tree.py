@@ -126,7 +126,6 @@ class _Tree:
             return f"{driver}MODALIAS={device.modalias}\n"
 
         content: dict[str, Node] = {
-            "modalias": Attribute(lambda: f"{device.modalias}\n"),
             "subsystem": Link("../../bus/tee"),
             "uevent": Attribute(uevent, _ignore),
         }

@@ -53,6 +53,13 @@ class Service:
     name: str
 
 
+_LEAVE_DRIVER = "zz-hil-leave-driver.conf"
+
+
+def _drop_ins(unit: str) -> str:
+    return f"/run/systemd/system/{unit}.d"
+
+
 class Tee:
     """Supplicant, TEE devices and the ``tee-stmm-efi`` driver of one board.
 
@@ -93,6 +100,29 @@ class Tee:
             case _:
                 self._command(f"kill -TERM {self._pid_words()}", timeout)
         self._wait(lambda: not self.supplicant_pids(), "tee-supplicant to end", timeout)
+
+    def leave_driver_at_stop(self) -> None:
+        """From now until the next boot, or :meth:`stop_as_configured`, stopping the service leaves
+        the driver bound also where its unit unbinds it: by a drop-in in /run."""
+        self._consent(Consent.STOP_SUPPLICANT)
+        match self.service:
+            case Service(ServiceKind.SYSTEMD, unit):
+                shown = self._shell.run(f"systemctl show -p ExecStop {shlex.quote(unit)}").text
+                if "unbind" in shown:
+                    folder = shlex.quote(_drop_ins(unit))
+                    self._shell.run_isolated(
+                        f"mkdir -p {folder} && printf '[Service]\\nExecStop=\\n' "
+                        f">{folder}/{_LEAVE_DRIVER} && systemctl daemon-reload"
+                    ).check()
+
+    def stop_as_configured(self) -> None:
+        """Undo :meth:`leave_driver_at_stop`."""
+        match self.service:
+            case Service(ServiceKind.SYSTEMD, unit):
+                file = shlex.quote(f"{_drop_ins(unit)}/{_LEAVE_DRIVER}")
+                self._shell.run_isolated(
+                    f"test ! -e {file} || {{ rm {file} && systemctl daemon-reload; }}"
+                ).check()
 
     def start_supplicant(self, *, timeout: float = 10.0) -> None:
         """Start the service; returns when its process serves the TEE. One that ends at once

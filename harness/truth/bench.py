@@ -7,6 +7,7 @@ taken as it is.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.board import Board
 from harness.capabilities import Capability, Consent
-from harness.errors import HilError, MissingCapability
+from harness.errors import ConsentMissing, HilError, MissingCapability
 from harness.instruments.tee import ServiceKind
 from harness.power.options import QemuPowerSection
 from harness.safekeeping.guard import ANY
@@ -136,19 +137,8 @@ class Bench:
     def _keep_driver_at_stop(self) -> None:
         """The recorder's service unbound nothing when it was stopped; until the next boot, nor
         does this board's."""
-        try:
-            service = self.board.tee.service
-        except MissingCapability:
-            return
-        if service.kind is not ServiceKind.SYSTEMD:
-            return
-        shell, unit = self.board.shell, service.name
-        if "unbind" in shell.run(f"systemctl show -p ExecStop {quote(unit)}").text:
-            folder = quote(f"/run/systemd/system/{unit}.d")
-            shell.run_isolated(
-                f"mkdir -p {folder} && printf '[Service]\nExecStop=\n' >{folder}/zz-hil.conf && "
-                "systemctl daemon-reload"
-            ).check()
+        with contextlib.suppress(MissingCapability, ConsentMissing):
+            self.board.tee.leave_driver_at_stop()
 
     @property
     def _has_images(self) -> bool:

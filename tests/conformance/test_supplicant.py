@@ -73,6 +73,7 @@ def _supplicant_back(tee: Tee) -> Iterator[None]:
             tee.kill_supplicant("CONT")
         # Nothing is done where one serves already.
         tee.start_supplicant()
+        tee.stop_as_configured()
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,7 @@ def stopped(board: Board) -> Stopped:
     names, space, counter = efivars.names(), efivars.space(), _counter(board)
     mark = log.mark()
     with _supplicant_back(tee):
+        tee.leave_driver_at_stop()
         tee.stop_supplicant()
         state = efivars.mount_state()
         still_bound = tee.is_bound()
@@ -168,6 +170,7 @@ class TestStopped:
         self, tee: Tee, efivars: Efivars, shell: Shell
     ) -> None:
         with _supplicant_back(tee):
+            tee.leave_driver_at_stop()
             tee.stop_supplicant()
             writer = Writer.start(shell, efivars.file("Waiting"), ATTRIBUTES + b"waiting")
             assert writer.ended(within=10)
@@ -271,6 +274,7 @@ def order(board: Board) -> Order:
     tee, efivars = board.tee, board.efivars
     efivars.write("Order", b"before")
     with _supplicant_back(tee):
+        tee.leave_driver_at_stop()
         tee.stop_supplicant()
         unbind = errno_of(tee.unbind)
         state = efivars.mount_state()
@@ -344,6 +348,7 @@ class TestInGoodOrder:
     ) -> None:
         """An RPMB kept in the supplicant's memory would refuse every write from the first on."""
         efivars.write("Kept", b"kept")
+        tee.leave_driver_at_stop()
         for turn in range(2):
             tee.restart_supplicant()
             efivars.write(f"Turn{turn}", bytes([turn]))
