@@ -177,3 +177,10 @@ def test_bad_lines_of_the_kernel_log(line: str, bad: bool) -> None:
 def test_allowed_lines_are_not_bad() -> None:
     lines = ["Kernel panic - not syncing: sysrq", "BUG: other"]
     assert bad_lines(lines, allowed=["not syncing: sysrq"]) == ["BUG: other"]
+
+
+def test_the_board_file_says_what_every_command_gets(server: Server) -> None:
+    file = file_for(server)
+    slow = file.model_copy(update={"timeouts": file.timeouts.model_copy(update={"command": 20.0})})
+    with Board(slow) as board:
+        assert board.shell.run("sleep 1; echo done", timeout=0.2).text == "done"

@@ -143,3 +143,11 @@ class ShellContract:
         shell.run("true")
         shell.close()
         shell.close()
+
+    def test_no_timeout_goes_below_the_least_of_the_board(self, shell: Shell) -> None:
+        shell.least_timeout = 20.0
+        try:
+            assert shell.run("sleep 1; echo done", timeout=0.2).text == "done"
+            assert shell.run_isolated("sleep 1; echo done", timeout=0.2).text == "done"
+        finally:
+            shell.least_timeout = 0.0
