@@ -18,7 +18,7 @@ from emulation.linux.firmware import (
     RuntimeVariable,
     advertised_services,
 )
-from emulation.linux.kernel import Kernel, Killed, Task
+from emulation.linux.kernel import Kernel, Killed, Oops, Task
 from harness.formats.efi import GLOBAL_VARIABLE_GUID, LINUX_CRASH_GUID, EfiStatus
 from tests.emulation.efivars_memory import VENDOR, MemoryVariables
 
@@ -160,6 +160,16 @@ def test_a_power_cut_ends_the_wait(kernel: Kernel, efivars: Efivars) -> None:
 def test_without_operations_the_kernel_oopses(kernel: Kernel, efivars: Efivars) -> None:
     with pytest.raises(Killed), efivars.locked(ROOT):
         pytest.fail("no operations to give")
+    assert "NULL pointer" in lines(kernel)[-1]
+    assert not efivars.try_locked(ROOT), "the oopsed task never gives the semaphore back"
+
+
+@pytest.mark.cases(321)
+@pytest.mark.pain(22)
+def test_a_write_by_operations_without_set_oopses(kernel: Kernel, efivars: Efivars) -> None:
+    efivars.register(MemoryVariables(supports_set=False), task=ROOT)
+    with pytest.raises(Oops):
+        efivars.set_variable("V", GLOBAL_VARIABLE_GUID, 7, b"x", task=ROOT)
     assert "NULL pointer" in lines(kernel)[-1]
     assert not efivars.try_locked(ROOT), "the oopsed task never gives the semaphore back"
 
