@@ -169,8 +169,9 @@ class TimeoutsSection(Table):
     shutdown: Seconds = Field(
         default=60.0, description="from `reboot` to the new boot's first sign"
     )
-    command: Seconds = Field(
-        default=1.0,
+    command: float = Field(
+        default=0.0,
+        ge=0,
         description="the least that every command gets, where a SetVariable takes longer than "
         "tests expect: OP-TEE moves 48 KiB by some 200 RPMB writes",
     )
