@@ -21,6 +21,7 @@ import shlex
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
     from emulation.board import Board
 
 CANNOT_RUN = 2
+
+_ENDING_SECONDS = 5.0
+_POLL_SECONDS = 0.05
 
 
 class CannotStart(Exception):
@@ -114,20 +118,30 @@ def _owned(state: Path) -> Iterator[Path]:
         lock = os.open(state / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise CannotStart(f"{state}: {error.strerror}; choose another with --state") from None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not _locked(lock):
         owner = os.pread(lock, 20, 0).decode("ascii", "replace").strip()
         os.close(lock)
         raise CannotStart(
             f"{state}: in use by process {owner}; stop it or choose another with --state"
-        ) from None
+        )
     os.ftruncate(lock, 0)
     os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
     try:
         yield state.resolve()
     finally:
         os.close(lock)
+
+
+def _locked(lock: int) -> bool:
+    """Take it; a board whose harness was just killed takes a moment to end."""
+    deadline = time.monotonic() + _ENDING_SECONDS
+    while True:
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        if time.monotonic() >= deadline:
+            return False
+        threading.Event().wait(_POLL_SECONDS)
 
 
 def _explain(error: JailError) -> str:

@@ -180,8 +180,8 @@ sshd:x:102:65534::/run/sshd:/usr/sbin/nologin
 systemd-network:x:103:103::/:/usr/sbin/nologin
 user:x:1000:1000::/tmp:/bin/bash
 END
-printf '%s:x:%s:\n' user 1000 messagebus 101 systemd-network 103 systemd-journal 104 input 105 sgx 106 \
-    clock 107 kvm 108 render 109 >> etc/group
+printf '%s:x:%s:\n' user 1000 messagebus 101 systemd-network 103 systemd-journal 104 input 105 \
+    sgx 106 clock 107 kvm 108 render 109 >> etc/group
 awk -F: '{ print $1 ":" ($1 == "root" ? "" : "*") ":20000:0:99999:7:::" }' etc/passwd > etc/shadow
 chmod 640 etc/shadow
 cp usr/share/base-files/profile usr/share/libc-bin/nsswitch.conf etc/
