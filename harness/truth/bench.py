@@ -114,6 +114,8 @@ class Bench:
     def close(self) -> None:
         """Switch off and remove the stores made here; never raises."""
         if self._board is not None:
+            with contextlib.suppress(HilError):
+                self._board.tee.stop_as_configured()
             self._board.close()
             self._board = None
         for store in self._stores:

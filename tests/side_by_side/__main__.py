@@ -11,7 +11,6 @@ is without a reason.
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 import tempfile
 import time
@@ -29,6 +28,7 @@ from tests.side_by_side.verdicts import (
     read_reasons,
     reason_for,
 )
+from tests.suite_run import run_suite
 from tests.variants.boards import write_board_file
 
 CONFIGURATIONS = ("mm-query", "mm", "file", "mm-kernel-rpmb")
@@ -98,20 +98,12 @@ def _run(name: str, kind: str, folder: Path, tests: Sequence[str], timeout: floa
     with tempfile.TemporaryDirectory() as scratch:
         file = write(name, Path(scratch))
         report = Path(scratch, "report.xml")
-        command = [sys.executable, "-m", "pytest", *tests, "-q", "-p", "no:cacheprovider"]
-        command += ["--board", str(file), f"--junitxml={report}"]
-        try:
-            done = subprocess.run(
-                command, cwd=ROOT, capture_output=True, text=True, timeout=timeout
-            )
-        except subprocess.TimeoutExpired:
-            return f"{name} {kind}: not ended within {timeout:g} s"
-        took = f"in {time.monotonic() - start:.0f} s"
-        last = "".join((done.stdout + done.stderr).strip().splitlines()[-1:])
-        if done.returncode not in (0, 1) or not report.exists():
-            return f"{name} {kind}: pytest ended with {done.returncode} {took}: {last}"
+        ended = run_suite(file, tests, report, timeout)
+        if ended.fault:
+            took = f"{time.monotonic() - start:.0f} s"
+            return f"{name} {kind}: {ended.fault} ({took}) {ended.last}"
         _report(folder, name, kind).write_bytes(report.read_bytes())
-        return f"{name} {kind}: {last}"
+        return f"{name} {kind}: {ended.last}"
 
 
 def _compare(folder: Path, names: Sequence[str]) -> int:

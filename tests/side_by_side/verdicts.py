@@ -38,7 +38,8 @@ class Reason:
     def covers(self, difference: Difference) -> bool:
         """Whether it is about this difference."""
         return any(fnmatchcase(difference.configuration, one) for one in self.configurations) and (
-            any(fnmatchcase(difference.test, one) for one in self.tests)
+            # A parameter's brackets are no pattern to the test that is named whole.
+            any(one == difference.test or fnmatchcase(difference.test, one) for one in self.tests)
         )
 
 

@@ -7,7 +7,6 @@ measured facts in which the boards differ; and last ``VARIANTS green N of M``.
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 import tempfile
 import time
@@ -17,8 +16,8 @@ from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 
-from tests.cases.collecting import ROOT
 from tests.junit import Verdict, read_report
+from tests.suite_run import run_suite
 from tests.variants.boards import VARIANTS, write_board_file
 
 _SUITE = "tests/conformance"
@@ -78,20 +77,11 @@ def run(name: str, link: str, tests: Sequence[str], timeout: float) -> Run:
         file = write_board_file(name, Path(folder))
         report = Path(folder, "report.xml")
         facts = _measure(file, link)
-        command = [sys.executable, "-m", "pytest", *tests, "-q", "-p", "no:cacheprovider"]
-        command += ["--board", str(file), "--link", link, f"--junitxml={report}"]
-        try:
-            done = subprocess.run(
-                command, cwd=ROOT, capture_output=True, text=True, timeout=timeout
-            )
-        except subprocess.TimeoutExpired:
-            ending: tuple[str, ...] = (f"the run did not end within {timeout:g} s",)
-        else:
-            last = (done.stdout + done.stderr).strip().splitlines()[-1:]
-            ending = () if done.returncode in (0, 1) else (f"pytest: {done.returncode}", *last)
+        ended = run_suite(file, [*tests, "--link", link], report, timeout)
+        ending = tuple(filter(None, (ended.fault, ended.last))) if ended.fault else ()
         seconds = time.monotonic() - start
         if not report.exists():
-            return Run(name, link, 0, ending or ("no report",), {}, seconds, facts)
+            return Run(name, link, 0, ending, {}, seconds, facts)
         outcomes = read_report(report)
     bad = {name: one.why for name, one in outcomes.items() if one.verdict is Verdict.FAILED}
     skips = [one.why for one in outcomes.values() if one.verdict is Verdict.SKIPPED]
