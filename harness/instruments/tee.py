@@ -73,6 +73,8 @@ class Tee:
         self._probe = probe
         self._consent = consent
         self._service: Service | None = None
+        # Where a supplicant was once seen to hold the TEE device open, the next one will be too.
+        self._device_is_seen = False
 
     # --- supplicant ---------------------------------------------------------------------------
 
@@ -92,6 +94,7 @@ class Tee:
         """Stop the service as an administrator would; returns when the process is gone. Whether
         the driver is unbound first is up to the board's service."""
         self._consent(Consent.STOP_SUPPLICANT)
+        self._supplicants()
         match self.service:
             case Service(ServiceKind.SYSTEMD, unit):
                 self._command(f"systemctl stop {shlex.quote(unit)}", timeout)
@@ -143,7 +146,8 @@ class Tee:
                     f"setsid {command_line} </dev/null >/dev/null 2>&1 & true",
                     timeout,
                 )
-        self._wait(_Lasting(self._supplicants), "tee-supplicant to start and stay", timeout)
+        served = self._is_attached if self._device_is_seen else _Lasting(self._supplicants)
+        self._wait(served, "tee-supplicant to start and stay", timeout)
 
     def restart_supplicant(self, *, timeout: float = 10.0) -> None:
         """Stop (if it runs) and start."""
@@ -156,16 +160,16 @@ class Tee:
         those processes are gone (systemd may already have started another)."""
         self._consent(Consent.STOP_SUPPLICANT)
         service = self.service  # remember how to start it while it can still be found
-        victims = self.supplicant_pids()
+        victims, _ = self._supplicants()
         if not victims:
             raise TargetError(
                 "there is no tee-supplicant to kill",
                 remedy=f"start it first ({service.kind} {service.name})",
             )
-        self._command(f"kill -{signal} {' '.join(map(str, victims))}", timeout)
+        self._command(f"kill -{signal} {' '.join(map(str, sorted(victims)))}", timeout)
         if signal in {"KILL", "TERM"}:
             self._wait(
-                lambda: not set(victims) & set(self.supplicant_pids()),
+                lambda: victims.isdisjoint(self.supplicant_pids()),
                 f"tee-supplicant to die of SIG{signal}",
                 timeout,
             )
@@ -213,7 +217,12 @@ class Tee:
     def _supplicants(self) -> tuple[frozenset[int], bool]:
         """The running supplicants, and whether one visibly holds the TEE device open."""
         lines = self._shell.run(_FIND_PIDS_AND_DEVICE).check().text.split()
-        return frozenset(map(int, filter(str.isdecimal, lines))), "attached" in lines
+        attached = "attached" in lines
+        self._device_is_seen |= attached
+        return frozenset(map(int, filter(str.isdecimal, lines))), attached
+
+    def _is_attached(self) -> bool:
+        return self._supplicants()[1]
 
     def _find_service(self) -> Service:
         if unit := self._shell.run(_FIND_UNIT).text:

@@ -11,9 +11,11 @@ from harness.capabilities import Consent
 from harness.shell import Shell
 
 _SCRATCH = "/tmp/hil-writer"
-# The system call may be in a child; a fatal signal must reach that one.
+# The system call may be in a child; a fatal signal must reach that one. Not every kernel has
+# CONFIG_PROC_CHILDREN, so the children are found by the parent that each process names.
 _KILL = (
-    "all=\"$(sed -n 's/ .*//p' /proc/{pid}/task/*/children 2>/dev/null) {pid}\"; "
+    "all=\"$(sed -n 's/^\\([0-9]*\\) (.*) . {pid} .*/\\1/p' /proc/[0-9]*/stat 2>/dev/null) "
+    '{pid}"; '
     "kill -9 $all 2>/dev/null; "
     "i=0; for p in $all; do while test -d /proc/$p; "
     "do i=$((i + 1)); test $i -lt {polls} || exit 1; sleep 0.02; done; done"
@@ -49,6 +51,7 @@ class Writer:
 
     def kill(self, *, within: float = 2.0) -> bool:
         """SIGKILL to it and to its child; whether both are gone after so many seconds."""
+        within = max(within, self.shell.least_timeout)
         killing = _KILL.format(pid=self.pid, polls=int(within * 50))
         return self.shell.run_isolated(killing, timeout=within + 10).ok
 
