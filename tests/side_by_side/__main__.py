@@ -2,10 +2,11 @@
 emulated board and on the real firmware, side by side.
 
 Each configuration is run on both (``hil qemu build`` made the real one), or its report is taken
-from ``--reports`` where it is there already. Prints a table of both boards, every test that passed
-on one and failed on the other with its reason (``reasons.toml``), and what only one of them could
-be asked; last ``SIDE BY SIDE N agree, M differ, U without a reason``. Exit status 0 when nothing
-is without a reason.
+from ``--reports`` where it is there already. With ``--again`` what differs without a reason is run
+once more, by itself, on the board that it failed on. Prints a table of both boards, every test
+that passed on one and failed on the other with its reason (``reasons.toml``), what passed only
+when it was run again, and what only one of them could be asked; last ``SIDE BY SIDE N agree, M
+differ, U without a reason, A passed again``. Exit status 0 when nothing is without a reason.
 """
 
 from __future__ import annotations
@@ -17,24 +18,29 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.cases.collecting import ROOT
-from tests.junit import Outcome, read_report
+from tests.junit import Outcome, Verdict, read_report
 from tests.side_by_side.verdicts import (
+    Again,
     Difference,
     count,
     differences,
+    passed_again,
     read_reasons,
     reason_for,
 )
-from tests.suite_run import run_suite
+from tests.suite_run import Progress, run_suite
 from tests.variants.boards import write_board_file
 
 CONFIGURATIONS = ("mm-query", "mm", "file", "mm-kernel-rpmb")
 """Those of the record; both boards have all of them."""
 
 EMULATED, REAL = "emulated", "real"
+_SUITE = "tests/conformance"
+_AGAIN = "-again"
 _LONGEST_WHY = 100
 _REASONS = Path(__file__).with_name("reasons.toml")
 _REAL_BOARD = ROOT / "boards" / "qemu-arm64.toml"
@@ -51,9 +57,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--reports", type=Path, metavar="DIR", help="keep the JUnit reports, take those there are"
     )
+    parser.add_argument(
+        "--again",
+        action="store_true",
+        help="run what differs without a reason once more by itself",
+    )
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="how many at a time")
     parser.add_argument("--timeout", type=float, default=4 * 3600.0, help="seconds for one run")
-    parser.add_argument("--tests", default="tests/conformance", help="default: %(default)s")
+    parser.add_argument("--tests", default=_SUITE, help="default: %(default)s")
     options = parser.parse_args(arguments)
     names = options.names or list(CONFIGURATIONS)
     unknown = [name for name in names if name not in CONFIGURATIONS]
@@ -62,23 +73,68 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.reports or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
-        missing = [
-            (name, kind)
+        wanted = [
+            Wanted(name, kind, tuple(options.tests.split()), _report(folder, name, kind))
             for name in names
             for kind in (EMULATED, REAL)
-            if not _report(folder, name, kind).exists()
         ]
-        with ThreadPoolExecutor(options.jobs) as pool:
-            for said in pool.map(
-                lambda one: _run(one[0], one[1], folder, options.tests.split(), options.timeout),
-                missing,
-            ):
-                print(said, file=sys.stderr, flush=True)
+        _run_all(wanted, options.jobs, options.timeout)
+        if options.again:
+            _run_all(_failed_without_reason(folder, names), options.jobs, options.timeout)
         return _compare(folder, names)
 
 
-def _report(folder: Path, name: str, kind: str) -> Path:
-    return folder / f"{name}-{kind}.xml"
+@dataclass(frozen=True)
+class Wanted:
+    """A report that is wanted: pytest's arguments, and where it goes."""
+
+    configuration: str
+    kind: str
+    tests: tuple[str, ...]
+    report: Path
+
+    def __str__(self) -> str:
+        again = ", again" * self.report.stem.endswith(_AGAIN)
+        return f"{self.configuration} {self.kind}{again}"
+
+
+def _run_all(wanted: Sequence[Wanted], jobs: int, timeout: float) -> None:
+    """Run what has no report yet, and say how each run ended."""
+    with ThreadPoolExecutor(jobs) as pool:
+        missing = [one for one in wanted if not one.report.exists()]
+        for running in [pool.submit(_run, one, timeout) for one in missing]:
+            running.result()
+
+
+def _failed_without_reason(folder: Path, names: Sequence[str]) -> list[Wanted]:
+    """The runs of only those tests that differ and have no reason."""
+    reasons = read_reasons(_REASONS)
+    wanted = []
+    for name in names:
+        by_kind = {kind: _read(_report(folder, name, kind)) for kind in (EMULATED, REAL)}
+        found = [
+            one
+            for one in differences(name, by_kind[EMULATED], by_kind[REAL])
+            if one.opposed and reason_for(one, reasons) is None
+        ]
+        for kind, outcomes in by_kind.items():
+            tests = [one.test for one in found if outcomes[one.test].verdict is Verdict.FAILED]
+            if tests:
+                ids = tuple(f"{_SUITE}/{test}" for test in tests)
+                wanted.append(Wanted(name, kind, ids, _report(folder, name, kind, _AGAIN)))
+    return wanted
+
+
+def _report(folder: Path, name: str, kind: str, suffix: str = "") -> Path:
+    return folder / f"{name}-{kind}{suffix}.xml"
+
+
+def _read(path: Path) -> dict[str, Outcome]:
+    return read_report(path) if path.exists() else {}
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def write_real_board_file(name: str, folder: Path) -> Path:
@@ -91,39 +147,46 @@ def write_real_board_file(name: str, folder: Path) -> Path:
     return path
 
 
-def _run(name: str, kind: str, folder: Path, tests: Sequence[str], timeout: float) -> str:
+def _run(wanted: Wanted, timeout: float) -> None:
     """One run of the suite; says how it ended."""
     start = time.monotonic()
-    write = write_board_file if kind == EMULATED else write_real_board_file
+    write = write_board_file if wanted.kind == EMULATED else write_real_board_file
+
+    def say(progress: Progress) -> None:
+        took = f"{time.monotonic() - start:.0f} s"
+        _say(f"{wanted}: {progress.percent} % of the tests, {progress.failed} failed, {took}")
+
     with tempfile.TemporaryDirectory() as scratch:
-        file = write(name, Path(scratch))
+        file = write(wanted.configuration, Path(scratch))
         report = Path(scratch, "report.xml")
-        ended = run_suite(file, tests, report, timeout)
+        ended = run_suite(file, wanted.tests, report, timeout, say)
         if ended.fault:
             took = f"{time.monotonic() - start:.0f} s"
-            return f"{name} {kind}: {ended.fault} ({took}) {ended.last}"
-        _report(folder, name, kind).write_bytes(report.read_bytes())
-        return f"{name} {kind}: {ended.last}"
+            _say(f"{wanted}: {ended.fault} ({took}) {ended.last}")
+            return
+        wanted.report.write_bytes(report.read_bytes())
+        _say(f"{wanted}: {ended.last}")
 
 
 def _compare(folder: Path, names: Sequence[str]) -> int:
     reasons = read_reasons(_REASONS)
     found: list[Difference] = []
+    mended: list[Again] = []
     tests = missing = 0
     print("| configuration | emulated board | real firmware |\n|---|---|---|")
     for name in names:
-        pair: list[dict[str, Outcome]] = []
-        for kind in (EMULATED, REAL):
-            path = _report(folder, name, kind)
-            pair.append(read_report(path) if path.exists() else {})
-        emulated, real = pair
-        shown = [count(one.values()) if one else "no report" for one in pair]
+        first = {kind: _read(_report(folder, name, kind)) for kind in (EMULATED, REAL)}
+        shown = [count(one.values()) if one else "no report" for one in first.values()]
         print(f"| `{name}` | {shown[0]} | {shown[1]} |")
-        if not (emulated and real):
+        if not all(first.values()):
             missing += 1
             continue
-        tests += len({*emulated, *real})
-        found += differences(name, emulated, real)
+        for kind, outcomes in first.items():
+            again = _read(_report(folder, name, kind, _AGAIN))
+            mended += passed_again(name, kind, outcomes, again)
+            outcomes.update(again)
+        tests += len({*first[EMULATED], *first[REAL]})
+        found += differences(name, first[EMULATED], first[REAL])
     opposed = [one for one in found if one.opposed]
     unexplained = [one for one in opposed if reason_for(one, reasons) is None]
     if opposed:
@@ -134,10 +197,16 @@ def _compare(folder: Path, names: Sequence[str]) -> int:
             f"| `{one.configuration}` | `{one.test}` | {one.emulated.verdict} |"
             f" {one.real.verdict} | {why} |"
         )
+    if mended:
+        print("\n| configuration | passed when run again | on | failed at first with |")
+        print("|---|---|---|---|")
+    for late in mended:
+        why = late.first.why[:_LONGEST_WHY]
+        print(f"| `{late.configuration}` | `{late.test}` | {late.kind} | {why} |")
     _print_one_sided([one for one in found if not one.opposed])
     print(
         f"\nSIDE BY SIDE {tests - len(opposed)} agree, {len(opposed)} differ,"
-        f" {len(unexplained)} without a reason"
+        f" {len(unexplained)} without a reason, {len(mended)} passed again"
     )
     return 1 if unexplained or missing else 0
 

@@ -61,8 +61,12 @@ def test_only_what_differs_is_found(reports: Path) -> None:
 @pytest.mark.parametrize(
     ("covered", "status", "end"),
     [
-        (["test_a.py::TestB::test_?"], 0, "SIDE BY SIDE 2 agree, 2 differ, 0 without a reason"),
-        (["*test_y"], 1, "SIDE BY SIDE 2 agree, 2 differ, 1 without a reason"),
+        (
+            ["test_a.py::TestB::test_?"],
+            0,
+            "SIDE BY SIDE 2 agree, 2 differ, 0 without a reason, 0 passed again",
+        ),
+        (["*test_y"], 1, "SIDE BY SIDE 2 agree, 2 differ, 1 without a reason, 0 passed again"),
     ],
 )
 def test_a_difference_needs_a_reason(
@@ -81,6 +85,34 @@ def test_a_difference_needs_a_reason(
     assert printed.splitlines()[-1] == end
     assert "| `mm` | 4 passed, 0 failed, 0 skipped | 1 passed, 2 failed, 1 skipped |" in printed
     assert "| `mm` | 1 | passed | skipped | efivar |" in printed
+
+
+def test_what_passed_again_is_told_and_differs_no_more(
+    reports: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reasons = reports / "reasons.toml"
+    reasons.write_text('[[reason]]\ntests = ["*test_z"]\nwhy = "known"\n')
+    monkeypatch.setattr(command, "_REASONS", reasons)
+    _write(reports / "mm-real-again.xml", _PASSED.format("y"))
+    assert command.main(["--reports", str(reports), "--again", "mm"]) == 0
+    printed = capsys.readouterr().out
+    assert "| `mm` | `test_a.py::TestB::test_y` | real | assert 5 == 22 |" in printed
+    assert printed.endswith("3 agree, 1 differ, 0 without a reason, 1 passed again\n")
+
+
+def test_what_has_no_reason_is_run_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On the emulated board, which failed it according to a report that is made up."""
+    test = "test_small_reads_continue_where_the_last_one_ended"
+    for kind, case in (("emulated", _FAILED), ("real", _PASSED)):
+        case = case.replace("test_a.TestB", "test_reads.TestOffset").replace("test_{}", test)
+        _write(tmp_path / f"mm-{kind}.xml", case)
+    assert command.main(["--reports", str(tmp_path), "--again", "mm"]) == 0
+    told = capsys.readouterr()
+    assert f"| `mm` | `test_reads.py::TestOffset::{test}` | emulated | assert 5 == 22 |" in told.out
+    assert told.out.endswith("1 agree, 0 differ, 0 without a reason, 1 passed again\n")
+    assert "mm emulated, again: 100 % of the tests, 0 failed, " in told.err
 
 
 def test_both_boards_are_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

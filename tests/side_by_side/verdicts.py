@@ -28,6 +28,16 @@ class Difference:
 
 
 @dataclass(frozen=True)
+class Again:
+    """A test that failed in the whole run and passed when it was run again by itself."""
+
+    configuration: str
+    test: str
+    kind: str
+    first: Outcome
+
+
+@dataclass(frozen=True)
 class Reason:
     """Why tests differ on the real firmware; ``tests`` and ``configurations`` are patterns."""
 
@@ -62,6 +72,17 @@ def differences(
         if pair[0].verdict is not pair[1].verdict:
             found.append(Difference(configuration, test, *pair))
     return found
+
+
+def passed_again(
+    configuration: str, kind: str, first: Mapping[str, Outcome], again: Mapping[str, Outcome]
+) -> list[Again]:
+    """What failed first and passed then, in the order of the second report."""
+    return [
+        Again(configuration, test, kind, first[test])
+        for test, outcome in again.items()
+        if outcome.verdict is Verdict.PASSED and first.get(test, NOT_RUN).verdict is Verdict.FAILED
+    ]
 
 
 def count(outcomes: Iterable[Outcome]) -> str:
