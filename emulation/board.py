@@ -25,7 +25,15 @@ from emulation.userland.console import BoardTty, SerialLine
 from emulation.userland.handlers import KernelHandlers, KmsgReader, SysRq
 from emulation.userland.journal import Journal
 from emulation.userland.manager import SOCKET_IN_BOARD, Manager
-from emulation.userland.plan import EFIVARFS_MAGIC, SYSFS_MAGIC, Bind, FuseMount, JailPlan, OpenHook
+from emulation.userland.plan import (
+    EFIVARFS_MAGIC,
+    SYSFS_MAGIC,
+    Bind,
+    BoardFile,
+    FuseMount,
+    JailPlan,
+    OpenHook,
+)
 from emulation.userland.spawner import Pty
 from emulation.userland.systemctl import Journalctl, Systemctl, UnitTable
 from emulation.userland.units import ProcessUnit, SwitchUnit, Unit, UnitFile
@@ -85,11 +93,16 @@ def supplicant_unit(options: BoardOptions) -> UnitFile:
     if options.supplicant_unbinds:
         text = f"[Service]\nExecStop=-/bin/sh -c '{_UNBIND}'\n"
         drop_in = (f"{_DROP_INS}/unbind.conf", text)
-        file = replace(file, stop=("/bin/sh", "-c", _UNBIND), drop_ins=(*file.drop_ins, drop_in))
+        file = replace(file, drop_ins=(*file.drop_ins, drop_in))
     if options.supplicant_user == "tee":
         drop_in = (f"{_DROP_INS}/user.conf", "[Service]\nUser=tee\n")
         file = replace(file, uid=TEE_GROUP, drop_ins=(*file.drop_ins, drop_in))
     return file
+
+
+def _drop_in_files(options: BoardOptions) -> tuple[BoardFile, ...]:
+    drop_ins = supplicant_unit(options).drop_ins
+    return tuple(BoardFile(path, text.encode()) for path, text in drop_ins)
 
 
 _LAST_WORDS: Final = {
@@ -486,7 +499,7 @@ class Board:
             filesystems=filesystems,
             nodes=machine.nodes,
             binds=(*files.binds, Bind(control, SOCKET_IN_BOARD, writable=True)),
-            files=files.files,
+            files=(*files.files, *_drop_in_files(self._options)),
             symlinks={**files.symlinks, f"/dev/{TTY}": "pts/0", "/dev/console": TTY},
             directories=files.directories,
             open_hooks={

@@ -24,7 +24,7 @@ from emulation.userland.systemctl import Caller, Journalctl, PowerSwitch, Reply,
 SOCKET_IN_BOARD: Final = "/run/systemd/private"
 """Where systemd's own private socket is."""
 
-MAX_REQUEST: Final = 1 << 16
+MAX_REQUEST: Final = 1 << 20
 
 COMMANDS: Final = (
     "systemctl", "journalctl", "modprobe", "rmmod", "udevadm",
@@ -65,6 +65,7 @@ class Manager:
         *,
         release: str,
     ) -> None:
+        self._systemctl = systemctl
         self._sysfs = sysfs
         self._power = power
         self._modules = modules
@@ -108,7 +109,11 @@ class Manager:
         with contextlib.suppress(ConnectionError, ValueError, KeyError, TypeError):
             request = json.loads(await reader.readline())
             command = self._commands[request["command"]]
-            reply = await command(Caller(int(request["uid"])), list(request["arguments"]))
+            caller = Caller(int(request["uid"]))
+            if "drop_ins" in request:
+                reply = self._systemctl.reload(caller, dict(request["drop_ins"]))
+            else:
+                reply = await command(caller, list(request["arguments"]))
             answer = {
                 "out": "".join(f"{line}\n" for line in reply.out),
                 "err": "".join(f"{line}\n" for line in reply.err),

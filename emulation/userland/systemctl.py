@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
 from emulation.userland.journal import Journal
@@ -163,7 +163,6 @@ class Systemctl:
             "is-enabled": self._is_enabled,
             "is-system-running": self._is_system_running,
             "list-units": self._list_units,
-            "daemon-reload": self._nothing,
             "reboot": self._end_system,
             "poweroff": self._end_system,
             "halt": self._end_system,
@@ -258,7 +257,20 @@ class Systemctl:
                 unit.reset_failed()
         return reply
 
-    async def _nothing(self, caller: Caller, options: Options) -> Reply:
+    def reload(self, caller: Caller, files: Mapping[str, str]) -> Reply:
+        """``daemon-reload``: the units have those drop-ins of ``files`` (path: content) that are
+        theirs. Of two of one name the one in /etc counts (systemd.unit(5))."""
+        if not caller.privileged:
+            text = "Failed to reload daemon: Interactive authentication required."
+            return Reply().fail(1, text)
+        for unit in self._units:
+            own: dict[str, str] = {}
+            for path in sorted(files, reverse=True):
+                folder, _, name = path.rpartition("/")
+                if folder.endswith(f"/{unit.file.name}.d"):
+                    own[name] = path
+            drop_ins = tuple((own[name], files[own[name]]) for name in sorted(own))
+            unit.file = replace(unit.file, drop_ins=drop_ins)
         return Reply()
 
     async def _end_system(self, caller: Caller, options: Options) -> Reply:
@@ -448,8 +460,14 @@ def _properties(unit: Unit | None, name: str) -> dict[str, str]:
             "UnitFileState": "",
         }
     ended = unit.last_exit
+    stops = " ; ".join(
+        f"{{ path={command.argv[0]} ; argv[]={' '.join(command.argv)} ;"
+        f" ignore_errors={'yes' if command.ignore_errors else 'no'} }}"
+        for command in unit.file.stop_commands
+    )
     return {
         "Type": "simple",
+        **({"ExecStop": stops} if stops else {}),
         "MainPID": str(unit.main_pid),
         "Result": unit.result,
         "ExecMainPID": str(unit.main_pid or (ended.pid if ended else 0)),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+import shlex
 import signal
 import time
 from collections import deque
@@ -35,6 +36,20 @@ class StartLimitHit(Exception):
 
 
 @dataclass(frozen=True)
+class StopCommand:
+    """One ExecStop= line; ``ignore_errors``: it begins with a dash."""
+
+    argv: tuple[str, ...]
+    ignore_errors: bool
+
+    @classmethod
+    def parse(cls, line: str) -> StopCommand:
+        """Raises ValueError for a quotation that does not end."""
+        command = line.lstrip("-@:+!")
+        return cls(tuple(shlex.split(command)), "-" in line[: len(line) - len(command)])
+
+
+@dataclass(frozen=True)
 class UnitFile:
     """What the unit file says."""
 
@@ -46,15 +61,29 @@ class UnitFile:
     text: str = ""
     """The file's content."""
     drop_ins: tuple[tuple[str, str], ...] = ()
-    """Path and content of each drop-in."""
-    stop: tuple[str, ...] = ()
-    """ExecStop=: what runs before the service's process is asked to end."""
+    """Path and content of each drop-in, in the order in which they count."""
     uid: int = 0
     """User= and its group, as a number."""
 
     @property
     def title(self) -> str:
         return f"{self.name} - {self.description}"
+
+    @property
+    def stop_commands(self) -> tuple[StopCommand, ...]:
+        """ExecStop=: what runs, one after the other, before the service's process is asked to
+        end. An empty one forgets those before it (systemd.service(5))."""
+        commands: list[StopCommand] = []
+        for text in (self.text, *(text for _, text in self.drop_ins)):
+            for line in text.splitlines():
+                key, equals, value = line.partition("=")
+                if not equals or key.strip() != "ExecStop":
+                    continue
+                if value.strip():
+                    commands.append(StopCommand.parse(value.strip()))
+                else:
+                    commands.clear()
+        return tuple(commands)
 
     @property
     def file_state(self) -> str:
@@ -246,9 +275,10 @@ class ProcessUnit(Unit):
         if self.active not in ("active", "activating", "deactivating"):
             return
         self.say(f"Stopping {self.file.title}...")
-        if self.file.stop and self.active == "active":
+        if self.active == "active":
             self._become("deactivating", "stop")
-            await self._run_stop_command()
+            for command in self.file.stop_commands:
+                await self._run_stop_command(command.argv)
         self._become("deactivating", "stop-sigterm")
         try:
             self._spawner.signal(self.main_pid, signal.SIGTERM)
@@ -267,8 +297,8 @@ class ProcessUnit(Unit):
             raise ProcessLookupError("No main process to kill")
         self._spawner.signal(self.main_pid, number)
 
-    async def _run_stop_command(self) -> None:
-        """ExecStop=, whose result does not matter (it begins with a dash)."""
+    async def _run_stop_command(self, argv: Sequence[str]) -> None:
+        """One command of ExecStop=, whose result does not matter here."""
         ended = asyncio.Event()
         null = os.open(os.devnull, os.O_RDWR)
 
@@ -278,7 +308,7 @@ class ProcessUnit(Unit):
         try:
             await asyncio.to_thread(
                 self._spawner.spawn,
-                self.file.stop,
+                argv,
                 env=self._env,
                 cwd="/",
                 fds=(null, null, null),

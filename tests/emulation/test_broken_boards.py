@@ -147,5 +147,20 @@ def test_what_fstab_mounts_read_only_stays_so(tmp_path: Path) -> None:
         assert board.run("systemctl stop tee-supplicant").status == 0
         assert board.run(bound).out == "0\n"
         assert board.run("pidof tee-supplicant").out == ""
+        # ... and one more that takes it back, once the service manager has read it.
+        folder = "/run/systemd/system/tee-supplicant.service.d"
+        board.ok(f"mkdir -p {folder}; printf '[Service]\\nExecStop=\\n' >{folder}/zz.conf")
+        stops = "systemctl show -p ExecStop tee-supplicant"
+        assert "argv[]=/bin/sh -c echo optee-ta-" in board.run(stops).out
+        board.ok("systemctl daemon-reload")
+        assert board.run(stops).out == ""
+        assert f"# {folder}/zz.conf" in board.run("systemctl cat tee-supplicant").out
+        board.ok("systemctl start tee-supplicant")
+        board.ok(
+            "echo optee-ta-ed32d533-99e6-4209-9cc0-2d72cdd998a7 >"
+            " /sys/bus/tee/drivers/tee-stmm-efi/bind"
+        )
+        board.ok("systemctl stop tee-supplicant")
+        assert board.run(bound).out == "1\n"
     finally:
         board.close()

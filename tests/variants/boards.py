@@ -15,6 +15,7 @@ VARIANTS: Mapping[str, Mapping[str, str | bool]] = {
     "K7": {"efivarfs": "K7"},
     "optee-4.1": {"optee": "4.1"},
     "busybox": {"userland": "busybox"},
+    "service-unbinds": {"supplicant_unbinds": True},
     "no-sftp": {"sftp": False},
     "busybox-no-sftp-K7": {"userland": "busybox", "sftp": False, "efivarfs": "K7"},
 }
