@@ -120,7 +120,7 @@ class Keeper:
             if before.get(file) != self._listing.get(file)
             and (name := name_of_file(file)) is not None
             and not is_named(name, names)
-            and self._is_somebodys(name)
+            and self._is_changed(name)
         ]
         if not changed:
             return
@@ -134,15 +134,19 @@ class Keeper:
             pytrace=False,
         )
 
-    def _is_somebodys(self, name: VariableName) -> bool:
-        """Whether a variable is written by people, and not by the firmware at its leisure."""
+    def _is_changed(self, name: VariableName) -> bool:
+        """Whether a variable is another than in the snapshot, and is written by people, not by
+        the firmware at its leisure. The size in the listing does not tell: where truncation
+        changes what is shown, only a fresh mount shows the true one."""
         assert self._snapshot is not None
-        stored = self._snapshot.variables.get(name)
-        if stored is None:
-            from harness.safekeeping.variables import read_one
+        from harness.safekeeping.variables import read_one
 
-            stored = read_one(self._board.probe, name)
-        return stored.is_variable and nature(stored) is None
+        stored = self._snapshot.variables.get(name)
+        now = read_one(self._board.probe, name)
+        if stored is not None and now.content == stored.content:
+            return False
+        kept = stored or now
+        return kept.is_variable and nature(kept) is None
 
     def _note(self, item: pytest.Item, report: Report) -> None:
         self.lines += [

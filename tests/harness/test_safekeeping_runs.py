@@ -35,6 +35,15 @@ def test_both_are_back(efivars):
     assert not efivars.exists("BootNext", GLOBAL)
     assert efivars.exists("BootOrder", GLOBAL)
 
+def test_size_that_is_shown(efivars, shell):
+    efivars.write("MovesTheCounter", b"x")
+    shell.run(f": > {NEXT.replace('Next', 'Order')}").check()
+
+def test_size_that_a_fresh_mount_shows(efivars):
+    efivars.write("MovesTheCounter", b"x")
+    efivars.unmount()
+    efivars.mount()
+
 @pytest.mark.foreign("BootNext", "BootOrder")
 def test_declared(efivars):
     efivars.write("BootNext", b"\\1\\0", guid=GLOBAL)
@@ -68,6 +77,8 @@ def test_undeclared_writes_fail_and_are_put_back(tmp_path: Path) -> None:
         "test_redirection": "ERROR",
         "test_removal": "ERROR",
         "test_both_are_back": "PASSED",
+        "test_size_that_is_shown": "PASSED",
+        "test_size_that_a_fresh_mount_shows": "PASSED",
         "test_declared": "PASSED",
         "test_both_are_back_again": "PASSED",
     }
