@@ -66,6 +66,20 @@ def test_nothing_fails_on_boards_that_differ(options: dict[str, str]) -> None:
     assert not report.failed, [f.lines() for f in report.findings if f.verdict is Verdict.FAIL]
 
 
+@pytest.mark.parametrize(
+    ("ready", "said"), [(30.0, "rw, without"), (0.01, "the file system is ro")]
+)
+def test_a_store_that_is_just_being_formatted_is_waited_for(ready: float, said: str) -> None:
+    """In `file` an empty one is formatted when Linux already runs."""
+    file = emulated(variant="file")
+    timeouts = file.timeouts.model_copy(update={"ready": ready})
+    report = walk(file.model_copy(update={"timeouts": timeouts}), link="ssh")
+    assert found(report, "read-write").startswith(said)
+    if report.first_failure is not None:
+        assert report.first_failure.cause.startswith("the firmware is still writing to the card")
+        assert "timeouts.ready in the board file (0.01 s)" in report.first_failure.remedy
+
+
 def test_a_step_needs_only_earlier_ones() -> None:
     names = [step.name for step in STEPS]
     assert len(set(names)) == len(names)

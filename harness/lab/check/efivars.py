@@ -95,7 +95,16 @@ def writable(survey: Survey) -> Finding:
     state = target.mount
     assert state is not None
     if not state.writable and not state.mount_read_only:
-        state = _once_the_card_is_quiet(survey, state)
+        state, writes = _once_the_card_is_quiet(survey, state)
+        if writes:
+            return fail(
+                "the file system is ro",
+                cause="the firmware is still writing to the card: an empty store is formatted by "
+                "thousands of RPMB writes before the driver's probe ends",
+                evidence=[f"{writes} RPMB writes in the last {_QUIET_SECONDS:g} s"],
+                remedy="wait and check again, or raise timeouts.ready in the board file "
+                f"({survey.board.file.timeouts.ready:g} s)",
+            )
     if state.writable:
         return ok("rw, without anybody's help")
     if state.mount_read_only:
@@ -121,18 +130,24 @@ def writable(survey: Survey) -> Finding:
     )
 
 
-def _once_the_card_is_quiet(survey: Survey, state: MountState) -> MountState:
-    """How it is mounted after the driver's probe: an empty store is formatted within that, by
-    thousands of RPMB writes, when sysfs shows the driver as bound already."""
+def _once_the_card_is_quiet(survey: Survey, state: MountState) -> tuple[MountState, int]:
+    """How it is mounted after the driver's probe, and how many RPMB writes were seen last where
+    that did not end: an empty store is formatted within the probe, when sysfs shows the driver as
+    bound already."""
     board = survey.board
     deadline = time.monotonic() + board.file.timeouts.ready
+    writes = 0
     with contextlib.suppress(HilError, OSError):
-        before, counter = -1, board.rpmb.counter()
-        while counter != before and not state.writable and time.monotonic() < deadline:
+        counter, late = board.rpmb.counter(), False
+        while not (state.writable or late):
+            late = time.monotonic() >= deadline
             Event().wait(_QUIET_SECONDS)
             before, counter = counter, board.rpmb.counter()
+            writes = counter - before
             state = board.efivars.mount_state() or state
-    return state
+            if not writes:
+                break
+    return state, 0 if state.writable else writes
 
 
 def _is_entry(line: str) -> bool:
