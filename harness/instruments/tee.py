@@ -129,8 +129,8 @@ class Tee:
 
     def start_supplicant(self, *, timeout: float = 10.0) -> None:
         """Start the service; returns when its process serves the TEE. One that ends at once
-        (another is registered, or a writer still waits for the last one) raises TargetError at
-        the deadline."""
+        (another is registered, or a writer still waits for the last one) raises TargetError: as
+        soon as systemd calls its unit failed, elsewhere at the deadline."""
         match self.service:
             case Service(ServiceKind.SYSTEMD, unit):
                 quoted = shlex.quote(unit)
@@ -146,8 +146,8 @@ class Tee:
                     f"setsid {command_line} </dev/null >/dev/null 2>&1 & true",
                     timeout,
                 )
-        served = self._is_attached if self._device_is_seen else _Lasting(self._supplicants)
-        self._wait(served, "tee-supplicant to start and stay", timeout)
+        serves = self._is_attached if self._device_is_seen else _Lasting(self._supplicants)
+        self._wait(lambda: serves() or self._refuse_failed(), "tee-supplicant to serve", timeout)
 
     def restart_supplicant(self, *, timeout: float = 10.0) -> None:
         """Stop (if it runs) and start."""
@@ -223,6 +223,18 @@ class Tee:
 
     def _is_attached(self) -> bool:
         return self._supplicants()[1]
+
+    def _refuse_failed(self) -> bool:
+        """Raise where systemd has given the service up; else False."""
+        match self.service:
+            case Service(ServiceKind.SYSTEMD, unit):
+                if self._shell.run(f"systemctl is-failed -q {shlex.quote(unit)}").ok:
+                    raise TargetError(
+                        f"{unit} started and failed at once",
+                        remedy=f"read `journalctl -u {unit}` on the board; a process that waits "
+                        "for the last supplicant's answer keeps a new one out until it is killed",
+                    )
+        return False
 
     def _find_service(self) -> Service:
         if unit := self._shell.run(_FIND_UNIT).text:

@@ -463,8 +463,10 @@ BENCH: pytest.StashKey[Bench] = pytest.StashKey()
 
 
 def uses_board(item: pytest.Item) -> bool:
-    """Whether a test runs on the board."""
-    return BOARD_FIXTURE in getattr(item, "fixturenames", ())
+    """Whether a test runs on the board: by a fixture, or by what it asks of the board only."""
+    return BOARD_FIXTURE in getattr(item, "fixturenames", ()) or any(
+        item.get_closest_marker(marker) for marker in ("needs", "consents")
+    )
 
 
 _Name = TypeVar("_Name", Capability, Consent)
