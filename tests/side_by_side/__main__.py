@@ -2,11 +2,11 @@
 emulated board and on the real firmware, side by side.
 
 Each configuration is run on both (``hil qemu build`` made the real one), or its report is taken
-from ``--reports`` where it is there already. With ``--again`` what differs without a reason is run
+from ``--reports`` where it is there already. With ``--again`` what failed without a reason is run
 once more, by itself, on the board that it failed on. Prints a table of both boards, every test
-that passed on one and failed on the other with its reason (``reasons.toml``), what passed only
+that passed on one and failed on the other with its reason (``reasons.toml``), what did not fail
 when it was run again, and what only one of them could be asked; last ``SIDE BY SIDE N agree, M
-differ, U without a reason, A passed again``. Exit status 0 when nothing is without a reason.
+differ, U without a reason, F failed once``. Exit status 0 when nothing is without a reason.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tests.side_by_side.verdicts import (
     Difference,
     count,
     differences,
-    passed_again,
+    failed_once,
     read_reasons,
     reason_for,
 )
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--again",
         action="store_true",
-        help="run what differs without a reason once more by itself",
+        help="run what failed without a reason once more by itself",
     )
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="how many at a time")
     parser.add_argument("--timeout", type=float, default=4 * 3600.0, help="seconds for one run")
@@ -107,21 +107,25 @@ def _run_all(wanted: Sequence[Wanted], jobs: int, timeout: float) -> None:
 
 
 def _failed_without_reason(folder: Path, names: Sequence[str]) -> list[Wanted]:
-    """The runs of only those tests that differ and have no reason."""
+    """The runs of only those tests that failed and have no reason."""
     reasons = read_reasons(_REASONS)
     wanted = []
     for name in names:
         by_kind = {kind: _read(_report(folder, name, kind)) for kind in (EMULATED, REAL)}
-        found = [
-            one
+        explained = {
+            one.test
             for one in differences(name, by_kind[EMULATED], by_kind[REAL])
-            if one.opposed and reason_for(one, reasons) is None
-        ]
+            if reason_for(one, reasons) is not None
+        }
         for kind, outcomes in by_kind.items():
-            tests = [one.test for one in found if outcomes[one.test].verdict is Verdict.FAILED]
+            tests = [
+                f"{_SUITE}/{test}"
+                for test, outcome in outcomes.items()
+                if outcome.verdict is Verdict.FAILED and test not in explained
+            ]
             if tests:
-                ids = tuple(f"{_SUITE}/{test}" for test in tests)
-                wanted.append(Wanted(name, kind, ids, _report(folder, name, kind, _AGAIN)))
+                report = _report(folder, name, kind, _AGAIN)
+                wanted.append(Wanted(name, kind, tuple(tests), report))
     return wanted
 
 
@@ -183,7 +187,7 @@ def _compare(folder: Path, names: Sequence[str]) -> int:
             continue
         for kind, outcomes in first.items():
             again = _read(_report(folder, name, kind, _AGAIN))
-            mended += passed_again(name, kind, outcomes, again)
+            mended += failed_once(name, kind, outcomes, again)
             outcomes.update(again)
         tests += len({*first[EMULATED], *first[REAL]})
         found += differences(name, first[EMULATED], first[REAL])
@@ -198,15 +202,15 @@ def _compare(folder: Path, names: Sequence[str]) -> int:
             f" {one.real.verdict} | {why} |"
         )
     if mended:
-        print("\n| configuration | passed when run again | on | failed at first with |")
-        print("|---|---|---|---|")
+        print("\n| configuration | failed once | on | with | when run again |")
+        print("|---|---|---|---|---|")
     for late in mended:
         why = late.first.why[:_LONGEST_WHY]
-        print(f"| `{late.configuration}` | `{late.test}` | {late.kind} | {why} |")
+        print(f"| `{late.configuration}` | `{late.test}` | {late.kind} | {why} | {late.then} |")
     _print_one_sided([one for one in found if not one.opposed])
     print(
         f"\nSIDE BY SIDE {tests - len(opposed)} agree, {len(opposed)} differ,"
-        f" {len(unexplained)} without a reason, {len(mended)} passed again"
+        f" {len(unexplained)} without a reason, {len(mended)} failed once"
     )
     return 1 if unexplained or missing else 0
 

@@ -64,9 +64,9 @@ def test_only_what_differs_is_found(reports: Path) -> None:
         (
             ["test_a.py::TestB::test_?"],
             0,
-            "SIDE BY SIDE 2 agree, 2 differ, 0 without a reason, 0 passed again",
+            "SIDE BY SIDE 2 agree, 2 differ, 0 without a reason, 0 failed once",
         ),
-        (["*test_y"], 1, "SIDE BY SIDE 2 agree, 2 differ, 1 without a reason, 0 passed again"),
+        (["*test_y"], 1, "SIDE BY SIDE 2 agree, 2 differ, 1 without a reason, 0 failed once"),
     ],
 )
 def test_a_difference_needs_a_reason(
@@ -87,7 +87,7 @@ def test_a_difference_needs_a_reason(
     assert "| `mm` | 1 | passed | skipped | efivar |" in printed
 
 
-def test_what_passed_again_is_told_and_differs_no_more(
+def test_what_failed_once_is_told_and_differs_no_more(
     reports: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     reasons = reports / "reasons.toml"
@@ -96,8 +96,8 @@ def test_what_passed_again_is_told_and_differs_no_more(
     _write(reports / "mm-real-again.xml", _PASSED.format("y"))
     assert command.main(["--reports", str(reports), "--again", "mm"]) == 0
     printed = capsys.readouterr().out
-    assert "| `mm` | `test_a.py::TestB::test_y` | real | assert 5 == 22 |" in printed
-    assert printed.endswith("3 agree, 1 differ, 0 without a reason, 1 passed again\n")
+    assert "| `mm` | `test_a.py::TestB::test_y` | real | assert 5 == 22 | passed |" in printed
+    assert printed.endswith("3 agree, 1 differ, 0 without a reason, 1 failed once\n")
 
 
 def test_what_has_no_reason_is_run_again(
@@ -110,8 +110,11 @@ def test_what_has_no_reason_is_run_again(
         _write(tmp_path / f"mm-{kind}.xml", case)
     assert command.main(["--reports", str(tmp_path), "--again", "mm"]) == 0
     told = capsys.readouterr()
-    assert f"| `mm` | `test_reads.py::TestOffset::{test}` | emulated | assert 5 == 22 |" in told.out
-    assert told.out.endswith("1 agree, 0 differ, 0 without a reason, 1 passed again\n")
+    assert (
+        f"| `mm` | `test_reads.py::TestOffset::{test}` | emulated | assert 5 == 22 | passed |"
+        in told.out
+    )
+    assert told.out.endswith("1 agree, 0 differ, 0 without a reason, 1 failed once\n")
     assert "mm emulated, again: 100 % of the tests, 0 failed, " in told.err
 
 

@@ -29,12 +29,13 @@ class Difference:
 
 @dataclass(frozen=True)
 class Again:
-    """A test that failed in the whole run and passed when it was run again by itself."""
+    """A test that failed in the whole run and did not when it was run again by itself."""
 
     configuration: str
     test: str
     kind: str
     first: Outcome
+    then: Verdict
 
 
 @dataclass(frozen=True)
@@ -74,14 +75,15 @@ def differences(
     return found
 
 
-def passed_again(
+def failed_once(
     configuration: str, kind: str, first: Mapping[str, Outcome], again: Mapping[str, Outcome]
 ) -> list[Again]:
-    """What failed first and passed then, in the order of the second report."""
+    """What failed first and not then, in the order of the second report."""
     return [
-        Again(configuration, test, kind, first[test])
+        Again(configuration, test, kind, first[test], outcome.verdict)
         for test, outcome in again.items()
-        if outcome.verdict is Verdict.PASSED and first.get(test, NOT_RUN).verdict is Verdict.FAILED
+        if outcome.verdict is not Verdict.FAILED
+        and first.get(test, NOT_RUN).verdict is Verdict.FAILED
     ]
 
 
