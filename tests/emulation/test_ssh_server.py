@@ -42,7 +42,9 @@ class HostSpawner:
         gid: int,
         on_exit: Callable[[int], None],
     ) -> int:
-        command = [shutil.which("setsid") or "setsid", *(["-c"] if controlling_tty else []), *argv]
+        # As a board's init does; under nohup it would stay ignored.
+        command = ["env", "--default-signal=HUP", shutil.which("setsid") or "setsid"]
+        command += [*(["-c"] if controlling_tty else []), *argv]
         process = subprocess.Popen(
             command, env=dict(env), cwd=cwd, stdin=fds[0], stdout=fds[1], stderr=fds[2]
         )
