@@ -19,9 +19,9 @@ from harness.truth.store_space import record_size
 pytestmark = [pytest.mark.needs("writable"), pytest.mark.consents("write_rpmb")]
 
 ONE_RECORD = pytest.mark.cost(store_bytes=record_size("V", 4))
-# A second and a half's worth beyond what may be left of the second in which they begin.
 READS = 250
-"""More than an ordinary user's share of one second, which is 100 (K6 kernel/user.c)."""
+"""More than an ordinary user's share of two seconds, 100 each (K6 kernel/user.c): whatever is left
+of the first one, all of another is waited for."""
 FRESH_USER = 65533
 
 
