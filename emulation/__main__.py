@@ -30,9 +30,9 @@ from typing import TYPE_CHECKING
 from emulation.faults import FaultSpecError
 from emulation.mutants import installed
 from emulation.options import BoardOptions, OptionError
-from emulation.userland.jail import Zygote
-from emulation.userland.plan import JailError
-from emulation.userland.spawner import UserlandMissing
+from emulation.userland.jail.jail import Zygote
+from emulation.userland.jail.plan import JailError
+from emulation.userland.jail.spawner import UserlandMissing
 
 if TYPE_CHECKING:
     from emulation.board import Board
@@ -146,7 +146,7 @@ def _locked(lock: int) -> bool:
 
 def _explain(error: JailError) -> str:
     """What this host lacks, and the remedy."""
-    from emulation.userland import probe
+    from emulation.userland.jail import probe
 
     lines = [f"emulation: this host cannot run the board: {error}"]
     for step in probe.check():
@@ -157,8 +157,8 @@ def _explain(error: JailError) -> str:
 
 async def _run(options: BoardOptions, state: Path, chosen: argparse.Namespace) -> int:
     from emulation.board import Board
-    from emulation.userland.console import SerialLine
-    from emulation.userland.ssh import ReservedPort
+    from emulation.userland.access.console import SerialLine
+    from emulation.userland.access.ssh import ReservedPort
 
     loop = asyncio.get_running_loop()
     stopped = asyncio.Event()

@@ -20,12 +20,9 @@ from emulation.linux.kernel import Kernel, Task
 from emulation.linux.tee_stmm_efi import DEVICE_NAME, DRIVER_NAME
 from emulation.machine import TEE_GROUP, Machine
 from emulation.options import BoardOptions
-from emulation.userland import rootfs
-from emulation.userland.console import BoardTty, SerialLine
-from emulation.userland.handlers import KernelHandlers, KmsgReader, SysRq
-from emulation.userland.journal import Journal
-from emulation.userland.manager import SOCKET_IN_BOARD, Manager
-from emulation.userland.plan import (
+from emulation.userland.access.console import BoardTty, SerialLine
+from emulation.userland.jail.handlers import KernelHandlers, KmsgReader, SysRq
+from emulation.userland.jail.plan import (
     EFIVARFS_MAGIC,
     SYSFS_MAGIC,
     Bind,
@@ -34,13 +31,16 @@ from emulation.userland.plan import (
     JailPlan,
     OpenHook,
 )
-from emulation.userland.spawner import Pty
-from emulation.userland.systemctl import Journalctl, Systemctl, UnitTable
-from emulation.userland.units import ProcessUnit, SwitchUnit, Unit, UnitFile
+from emulation.userland.jail.spawner import Pty
+from emulation.userland.system import rootfs
+from emulation.userland.system.journal import Journal
+from emulation.userland.system.manager import SOCKET_IN_BOARD, Manager
+from emulation.userland.system.systemctl import Journalctl, Systemctl, UnitTable
+from emulation.userland.system.units import ProcessUnit, SwitchUnit, Unit, UnitFile
 
 if TYPE_CHECKING:
-    from emulation.userland.jail import Jail
-    from emulation.userland.ssh import ReservedPort, SshServer
+    from emulation.userland.access.ssh import ReservedPort, SshServer
+    from emulation.userland.jail.jail import Jail
 
 GETTY_RESTART: Final = 0.1
 """RestartSec= of serial-getty@.service, seconds (systemd's default)."""
@@ -135,7 +135,7 @@ class Userland:
         gid: int,
         on_exit: Callable[[int], None],
     ) -> int:
-        """See :class:`emulation.userland.spawner.Spawner`."""
+        """See :class:`emulation.userland.jail.spawner.Spawner`."""
 
         def exited(status: int) -> None:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is interested
@@ -159,11 +159,11 @@ class Userland:
             raise
 
     def signal(self, pid: int, number: int) -> None:
-        """See :class:`emulation.userland.spawner.Spawner`."""
+        """See :class:`emulation.userland.jail.spawner.Spawner`."""
         self._jail.signal(pid, number)
 
     def open_pty(self) -> Pty:
-        """See :class:`emulation.userland.spawner.Spawner`."""
+        """See :class:`emulation.userland.jail.spawner.Spawner`."""
         return self._jail.open_pty()
 
     def _count(self, change: int) -> None:
@@ -183,11 +183,11 @@ class _Serving:
         self._before = 0
 
     def about_to_start(self) -> None:
-        """See :class:`emulation.userland.units.Readiness`."""
+        """See :class:`emulation.userland.system.units.Readiness`."""
         self._before = self._queue.attachments
 
     def wait(self, given_up: Callable[[], bool]) -> None:
-        """See :class:`emulation.userland.units.Readiness`."""
+        """See :class:`emulation.userland.system.units.Readiness`."""
         with contextlib.suppress(PowerLost):
             self._kernel.wait(
                 lambda: self._queue.attachments > self._before or given_up(),
@@ -196,7 +196,7 @@ class _Serving:
             )
 
     def wake(self) -> None:
-        """See :class:`emulation.userland.units.Readiness`."""
+        """See :class:`emulation.userland.system.units.Readiness`."""
         self._kernel.wake()
 
 
@@ -299,7 +299,7 @@ class Board:
         """Boot; returns when SSH answers, or ``powered`` is false again because a fault took it.
 
         Nothing happens when the power is on already.
-        Raises :class:`emulation.userland.plan.JailError` where the host cannot run a board.
+        Raises :class:`emulation.userland.jail.plan.JailError` where the host cannot run a board.
         """
         async with self._switch:
             if not self.powered:
@@ -429,14 +429,14 @@ class Board:
     def _make_ssh(self) -> SshServer:
         if self._ssh is not None:
             return self._ssh
-        from emulation.userland.ssh import LoginPolicy, SshServer, prepare_keys
+        from emulation.userland.access.ssh import LoginPolicy, SshServer, prepare_keys
 
         files = self._files
         policy = LoginPolicy(files.accounts, files.path, files.sftp_server)
         return SshServer(self._port, prepare_keys(self._state, port=self._port.port), policy)
 
     async def _start_userland(self) -> _System:
-        from emulation.userland.jail import Jail
+        from emulation.userland.jail.jail import Jail
 
         machine, files = self._machine, self._files
         journal = Journal(machine.hostname)

@@ -40,7 +40,7 @@ from emulation.options import BoardOptions, DriverLoading
 from emulation.rpmb_transport import RpmbTransport
 from emulation.uboot.boot import Uboot, UbootWorld
 from emulation.uboot.variables import FileVariables, StmmVariables, VariableServices
-from emulation.userland.plan import DeviceNode
+from emulation.userland.jail.plan import DeviceNode
 from harness.formats.efi import GLOBAL_VARIABLE_GUID
 from harness.formats.mmc import MMC_SECTOR, RPMB_UNIT
 

@@ -1,4 +1,4 @@
-"""What a board can do, how that is measured, and what its owner allows.
+"""What a board can do, and how that is measured.
 
 A capability is *measured* on the board once a boot, by one shell script for all of them. The
 board file may pin a value (an assertion): pinned true and measured absent fails, unpinned and
@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+from harness.consents import Consent
 from harness.errors import MissingCapability, TargetError
 from harness.shell import Shell
 
@@ -24,20 +25,6 @@ OPTEE_TEST_KEY = bytes.fromhex("d3eb3ec36e334c9f988ce2c0b85954610d2bcf8664844df2
 
 # The first line is enough for a message; more is noise.
 _DETAIL_CHARS = 120
-
-
-class Consent(StrEnum):
-    """What the owner of a board may allow; each is given by itself in ``[consents]``."""
-
-    POWER_CYCLE = "power_cycle"  # also covers a reboot
-    WRITE_RPMB = "write_rpmb"
-    STOP_SUPPLICANT = "stop_supplicant"
-    UNBIND_DRIVER = "unbind_driver"
-    CRASH_KERNEL = "crash_kernel"
-    FOREIGN_RPMB_WRITE = "foreign_rpmb_write"
-    PROGRAM_KEY = "program_key"
-    FOREIGN_VARIABLES = "foreign_variables"  # variables that are not of our own vendor GUID
-    SECURE_BOOT_KEYS = "secure_boot_keys"  # PK, KEK, db, dbx of a board in setup mode
 
 
 class Capability(StrEnum):

@@ -18,7 +18,7 @@ from emulation.emmc.card import EmmcCard, Response
 from emulation.emmc.gpt import read_table
 from emulation.emmc.user_area import UserArea
 from emulation.linux.kernel import Kernel, Task
-from emulation.userland.plan import UserMemory
+from emulation.userland.jail.plan import UserMemory
 from harness.formats.mmc import (
     EXT_CSD_SEC_COUNT,
     IOC_CMD,

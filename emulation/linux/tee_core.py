@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from emulation.linux.kernel import Kernel
-from emulation.userland.plan import UserMemory
+from emulation.userland.jail.plan import UserMemory
 
 PAGE_SIZE: Final = 4096
 

@@ -25,7 +25,7 @@ from emulation.linux.tee_core import (
     TeeContext,
 )
 from emulation.optee.errors import TeeError
-from emulation.userland.plan import UserMemory
+from emulation.userland.jail.plan import UserMemory
 from harness.formats.tee import Param, ParamType, TeeOrigin, TeeResult
 from harness.formats.tee_ioctl import (
     BUF_DATA,

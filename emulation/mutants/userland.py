@@ -11,13 +11,13 @@ from emulation.linux.efivarfs import Efivarfs
 from emulation.linux.efivarfs_names import lookup_key
 from emulation.linux.kernel import Task
 from emulation.mutants.registry import Original, Patches, Registry
-from emulation.userland import fuse
-from emulation.userland.dispatch import CAP_LINUX_IMMUTABLE, Caller, Dispatcher, Proceed
-from emulation.userland.fuse import FuseConnection
-from emulation.userland.handlers import KernelHandlers
-from emulation.userland.seccomp import Notification
-from emulation.userland.syscalls import MS_RDONLY
-from emulation.userland.units import ProcessUnit
+from emulation.userland.jail import fuse
+from emulation.userland.jail.dispatch import CAP_LINUX_IMMUTABLE, Caller, Dispatcher, Proceed
+from emulation.userland.jail.fuse import FuseConnection
+from emulation.userland.jail.handlers import KernelHandlers
+from emulation.userland.jail.seccomp import Notification
+from emulation.userland.jail.syscalls import MS_RDONLY
+from emulation.userland.system.units import ProcessUnit
 
 mutants: Final = Registry("userland")
 

@@ -362,7 +362,7 @@ SUPPLICANT_OF_OURS = Piece(
     name="supplicant",
     says="the emulated board's tee-supplicant, where optee-client cannot be had",
     needs=("tools",),
-    files=(_EMULATION / "userland" / "tee_supplicant.py",),
+    files=(_EMULATION / "userland" / "system" / "tee_supplicant.py",),
     steps=(Script("install", _SUPPLICANT_OF_OURS),),
     outputs=("usr/sbin/tee-supplicant",),
 )

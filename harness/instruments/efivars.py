@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from threading import Event
 from uuid import UUID
 
-from harness.capabilities import EFIVARS_PATH, Consent
+from harness.capabilities import EFIVARS_PATH
+from harness.consents import Consent
 from harness.errors import TargetError
 from harness.formats.efi import Attributes
 from harness.instruments import succeeded

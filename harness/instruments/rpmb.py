@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from harness.capabilities import Consent
+from harness.consents import Consent
 from harness.errors import MissingCapability, TargetError
 from harness.formats import mmc
 from harness.formats import rpmb as wire

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from threading import Event
 
-from harness.capabilities import STMM_DEVICE, STMM_DRIVER, Consent
+from harness.capabilities import STMM_DEVICE, STMM_DRIVER
+from harness.consents import Consent
 from harness.errors import MissingCapability, TargetError
 from harness.instruments import succeeded
 from harness.probe import Probe

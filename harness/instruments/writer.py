@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from harness.capabilities import Consent
+from harness.consents import Consent
 from harness.shell import Shell
 
 _SCRATCH = "/tmp/hil-writer"

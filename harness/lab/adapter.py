@@ -13,7 +13,7 @@ from harness.errors import HostError
 from harness.lab.discovery import Bench, BenchDevice, Kind
 
 if TYPE_CHECKING:
-    from harness.boardfile import SerialSection, UdevMatch
+    from harness.boardfile.boardfile import SerialSection, UdevMatch
 
 _POLL_SECONDS = 0.05
 

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Self
 from harness.errors import HostError, LabError
 
 if TYPE_CHECKING:
-    from harness.boardfile import BoardFile
+    from harness.boardfile.boardfile import BoardFile
 
 LEASES_ENVIRONMENT = "HIL_LEASES"
 TOKEN_ENVIRONMENT = "HIL_LEASE_TOKEN"

@@ -137,7 +137,7 @@ def write_board_file(path: Path, text: str, *, force: bool) -> None:
     Raises :class:`ConfigurationError` for a file that is there (without ``force``) or cannot be
     written.
     """
-    from harness import boardfile
+    from harness.boardfile import boardfile
 
     if path.exists() and not force:
         raise ConfigurationError(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, assert_never
 from harness.lab.adapter import place_of
 
 if TYPE_CHECKING:
-    from harness.boardfile import BoardFile
+    from harness.boardfile.boardfile import BoardFile
     from harness.power.options import PowerSection
 
 

@@ -9,7 +9,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from harness.errors import PowerError
-from harness.power import Endpoints, PowerState
+from harness.power.driver import Endpoints, PowerState
 
 if TYPE_CHECKING:
     from harness.power.options import CommandPowerOptions

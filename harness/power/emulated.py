@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from harness.errors import HostError, PowerError
-from harness.power import Endpoints, PowerState
+from harness.power.driver import Endpoints, PowerState
 
 if TYPE_CHECKING:
     from harness.power.options import EmulatedPowerSection

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, assert_never
 from urllib.parse import quote, urlencode
 
 from harness.errors import PowerError
-from harness.power import PowerState
+from harness.power.driver import PowerState
 
 if TYPE_CHECKING:
     from harness.power.options import HttpPowerOptions

@@ -7,7 +7,7 @@ import select
 import time
 
 from harness.errors import MissingCapability, PowerError
-from harness.power import Endpoints, PowerState
+from harness.power.driver import Endpoints, PowerState
 
 
 class ManualPower:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from harness.errors import PowerError
-from harness.power import Endpoints, PowerState
+from harness.power.driver import Endpoints, PowerState
 
 _POLL_SECONDS = 0.1
 
@@ -29,9 +29,9 @@ class Outlet(Protocol):
 
 
 class OutletPower:
-    """A :class:`harness.power.PowerDriver` over an :class:`Outlet`: each switch is verified by
-    asking, until the hardware agrees or the time is over. ``request_timeout`` and ``off_seconds``
-    (how long the power stays off in a cycle) are seconds."""
+    """A :class:`harness.power.driver.PowerDriver` over an :class:`Outlet`: each switch is verified
+    by asking, until the hardware agrees or the time is over. ``request_timeout`` and
+    ``off_seconds`` (how long the power stays off in a cycle) are seconds."""
 
     def __init__(
         self, outlet: Outlet, *, board: str, request_timeout: float, off_seconds: float

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from harness.errors import ConfigurationError, HostError, PowerError
-from harness.power import Endpoints, PowerState
+from harness.power.driver import Endpoints, PowerState
 from harness.power.qemu_images import with_images
 from harness.power.qmp import Monitor, QmpError
 

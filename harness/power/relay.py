@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING
 
 from harness.errors import PowerError
-from harness.power import PowerState
+from harness.power.driver import PowerState
 
 if TYPE_CHECKING:
     from serial import Serial

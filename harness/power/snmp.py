@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from harness.errors import HostError, PowerError
-from harness.power import PowerState
+from harness.power.driver import PowerState
 
 if TYPE_CHECKING:
     from harness.power.options import SnmpPowerOptions

@@ -7,7 +7,7 @@ import subprocess
 from typing import TYPE_CHECKING
 
 from harness.errors import HostError, PowerError
-from harness.power import PowerState
+from harness.power.driver import PowerState
 
 if TYPE_CHECKING:
     from harness.power.options import UsbHubPowerOptions

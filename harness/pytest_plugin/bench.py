@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 
-from harness.capabilities import Capability, Consent
+from harness.capabilities import Capability
+from harness.consents import Consent
 from harness.errors import (
     BoardWedged,
     ConsentMissing,
@@ -29,8 +30,8 @@ from harness.pytest_plugin.usage import usage_errors
 from harness.safekeeping.key_programming import KeyProgramming
 
 if TYPE_CHECKING:
-    from harness.board import Board, Standing
-    from harness.boardfile import BoardFile
+    from harness.board.board import Board, Standing
+    from harness.boardfile.boardfile import BoardFile
     from harness.pytest_plugin.lease import RunLease
     from harness.pytest_plugin.meter import Meter
 
@@ -79,7 +80,7 @@ class Bench:
     def file(self) -> BoardFile:
         """The board file. Raises ConfigurationError."""
         if self._file is None:
-            from harness import boardfile
+            from harness.boardfile import boardfile
 
             self._file = boardfile.load(self.path)
         return self._file
@@ -88,7 +89,7 @@ class Bench:
     def path(self) -> Path:
         """Where the board file is. Raises ConfigurationError."""
         if self._path is None:
-            from harness import boardfile
+            from harness.boardfile import boardfile
 
             self._path = boardfile.find(self._name)
         return self._path
@@ -133,7 +134,7 @@ class Bench:
     def board(self) -> Board:
         """The running board; leases and starts it at the first call. Raises the board's errors."""
         if self._board is None:
-            from harness.board import Board
+            from harness.board.board import Board
 
             self._lease.take(self.file)
             board = Board(
@@ -337,7 +338,7 @@ class Bench:
             pytest.fail(f"lab error, not run: {self._lost}", pytrace=False)
         if self._suspect is None and (self._answered or self._answers()):
             return
-        from harness.recovery import recover
+        from harness.board.recovery import recover
 
         reason, self._suspect = self._suspect or f"before {item.nodeid}: no answer", None
         recovery = recover(self.board())
@@ -435,7 +436,7 @@ class Bench:
     def _look(self, *, log: bool) -> tuple[Standing, list[str]]:
         """The meter, the standing and, with ``log``, the new lines of the kernel log, in one round
         trip. Other people's variables are looked at where the counter moved or cannot tell."""
-        from harness.board import FOREIGN_STANDING, STANDING
+        from harness.board.board import FOREIGN_STANDING, STANDING
 
         board = self.board()
         meter = self.meter.script() if self.meter is not None else ""

@@ -20,11 +20,11 @@ from harness.pytest_plugin.blame import BLAME, Whose
 from harness.pytest_plugin.keeper import foreign_names
 from harness.pytest_plugin.meter import Meter, Reading
 from harness.safekeeping.variables import is_named
-from harness.space import CACHED_SECONDS, FOREIGN, RECLAIM_WRITES, WRITES_PER_BYTE, StoreSpace
-from harness.wear import Entry, Ledger
+from harness.store.space import CACHED_SECONDS, FOREIGN, RECLAIM_WRITES, WRITES_PER_BYTE, StoreSpace
+from harness.store.wear import Entry, Ledger
 
 if TYPE_CHECKING:
-    from harness.board import Board
+    from harness.board.board import Board
 
 BUDGET: pytest.StashKey[Budget] = pytest.StashKey()
 """Where a configuration keeps its budget."""

@@ -9,7 +9,7 @@ from typing import Final
 
 import pytest
 
-from harness.capabilities import Consent
+from harness.consents import Consent
 
 ENFORCE: Final = "hil_enforce_cost"
 """The ini option: a test that takes more than it declares fails."""

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Protocol
 
 import pytest
 
-from harness.capabilities import Consent
+from harness.consents import Consent
 from harness.pytest_plugin.bench import BENCH
 from harness.pytest_plugin.blame import BLAME, Whose
 from harness.pytest_plugin.budget import BUDGET
 from harness.pytest_plugin.report import MEASUREMENT, REPORT, key_of
 
 if TYPE_CHECKING:
-    from harness.board import Board, PowerSwitch
+    from harness.board.board import Board, PowerSwitch
     from harness.instruments.efivars import Efivars
     from harness.instruments.kernel_log import KernelLog
     from harness.instruments.rpmb import Rpmb
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from harness.links.console import Console
     from harness.probe import Probe
     from harness.shell import Shell
-    from harness.space import StoreSpace
+    from harness.store.space import StoreSpace
 
 
 @pytest.fixture(scope="session")
@@ -38,7 +38,7 @@ def hil_board(
 
 @pytest.fixture(scope="session")
 def board(hil_board: Board) -> Board:
-    """The board of this run, powered, checked and ready (harness.board.Board)."""
+    """The board of this run, powered, checked and ready (harness.board.board.Board)."""
     return hil_board
 
 
@@ -81,7 +81,7 @@ def console(board: Board) -> Console:
 @pytest.fixture
 def power(board: Board) -> PowerSwitch:
     """The power switch; skips without the consent ``power_cycle``."""
-    from harness.board import PowerSwitch
+    from harness.board.board import PowerSwitch
 
     board.require_consent(Consent.POWER_CYCLE)
     return PowerSwitch(board)

@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness.capabilities import Consent
+from harness.board import state_dir as place
+from harness.consents import Consent
 from harness.errors import ConsentMissing, HilError, TargetError
 from harness.instruments.efivars import VariableName
-from harness.safekeeping import place, snapshot
+from harness.safekeeping import snapshot
 from harness.safekeeping.restore import Report, Verdict, restore, restore_whatever_it_takes, table
 from harness.safekeeping.variables import is_named, name_of_file, nature
 
 if TYPE_CHECKING:
-    from harness.board import Board, Standing
+    from harness.board.board import Board, Standing
     from harness.safekeeping.snapshot import Snapshot
 
 _RECONNECT_SECONDS = 10.0

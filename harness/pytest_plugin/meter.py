@@ -10,7 +10,7 @@ from harness.capabilities import EFIVARS_PATH, Capability
 from harness.errors import HilError
 
 if TYPE_CHECKING:
-    from harness.board import Board
+    from harness.board.board import Board
 
 _COUNTER: Final = re.compile(r"Counter value: 0x([0-9a-fA-F]+)")
 # One round trip; the store is asked only when the counter has moved.

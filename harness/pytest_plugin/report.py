@@ -18,7 +18,7 @@ from harness.pytest_plugin.ktap import CUT_SHORT
 from harness.pytest_plugin.role import board_of_worker
 
 if TYPE_CHECKING:
-    from harness.board import Board, Identity
+    from harness.board.board import Board, Identity
     from harness.pytest_plugin.bench import Bench
     from harness.pytest_plugin.budget import Budget
 
@@ -29,7 +29,7 @@ MEASUREMENT: Final = "measurement."
 
 _NAME: Final = re.compile(r"[a-z][a-z0-9_]*")
 _UNIT: Final = re.compile(r"[A-Za-z0-9]+")
-# As Bench words a skip (harness.capabilities, harness.board).
+# As Bench words a skip (harness.capabilities, harness.board.board).
 _LACKING: Final = re.compile(r"\bno (\w+) on this board|does not (consent to \w+)")
 _WHY_CHARS: Final = 160
 

@@ -10,7 +10,7 @@ from harness.safekeeping.secure_boot import key_directory
 from harness.signing import Signer, unsigned
 
 if TYPE_CHECKING:
-    from harness.board import Board
+    from harness.board.board import Board
     from harness.instruments.efivars import VariableName
 
 LAST: Final = EfiTime(2098, 12, 31)

@@ -7,11 +7,11 @@ import select
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from harness.capabilities import Consent
+from harness.consents import Consent
 from harness.errors import ConsentMissing, WrongBoard
 
 if TYPE_CHECKING:
-    from harness.board import Board
+    from harness.board.board import Board
 
 OPTION = "--program-rpmb-key"
 IDENTITY_OPTION = "--i-know-this-is"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from harness.capabilities import Consent
+from harness.consents import Consent
 from harness.errors import ConsentMissing, HilError, LinkError, TargetError, WrongBoard
 from harness.instruments.efivars import VariableName
 from harness.safekeeping import authenticated
@@ -24,7 +24,7 @@ from harness.safekeeping.variables import (
 )
 
 if TYPE_CHECKING:
-    from harness.board import Board
+    from harness.board.board import Board
 
 WRITE_SECONDS = 60.0
 """For one write: one that relocates takes half a minute on slow boards."""
@@ -206,8 +206,8 @@ def restore(
     :func:`judge`, on a board in its standard state; ``timeout`` is for each write.
 
     Identical values are not rewritten. Where the owner consents to ``power_cycle``, what the
-    firmware refuses is tried once more: after a reclaim (harness.space) where the store had no
-    room, else after a reboot, with which OP-TEE forgets an RPMB that it had given up. Raises
+    firmware refuses is tried once more: after a reclaim (harness.store.space) where the store had
+    no room, else after a reboot, with which OP-TEE forgets an RPMB that it had given up. Raises
     :class:`LinkError` and its like when the board is lost on the way (the snapshot still waits
     then), :class:`WrongBoard`.
     """
@@ -229,7 +229,7 @@ def restore(
 
 def _make_room(board: Board) -> str:
     """Reclaim the store; why that was not possible, or nothing."""
-    from harness.space import StoreSpace
+    from harness.store.space import StoreSpace
 
     try:
         StoreSpace(board).reclaim()
@@ -254,15 +254,15 @@ def _explained(report: Report, why: str) -> Report:
 def restore_whatever_it_takes(
     board: Board, snapshot: Snapshot, *, timeout: float = WRITE_SECONDS
 ) -> tuple[Report, tuple[str, ...]]:
-    """:func:`restore` on a board that may be wedged: climbs the ladder of harness.recovery where
-    the board does not answer. Returns the report and what had to be done first. Raises
+    """:func:`restore` on a board that may be wedged: climbs the ladder of harness.board.recovery
+    where the board does not answer. Returns the report and what had to be done first. Raises
     :class:`harness.errors.BoardWedged` when nothing helps."""
     try:
         return restore(board, snapshot, timeout=timeout), ()
     except WrongBoard:
         raise
     except (LinkError, TargetError, OSError) as error:
-        from harness.recovery import recover
+        from harness.board.recovery import recover
 
         why = error.what if isinstance(error, HilError) else str(error)
         recovery = recover(board)

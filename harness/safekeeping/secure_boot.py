@@ -6,14 +6,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.capabilities import Consent
+from harness.board import state_dir as place
+from harness.consents import Consent
 from harness.errors import ConsentMissing, FirmwareError
 from harness.formats.authentication import CERT_X509_GUID, OWNER_SIZE, parse_signature_lists
 from harness.formats.efi import GLOBAL_VARIABLE_GUID
-from harness.safekeeping import place
 
 if TYPE_CHECKING:
-    from harness.board import Board
+    from harness.board.board import Board
 
 _KEYS = "secure-boot-keys"
 _USER_MODE = b"\0"

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from harness.capabilities import Consent
+from harness.consents import Consent
 from harness.errors import HostError, TargetError
 from harness.instruments.efivars import VariableName
 from harness.safekeeping.variables import Stored, is_named, is_ours, nature, read_all
 
 if TYPE_CHECKING:
-    from harness.board import Board
+    from harness.board.board import Board
 
 VERSION = 1
 """Of the file; a reader refuses any other."""
@@ -48,7 +48,7 @@ class Snapshot:
     def room(self) -> int:
         """Bytes of the store that restoring may take at most: a whole new record for each
         variable that this run may change."""
-        from harness.truth.store_space import record_size
+        from harness.store.records import record_size
 
         return sum(
             record_size(name.name, len(stored.data))

@@ -14,18 +14,19 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
-from harness.board import Board
-from harness.capabilities import Capability, Consent
+from harness.board.board import Board
+from harness.capabilities import Capability
+from harness.consents import Consent
 from harness.errors import ConsentMissing, HilError, MissingCapability
+from harness.instruments.guard import ANY
 from harness.instruments.tee import ServiceKind
 from harness.power.options import QemuPowerSection
-from harness.safekeeping.guard import ANY
 from harness.truth.rows import VARIANTS
 from harness.truth.steps import CannotTake
 
 if TYPE_CHECKING:
-    from harness.board import LinkName
-    from harness.boardfile import BoardFile
+    from harness.board.board import LinkName
+    from harness.boardfile.boardfile import BoardFile
 
 _VARIANT = "variant"
 _AUTOSTART = "supplicant_autostart"

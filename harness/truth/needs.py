@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from harness.capabilities import EFIVARS_PATH, STMM_DEVICE, Consent
+from harness.capabilities import EFIVARS_PATH, STMM_DEVICE
+from harness.consents import Consent
+from harness.store.records import RELOCATION
 from harness.truth.rows import Row
 from harness.truth.steps import APPEND, AUTHENTICATED, GLOBAL_GUID, Plan, Written, own_file
-from harness.truth.store_space import RELOCATION
 
 _GUID = "[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}"
 _IN_COMMAND = re.compile(rf"{re.escape(EFIVARS_PATH)}/([^\s;|'\"&>]+?-{_GUID})")

@@ -10,11 +10,13 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from harness.capabilities import EFIVARS_PATH, Consent
+from harness.capabilities import EFIVARS_PATH
+from harness.consents import Consent
 from harness.errors import ConsentMissing, HilError, MissingCapability
 from harness.probe import Outcome, Step
 from harness.probe import steps as do
-from harness.truth import compare, needs, store_space
+from harness.store import records as store_space
+from harness.truth import compare, needs
 from harness.truth.bench import Bench
 from harness.truth.needs import Needs, Phase
 from harness.truth.recipes import PLATFORM_KEY, Recipes

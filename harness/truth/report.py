@@ -13,8 +13,8 @@ from harness.truth.replay import GroupReplay, GroupResult, RowResult, Verdict
 from harness.truth.rows import OWN_ROWS, Row, load, with_own
 
 if TYPE_CHECKING:
-    from harness.board import LinkName
-    from harness.boardfile import BoardFile
+    from harness.board.board import LinkName
+    from harness.boardfile.boardfile import BoardFile
 
 
 def replay(

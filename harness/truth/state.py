@@ -14,14 +14,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from harness.board import Board
+from harness.board.board import Board
 from harness.capabilities import EFIVARS_PATH, STMM_DRIVER
 from harness.errors import HilError
 from harness.formats import variable_store as layout
 from harness.instruments.efivars import VENDOR_GUID
 from harness.probe import Outcome, Step
 from harness.probe import steps as do
-from harness.truth import store_space
+from harness.store import records as store_space
 from harness.truth.bench import Bench
 from harness.truth.needs import FileNeed, Needs, Phase
 from harness.truth.recipes import Recipes

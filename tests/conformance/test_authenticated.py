@@ -13,7 +13,7 @@ from uuid import UUID
 
 import pytest
 
-from harness.board import Board
+from harness.board.board import Board
 from harness.expectations import recorded
 from harness.formats.authentication import (
     CERT_DATA_OFFSET,
@@ -23,7 +23,7 @@ from harness.formats.authentication import (
     Authentication2,
 )
 from harness.formats.efi import CERT_DB_GUID, Attributes, EfiTime
-from harness.instruments import accepted, listing, refused
+from harness.instruments import accepted, refused
 from harness.instruments.efivars import NV_BS_RT, VENDOR_GUID, Efivars, VariableName
 from harness.instruments.rpmb import Rpmb
 from harness.safekeeping import authenticated
@@ -36,6 +36,7 @@ from harness.signing import (
     moment,
     unsigned,
 )
+from harness.store import listing
 
 NAME, HELD = "P", "K"
 """One character: StandaloneMM keeps the signer under the name, and both fill the store."""
@@ -43,7 +44,7 @@ NAME, HELD = "P", "K"
 FIRST = b"first"
 
 VALUE = 80
-"""Store bytes of a value of up to 16 bytes: header 60, name 4 (harness.truth.store_space)."""
+"""Store bytes of a value of up to 16 bytes: header 60, name 4 (harness.store.records)."""
 OWNED = 204 + 140
 """certdb with an entry of 28 + 2 + 32 bytes more, and without it again after the deletion."""
 CREATE = VALUE + OWNED

@@ -17,7 +17,7 @@ from uuid import UUID
 
 import pytest
 
-from harness.board import Board
+from harness.board.board import Board
 from harness.errors import MissingCapability
 from harness.expectations import recorded
 from harness.formats.efi import GLOBAL_VARIABLE_GUID

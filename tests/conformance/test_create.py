@@ -11,14 +11,14 @@ from uuid import UUID
 
 import pytest
 
-from harness.board import Board
+from harness.board.board import Board
 from harness.expectations import recorded
 from harness.instruments import accepted, refused
 from harness.instruments.efivars import NV_BS_RT, VENDOR_GUID, Efivars
 from harness.probe import Probe
 from harness.probe import steps as do
 from harness.shell import Shell
-from harness.truth.store_space import record_size
+from harness.store.records import record_size
 
 pytestmark = [pytest.mark.needs("writable"), pytest.mark.consents("write_rpmb")]
 

@@ -16,15 +16,15 @@ from functools import partial
 
 import pytest
 
-from harness.board import Board
+from harness.board.board import Board
 from harness.errors import HilError, MissingCapability
 from harness.expectations import recorded
 from harness.instruments.efivars import VENDOR_GUID, Efivars, VariableName
-from harness.instruments.gauge import SpaceGauge
 from harness.instruments.outcomes import content_of, errno_of
 from harness.pytest_plugin.budget import BUDGET
-from harness.space import CAPACITY, FOREIGN, INVISIBLE
-from harness.truth.store_space import record_size
+from harness.store.gauge import SpaceGauge
+from harness.store.records import record_size
+from harness.store.space import CAPACITY, FOREIGN, INVISIBLE
 
 ATTRIBUTES = b"\7\0\0\0"
 LIVE = {

@@ -17,7 +17,7 @@ from harness.instruments.efivars import IMMUTABLE, VENDOR_GUID, Efivars
 from harness.probe import Probe
 from harness.probe import steps as do
 from harness.shell import Shell
-from harness.truth.store_space import record_size
+from harness.store.records import record_size
 
 pytestmark = [pytest.mark.needs("writable"), pytest.mark.consents("write_rpmb")]
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import pytest
 
-from harness.board import Board, PowerSwitch
+from harness.board.board import Board, PowerSwitch
 from harness.errors import HilError
 from harness.instruments.kernel_log import bad_lines
 from harness.probe import steps as do
-from harness.truth.store_space import record_size
+from harness.store.records import record_size
 
 _READERS = 3
 _ROUNDS = 12

@@ -12,11 +12,11 @@ from collections.abc import Callable
 
 import pytest
 
-from harness.board import Board
+from harness.board.board import Board
 from harness.instruments.efivars import Efivars
-from harness.instruments.gauge import SpaceGauge
 from harness.pytest_plugin.fixtures import Measure
-from harness.truth.store_space import record_size
+from harness.store.gauge import SpaceGauge
+from harness.store.records import record_size
 
 pytestmark = [pytest.mark.needs("writable"), pytest.mark.consents("write_rpmb")]
 

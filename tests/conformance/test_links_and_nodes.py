@@ -10,7 +10,7 @@ from harness.instruments import refused, succeeded
 from harness.instruments.efivars import Efivars
 from harness.probe import Probe, Step
 from harness.probe import steps as do
-from harness.truth.store_space import record_size
+from harness.store.records import record_size
 
 pytestmark = [
     pytest.mark.needs("writable"),

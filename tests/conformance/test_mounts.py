@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from harness.board import Board
+from harness.board.board import Board
 from harness.errors import CommandFailed
 from harness.formats.efi import GLOBAL_VARIABLE_GUID
 from harness.instruments import refused, succeeded

@@ -17,7 +17,7 @@ from harness.instruments.descriptor import opened
 from harness.instruments.efivars import VENDOR_GUID, Efivars, VariableName
 from harness.probe import Probe
 from harness.probe import steps as do
-from harness.truth.store_space import record_size
+from harness.store.records import record_size
 
 pytestmark = [pytest.mark.needs("writable"), pytest.mark.consents("write_rpmb")]
 

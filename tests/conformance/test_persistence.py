@@ -11,14 +11,14 @@ from dataclasses import dataclass
 
 import pytest
 
-from harness.board import Board, PowerSwitch
+from harness.board.board import Board, PowerSwitch
 from harness.expectations import recorded
 from harness.formats.efi import Attributes
-from harness.instruments import listing
 from harness.instruments.efivars import Efivars, VariableName
 from harness.instruments.outcomes import content_of, errno_of
 from harness.instruments.writer import WriterLoop
-from harness.truth.store_space import record_size
+from harness.store import listing
+from harness.store.records import record_size
 
 pytestmark = [
     pytest.mark.needs("writable"),

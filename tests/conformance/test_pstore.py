@@ -13,15 +13,15 @@ from uuid import UUID
 
 import pytest
 
-from harness.board import Board
+from harness.board.board import Board
 from harness.capabilities import LINUX_EFI_CRASH_GUID
 from harness.errors import LinkError
-from harness.instruments import listing
 from harness.instruments.efivars import Efivars, VariableName
 from harness.instruments.kernel_log import KernelLog
 from harness.instruments.outcomes import content_of, errno_of
 from harness.shell import Shell
-from harness.truth.store_space import RELOCATION
+from harness.store import listing
+from harness.store.records import RELOCATION
 
 CRASH_GUID = UUID(LINUX_EFI_CRASH_GUID)
 REGISTERED = "pstore: Registered efi_pstore as persistent store backend"

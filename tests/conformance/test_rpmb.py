@@ -13,18 +13,19 @@ from dataclasses import dataclass
 
 import pytest
 
-from harness.board import Board
+from harness.board.board import Board
 from harness.capabilities import OPTEE_TEST_KEY as TEST_KEY
 from harness.expectations import recorded
 from harness.formats import rpmb as wire
 from harness.formats.rpmb import RpmbResult
-from harness.instruments import listing, refused
+from harness.instruments import refused
 from harness.instruments.efivars import Efivars
-from harness.instruments.gauge import HALF_SECTOR, SpaceGauge
 from harness.instruments.outcomes import content_of, errno_of
 from harness.instruments.rpmb import Rpmb, RpmbRefused
 from harness.shell import Shell
-from harness.truth import store_space
+from harness.store import listing
+from harness.store import records as store_space
+from harness.store.gauge import HALF_SECTOR, SpaceGauge
 
 pytestmark = [pytest.mark.needs("rpmb_access")]
 

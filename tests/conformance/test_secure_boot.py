@@ -17,7 +17,7 @@ from typing import Final
 
 import pytest
 
-from harness.board import Board
+from harness.board.board import Board
 from harness.expectations import recorded
 from harness.formats.authentication import (
     CERT_SHA256_GUID,
@@ -30,7 +30,7 @@ from harness.formats.efi import (
     Attributes,
     EfiTime,
 )
-from harness.instruments import accepted, listing, refused
+from harness.instruments import accepted, refused
 from harness.instruments.efivars import NV_BS_RT, Efivars, VariableName
 from harness.instruments.rpmb import Rpmb
 from harness.probe import steps as do
@@ -47,6 +47,7 @@ from harness.signing import (
     moment,
     unsigned,
 )
+from harness.store import listing
 
 GUIDS: Final = {
     "PK": GLOBAL_VARIABLE_GUID,

@@ -16,7 +16,7 @@ from harness.instruments import accepted, refused
 from harness.instruments.efivars import Efivars
 from harness.links import posix
 from harness.shell import Shell
-from harness.truth.store_space import record_size
+from harness.store.records import record_size
 
 pytestmark = [pytest.mark.needs("writable"), pytest.mark.consents("write_rpmb")]
 

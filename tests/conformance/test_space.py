@@ -13,15 +13,15 @@ from collections.abc import Callable
 
 import pytest
 
-from harness.board import Board
+from harness.board.board import Board
 from harness.formats import variable_store as layout
 from harness.instruments import refused
 from harness.instruments.efivars import Efivars
-from harness.instruments.gauge import SpaceGauge
 from harness.probe import Probe
 from harness.probe import steps as do
 from harness.shell import Shell
-from harness.truth.store_space import record_size
+from harness.store.gauge import SpaceGauge
+from harness.store.records import record_size
 
 MARKS = 2 * SpaceGauge.MARK_BYTES
 

@@ -14,7 +14,7 @@ from uuid import UUID
 
 import pytest
 
-from harness.board import Board
+from harness.board.board import Board
 from harness.expectations import recorded
 from harness.formats.efi import (
     CERT_DB_GUID,

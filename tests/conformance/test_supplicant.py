@@ -15,10 +15,10 @@ from dataclasses import dataclass
 
 import pytest
 
-from harness.board import Board
+from harness.board.board import Board
 from harness.errors import HilError
 from harness.expectations import recorded
-from harness.instruments import listing, refused, succeeded
+from harness.instruments import refused, succeeded
 from harness.instruments.efivars import Efivars, VariableName
 from harness.instruments.outcomes import content_of, errno_of
 from harness.instruments.tee import Tee
@@ -26,7 +26,8 @@ from harness.instruments.writer import Writer
 from harness.probe import Probe
 from harness.probe import steps as do
 from harness.shell import Shell
-from harness.truth.store_space import record_size
+from harness.store import listing
+from harness.store.records import record_size
 
 BLOCKED_SECONDS = 1
 ATTRIBUTES = b"\7\0\0\0"

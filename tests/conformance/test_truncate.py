@@ -11,7 +11,7 @@ from shlex import quote
 
 import pytest
 
-from harness.board import Board
+from harness.board.board import Board
 from harness.expectations import recorded
 from harness.instruments import refused, succeeded
 from harness.instruments.efivars import Efivars
@@ -19,7 +19,7 @@ from harness.instruments.rpmb import Rpmb
 from harness.probe import Probe
 from harness.probe import steps as do
 from harness.shell import Shell
-from harness.truth.store_space import record_size
+from harness.store.records import record_size
 
 pytestmark = [pytest.mark.needs("writable"), pytest.mark.consents("write_rpmb")]
 

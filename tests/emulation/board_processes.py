@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from emulation.linux.kernel import Task
-from emulation.userland.jail import Jail
-from emulation.userland.plan import (
+from emulation.userland.jail.jail import Jail
+from emulation.userland.jail.plan import (
     EFIVARFS_MAGIC,
     SYSFS_MAGIC,
     BoardFile,

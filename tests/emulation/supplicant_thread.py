@@ -17,7 +17,7 @@ from emulation.linux.mmc_ioctl import MmcNode
 from emulation.linux.sysfs import Sysfs
 from emulation.linux.tee_ioctl import NewFd, TeeFile
 from emulation.machine import Machine
-from emulation.userland import tee_supplicant
+from emulation.userland.system import tee_supplicant
 
 
 class LocalMemory:

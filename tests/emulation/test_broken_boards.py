@@ -13,7 +13,7 @@ from emulation.linux.kernel import Task
 from emulation.machine import Machine
 from emulation.optee.errors import TeeError
 from emulation.options import BoardOptions, OptionError
-from emulation.userland.tee_supplicant import EmulatedRpmb
+from emulation.userland.system.tee_supplicant import EmulatedRpmb
 from harness.formats.mm import MM_VARIABLE_GUID
 from harness.formats.rpmb import OPTEE_TEST_KEY
 from harness.formats.tee import TeeResult

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from emulation.userland.console import BoardTty, PacedQueue, SerialLine
-from emulation.userland.spawner import Pty
+from emulation.userland.access.console import BoardTty, PacedQueue, SerialLine
+from emulation.userland.jail.spawner import Pty
 
 
 class OnlyTerminals:

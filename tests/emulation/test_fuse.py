@@ -14,8 +14,8 @@ import pytest
 
 from emulation.faults import PowerLost
 from emulation.linux.kernel import Killed, Task
-from emulation.userland import fuse
-from emulation.userland.fuse import FuseConnection
+from emulation.userland.jail import fuse
+from emulation.userland.jail.fuse import FuseConnection
 from tests.emulation.memory_filesystem import IMMUTABLE, MemoryFilesystem
 
 IN = struct.Struct("<IIQQIIII")

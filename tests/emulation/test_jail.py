@@ -20,10 +20,10 @@ from pathlib import Path
 import pytest
 
 from emulation.linux.kernel import Task
-from emulation.userland import probe
-from emulation.userland.jail import Jail, Zygote
-from emulation.userland.namespaces import IdRange, _free_range, to_board
-from emulation.userland.plan import (
+from emulation.userland.jail import probe
+from emulation.userland.jail.jail import Jail, Zygote
+from emulation.userland.jail.namespaces import IdRange, _free_range, to_board
+from emulation.userland.jail.plan import (
     DeviceFile,
     DeviceNode,
     JailError,
@@ -734,7 +734,7 @@ def test_own_namespaces(shared: Board) -> None:
 
 
 def test_failing_step_is_named() -> None:
-    from emulation.userland.plan import Bind
+    from emulation.userland.jail.plan import Bind
 
     plan = JailPlan("board", binds=(Bind(Path("/no/such/place"), "/mnt/x"),))
     with pytest.raises(JailError, match="/no/such/place") as caught:

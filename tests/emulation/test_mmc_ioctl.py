@@ -236,7 +236,7 @@ def test_commands_are_packed_at_the_declared_offsets() -> None:
 
 
 def test_the_supplicant_uses_the_same_numbers() -> None:
-    from emulation.userland import tee_supplicant
+    from emulation.userland.system import tee_supplicant
 
     for name in ("VERSION", "SHM_ALLOC", "SUPPL_RECV", "SUPPL_SEND"):
         declared = getattr(tee_ioctl, f"TEE_IOC_{name}")

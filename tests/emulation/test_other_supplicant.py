@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from emulation.userland import tee_supplicant
+from emulation.userland.system import tee_supplicant
 from tests.emulation.conftest import EmulatedBoard
 from tests.emulation.rig import name
 

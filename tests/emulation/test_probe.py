@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from emulation.userland import probe
-from emulation.userland.probe import HostFacts, remedy
+from emulation.userland.jail import probe
+from emulation.userland.jail.probe import HostFacts, remedy
 
 PLAIN = HostFacts({}, root=False, container=False)
 

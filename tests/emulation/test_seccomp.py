@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from emulation.userland import seccomp
-from emulation.userland.mounts import BoardView, MountEntry, containing, parse_mountinfo
-from emulation.userland.syscalls import (
+from emulation.userland.jail import seccomp
+from emulation.userland.jail.mounts import BoardView, MountEntry, containing, parse_mountinfo
+from emulation.userland.jail.syscalls import (
     AARCH64,
     X86_64,
     Architecture,

@@ -16,8 +16,7 @@ from pathlib import Path
 import asyncssh
 import pytest
 
-from emulation.userland.spawner import Account, Pty
-from emulation.userland.ssh import (
+from emulation.userland.access.ssh import (
     Keys,
     LoginPolicy,
     ReservedPort,
@@ -25,6 +24,7 @@ from emulation.userland.ssh import (
     find_sftp_server,
     prepare_keys,
 )
+from emulation.userland.jail.spawner import Account, Pty
 
 
 class HostSpawner:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from emulation.userland import tee_supplicant
-from emulation.userland.tee_supplicant import EmulatedRpmb, Refused, rpmb_request
+from emulation.userland.system import tee_supplicant
+from emulation.userland.system.tee_supplicant import EmulatedRpmb, Refused, rpmb_request
 from harness.formats.rpmb import (
     FRAME_SIZE,
     RpmbFrame,

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from harness import boardfile
-from harness.boardfile import BoardFile
-from harness.capabilities import Consent
+from harness.boardfile import boardfile
+from harness.boardfile.boardfile import BoardFile
+from harness.consents import Consent
 from harness.truth import report
 from harness.truth.replay import GroupResult, Verdict
 from harness.truth.rows import OWN_ROWS, load

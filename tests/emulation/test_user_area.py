@@ -16,9 +16,9 @@ from emulation.faults import PowerLost
 from emulation.linux.efivarfs import REFUSED_WRITE
 from emulation.linux.kernel import Kernel
 from emulation.linux.mmc_ioctl import MmcBlock, MmcNode
-from emulation.userland import probe
-from emulation.userland.plan import DeviceNode
-from emulation.userland.seccomp import LONGEST_WRITE
+from emulation.userland.jail import probe
+from emulation.userland.jail.plan import DeviceNode
+from emulation.userland.jail.seccomp import LONGEST_WRITE
 from tests.emulation.board_processes import EFIVARS, NEW, Board
 
 SECTOR = 512

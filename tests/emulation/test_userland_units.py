@@ -10,10 +10,10 @@ import sys
 import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-from emulation.userland.journal import Journal
-from emulation.userland.spawner import Pty
-from emulation.userland.systemctl import Caller, Journalctl, Reply, Systemctl, UnitTable
-from emulation.userland.units import ProcessUnit, Readiness, UnitFile
+from emulation.userland.jail.spawner import Pty
+from emulation.userland.system.journal import Journal
+from emulation.userland.system.systemctl import Caller, Journalctl, Reply, Systemctl, UnitTable
+from emulation.userland.system.units import ProcessUnit, Readiness, UnitFile
 
 ROOT = Caller(0)
 FILE = UnitFile("tee-supplicant.service", "TEE Supplicant", "/etc/systemd/system/x.service")

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from harness.board.state_dir import STATE_ENVIRONMENT
 from harness.lab.lease import LEASES_ENVIRONMENT
-from harness.safekeeping.place import STATE_ENVIRONMENT
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -19,8 +19,7 @@ BLIND = [
     *sorted((ROOT / "harness" / "probe").rglob("*.py")),
     *sorted((ROOT / "harness" / "links").rglob("*.py")),
     *sorted((ROOT / "tests" / "conformance").rglob("*.py")),
-    ROOT / "harness" / "board.py",
-    ROOT / "harness" / "recovery.py",
+    *sorted((ROOT / "harness" / "board").rglob("*.py")),
     ROOT / "conftest.py",
 ]
 MENTION = re.compile(r"\bemulat(?:ed|or|ion)\b", re.IGNORECASE)

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from harness import capabilities
-from harness.board import Board, Standing
-from harness.boardfile import BoardFile, SshSection
-from harness.capabilities import Capability, Consent
+from harness.board.board import Board, Standing
+from harness.boardfile.boardfile import BoardFile, SshSection
+from harness.capabilities import Capability
+from harness.consents import Consent
 from harness.errors import (
     ConsentMissing,
     LinkError,
@@ -136,7 +137,7 @@ def test_a_board_that_comes_up_late_is_waited_for(tmp_path: Path) -> None:
 def test_a_board_that_stays_away_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("harness.board._ALREADY_ON_SECONDS", 0.5)
+    monkeypatch.setattr("harness.board.board._ALREADY_ON_SECONDS", 0.5)
     server = openssh(tmp_path)
     with pytest.raises(LinkTimeout, match=str(server.address.port)), Board(file_for(server)):
         pass

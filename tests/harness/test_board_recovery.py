@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from harness import recovery
-from harness.board import Board
-from harness.boardfile import BoardFile, SshSection
-from harness.capabilities import Consent
+from harness.board import recovery
+from harness.board.board import Board
+from harness.board.recovery import Step, recover
+from harness.boardfile.boardfile import BoardFile, SshSection
+from harness.consents import Consent
 from harness.errors import BoardWedged, LabError, PowerError, WrongBoard
-from harness.power import PowerState
+from harness.power.driver import PowerState
 from harness.power.options import ManualPowerSection
-from harness.recovery import Step, recover
 from tests.harness.support.servers import Server, openssh
 
 

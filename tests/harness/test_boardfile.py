@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from harness import boardfile
-from harness.capabilities import Capability, Consent
+from harness.boardfile import boardfile
+from harness.capabilities import Capability
+from harness.consents import Consent
 from harness.errors import ConfigurationError
 
 BOARDS = Path(__file__).parents[2] / "boards"

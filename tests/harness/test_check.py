@@ -13,15 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from harness import boardfile
-from harness.board import Board
-from harness.boardfile import BoardFile
+from harness.board.board import Board
+from harness.boardfile import boardfile
+from harness.boardfile.boardfile import BoardFile
+from harness.check import Report, Verdict, walk
+from harness.check.finding import fail, ok
+from harness.check.show import Screen
+from harness.check.walk import STEPS
 from harness.formats.rpmb import RpmbResult
 from harness.instruments.rpmb import RpmbRefused
-from harness.lab.check import Report, Verdict, walk
-from harness.lab.check.finding import fail, ok
-from harness.lab.check.show import Screen
-from harness.lab.check.walk import STEPS
 from harness.lab.lease import LeaseDesk
 from harness.lab.things import things_of
 from tests.harness.support.running_board import RunningBoard

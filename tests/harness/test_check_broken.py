@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from _pytest.mark import ParameterSet
 
-from harness import boardfile
-from harness.boardfile import BoardFile
-from harness.capabilities import Consent
+from harness.boardfile import boardfile
+from harness.boardfile.boardfile import BoardFile
+from harness.check import Finding, Report, Verdict, walk
+from harness.consents import Consent
 from harness.lab import console_probe
-from harness.lab.check import Finding, Report, Verdict, walk
 from harness.links.address import SerialAddress
 from harness.links.console import Console
 from harness.shell import Shell
@@ -97,7 +97,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningBoard]:
 
 @contextlib.contextmanager
 def shell_of(board: RunningBoard) -> Iterator[Shell]:
-    from harness.board import Board
+    from harness.board.board import Board
 
     with Board(boardfile.load(board.file())) as opened:
         yield opened.shell
@@ -292,7 +292,7 @@ def test_an_rpmb_that_optee_gave_up(to_break: RunningBoard) -> None:
 def test_a_supplicant_that_does_not_answer(
     to_break: RunningBoard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("harness.lab.check.efivars._HANG_SECONDS", 3.0)
+    monkeypatch.setattr("harness.check.efivars._HANG_SECONDS", 3.0)
     to_break.ask("fault supplicant.request=stuck")
     failure = first_failure(check(to_break.file()))
     assert (failure.step, "does not answer" in failure.cause) == ("round trip", True), (

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from harness.lab.check import Verdict, firmware, tee
-from harness.lab.check.target import Node, Target
+from harness.check import Verdict, firmware, tee
+from harness.check.target import Node, Target
 from tests.harness.support.udev_bench import run
 
 

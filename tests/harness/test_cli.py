@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import cli
+from harness.cli import main as cli
 from tests.harness.support.screen import Screen
 
 SLOW_MODULES = ("pydantic", "paramiko", "pytest", "asyncssh", "cryptography", "serial", "pyudev")
@@ -33,8 +33,8 @@ def hil(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_help_shows_examples_and_imports_nothing_slow() -> None:
     program = (
-        "import sys, harness.cli\n"
-        "try:\n    harness.cli.main(['--help'])\n"
+        "import sys, harness.cli.main\n"
+        "try:\n    harness.cli.main.main(['--help'])\n"
         "except SystemExit as end:\n    assert end.code == 0\n"
         f"print([name for name in {SLOW_MODULES!r} if name in sys.modules])"
     )
@@ -73,13 +73,13 @@ def test_starting_imports_few_modules() -> None:
     assert not imported & {*SLOW_MODULES, "shtab", "asyncio", "ssl", "subprocess", "termios"}
     of_harness = {name for name in imported if name.startswith("harness.")}
     assert of_harness <= {
-        "harness.cli",
+        "harness.cli.main",
         "harness.errors",
-        "harness.lab",
-        "harness.lab.cli",
-        "harness.lab.console_cli",
+        "harness.cli",
+        "harness.cli.bench",
+        "harness.cli.console",
         "harness.safekeeping",
-        "harness.safekeeping.cli",
+        "harness.cli.restore",
     }
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from harness import boardfile
-from harness.board import Board
-from harness.capabilities import Capability, Consent
+from harness.board.board import Board
+from harness.boardfile import boardfile
+from harness.capabilities import Capability
+from harness.consents import Consent
 from harness.power.options import EmulatedPowerSection
 
 HEALTHY = {

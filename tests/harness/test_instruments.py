@@ -7,7 +7,7 @@ from uuid import UUID
 
 import pytest
 
-from harness.board import Board
+from harness.board.board import Board
 from harness.errors import TargetError
 from harness.formats import rpmb as wire
 from harness.instruments import refused

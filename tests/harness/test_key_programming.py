@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from harness import boardfile
-from harness.board import Board
-from harness.capabilities import Consent
+from harness.board.board import Board
+from harness.boardfile import boardfile
+from harness.consents import Consent
 from harness.errors import ConsentMissing, WrongBoard
 from harness.formats import rpmb as wire
 from harness.instruments.rpmb import RpmbRefused

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import boardfile
+from harness.boardfile import boardfile
 from harness.lab.console_probe import probe_console
 from harness.links.address import SerialAddress
 from harness.links.console import Stage
@@ -61,7 +61,7 @@ def test_discover_says_why_an_adapter_is_named_by_its_port() -> None:
     twins = "".join(
         f"bench.serial_adapter('ttyUSB{n}', port='1-{n}', serial='0001')\n" for n in (1, 2)
     )
-    shown = run(f"from harness.cli import main\n{twins}main(['discover'])").splitlines()
+    shown = run(f"from harness.cli.main import main\n{twins}main(['discover'])").splitlines()
     assert shown[1] == '    udev = { path = "pci-0000:00:14.0-usb-0:1:1.0" }'
     assert shown[-1] == "several adapters have the serial number 0001: they are named by their port"
 

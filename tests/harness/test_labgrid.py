@@ -16,16 +16,16 @@ from typing import Any
 
 import pytest
 
-from harness import boardfile
-from harness.board import Board
-from harness.boardfile import BoardFile, LabgridSection
+from harness.board.board import Board
+from harness.board.state_dir import STATE_ENVIRONMENT
+from harness.boardfile import boardfile
+from harness.boardfile.boardfile import BoardFile, LabgridSection
+from harness.check import walk
 from harness.errors import ConfigurationError, HilError, LabError, PowerError
-from harness.lab.check import walk
-from harness.lab.labgrid import LabgridPlace
+from harness.lab.labgrid.place import LabgridPlace
 from harness.lab.lease import LEASES_ENVIRONMENT, BoardHeld, LeaseBroken
 from harness.lab.things import things_of
-from harness.power import PowerState, power_of
-from harness.safekeeping.place import STATE_ENVIRONMENT
+from harness.power.driver import PowerState, power_of
 from tests.harness.support.labgrid_lab import PATIENCE, LabgridLab, Pdu, serving
 from tests.harness.support.running_board import CID, RunningBoard
 from tests.harness.support.servers import free_port, need

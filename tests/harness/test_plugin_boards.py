@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import boardfile
+from harness.boardfile import boardfile
 from harness.lab.lease import LEASES_ENVIRONMENT, LeaseDesk
 from harness.lab.things import things_of
 from harness.pytest_plugin.boards import board_files

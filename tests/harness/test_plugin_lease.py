@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import boardfile
+from harness.boardfile import boardfile
 from harness.lab.lease import (
     LEASES_ENVIRONMENT,
     TOKEN_ENVIRONMENT,

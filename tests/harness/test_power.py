@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from harness.errors import MissingCapability, PowerError
-from harness.power import PowerState
 from harness.power.command import CommandPower
+from harness.power.driver import PowerState
 from harness.power.manual import ManualPower
 from harness.power.options import CommandPowerOptions
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import HostError
-from harness.power import PowerState
+from harness.power.driver import PowerState
 from harness.power.emulated import EmulatedPower
 from harness.power.options import EmulatedPowerSection
 

@@ -23,7 +23,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from harness.errors import PowerError
-from harness.power import PowerDriver, PowerState, open_driver
+from harness.power.driver import PowerDriver, PowerState, open_driver
 from harness.power.options import PowerSection
 
 _SECTION: TypeAdapter[PowerSection] = TypeAdapter(PowerSection)

@@ -26,7 +26,7 @@ from harness.lab.suggest import fingerprint
 from harness.links.address import SshAddress
 from harness.links.console import Console
 from harness.links.ssh import SshShell
-from harness.power import PowerState
+from harness.power.driver import PowerState
 from harness.power.options import QemuPowerOptions
 from harness.power.qemu import QemuPower
 from tests.harness.support.arm64_image import Arm64Image, image

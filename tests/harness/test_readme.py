@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from harness import boardfile
-from harness.capabilities import Consent
+from harness.boardfile import boardfile
+from harness.consents import Consent
 
 README = Path(__file__).parents[2] / "README.md"
 

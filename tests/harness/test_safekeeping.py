@@ -13,16 +13,18 @@ from uuid import UUID
 
 import pytest
 
-from harness import boardfile
-from harness.board import Board
-from harness.capabilities import EFIVARS_PATH, Consent
+from harness.board import state_dir as place
+from harness.board.board import Board
+from harness.boardfile import boardfile
+from harness.capabilities import EFIVARS_PATH
+from harness.consents import Consent
 from harness.errors import ConsentMissing, HostError, LabError, UndeclaredWrite, WrongBoard
 from harness.formats.efi import GLOBAL_VARIABLE_GUID
 from harness.instruments.efivars import NV_BS_RT, VENDOR_GUID, VariableName
+from harness.instruments.guard import ANY
 from harness.probe import Probe, Step
 from harness.probe import steps as do
-from harness.safekeeping import place, snapshot
-from harness.safekeeping.guard import ANY
+from harness.safekeeping import snapshot
 from harness.safekeeping.restore import Verdict, judge, restore, restore_whatever_it_takes, table
 from harness.safekeeping.snapshot import Snapshot
 from harness.safekeeping.variables import Nature, Stored, name_of_file, nature, read_all
@@ -321,7 +323,7 @@ BOOT_ORDER = f"{EFIVARS_PATH}/BootOrder-{GLOBAL_VARIABLE_GUID}"
     ids=lambda step: type(step).__name__,
 )
 def test_no_step_writes_a_foreign_variable_undeclared(own_board: Board, step: Step) -> None:
-    from harness.safekeeping.guard import ForeignWrites
+    from harness.instruments.guard import ForeignWrites
 
     guard = ForeignWrites(own_board.require_consent, board="any")
     with pytest.raises(UndeclaredWrite, match="not a variable of this suite's own"):
@@ -344,13 +346,13 @@ def test_no_step_writes_a_foreign_variable_undeclared(own_board: Board, step: St
     ids=str,
 )
 def test_reading_and_our_own_need_nothing(own_board: Board, step: Step) -> None:
-    from harness.safekeeping.guard import ForeignWrites
+    from harness.instruments.guard import ForeignWrites
 
     ForeignWrites(own_board.require_consent, board="any").check([step])
 
 
 def test_a_declared_write_needs_the_owners_consent(own_board: Board) -> None:
-    from harness.safekeeping.guard import ForeignWrites
+    from harness.instruments.guard import ForeignWrites
 
     def refuse(consent: Consent) -> None:
         raise ConsentMissing(f"no {consent}", remedy="none")

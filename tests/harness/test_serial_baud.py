@@ -16,7 +16,8 @@ import pytest
 import serial
 from serial.rfc2217 import PortManager
 
-from harness import board, boardfile
+from harness.board import board
+from harness.boardfile import boardfile
 from harness.errors import LinkLost, LinkRefused
 from harness.links import rates
 from harness.links import serial as serial_link

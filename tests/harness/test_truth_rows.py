@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from harness.capabilities import Consent
+from harness.consents import Consent
 from harness.errors import ConfigurationError
 from harness.probe import steps as do
-from harness.truth import needs, store_space
+from harness.store import records as store_space
+from harness.truth import needs
 from harness.truth.needs import FileNeed, Phase
 from harness.truth.rows import OWN_ROWS, Row, load, with_own
 from harness.truth.steps import (

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import HostError
-from harness.wear import Entry, Ledger
+from harness.store.wear import Entry, Ledger
 
 
 @pytest.fixture

@@ -109,7 +109,7 @@ def test_every_mutant_names_a_file_that_exists() -> None:
 
 
 def test_the_board_file_pins_what_the_healthy_board_can(tmp_path: Path) -> None:
-    from harness import boardfile
+    from harness.boardfile import boardfile
 
     path = Bench(tmp_path, {"writable": True, "python3": False}, 1).board_file("erofs_is_eperm")
     board = boardfile.load(path)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from emulation.mutants.registry import Mutant
-from harness import boardfile
+from harness.boardfile import boardfile
 from tests.mutants.verdict import Verdict
 
 REPOSITORY: Final = Path(__file__).parents[2]
@@ -55,7 +55,7 @@ class Bench:
     @classmethod
     def prepare(cls, directory: Path, *, timeout: float) -> Bench:
         """Measure what the healthy board can do. HilError when it does not start."""
-        from harness.board import Board
+        from harness.board.board import Board
 
         board = Board(boardfile.load(HEALTHY))
         try:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import boardfile
+from harness.boardfile import boardfile
 from harness.power.options import QemuPowerSection
 from tests.junit import Verdict, read_report
 from tests.side_by_side import __main__ as command

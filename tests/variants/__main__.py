@@ -91,8 +91,8 @@ def run(name: str, link: str, tests: Sequence[str], timeout: float) -> Run:
 
 
 def _measure(file: Path, link: str) -> Mapping[str, bool]:
-    from harness import boardfile
-    from harness.board import Board
+    from harness.board.board import Board
+    from harness.boardfile import boardfile
 
     with Board(boardfile.load(file), link="serial" if link == "serial" else "ssh") as board:
         board.wait_until_ready()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import boardfile
+from harness.boardfile import boardfile
 from harness.power.options import EmulatedPowerSection
 from tests.variants.boards import VARIANTS, write_board_file
 

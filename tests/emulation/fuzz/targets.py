@@ -22,7 +22,7 @@ from emulation.stmm.standalone_mm import StandaloneMm
 from emulation.stmm.storage import MemoryStorage
 from emulation.uboot.boot import Uboot, UbootWorld
 from emulation.uboot.variables import FileVariables, StmmVariables, Variable
-from emulation.userland.tee_supplicant import EmulatedRpmb, Refused, rpmb_request
+from emulation.userland.system.tee_supplicant import EmulatedRpmb, Refused, rpmb_request
 from harness.formats import rpmb
 from harness.formats.efi import GLOBAL_VARIABLE_GUID
 from harness.formats.mm import (

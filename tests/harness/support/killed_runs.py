@@ -20,12 +20,12 @@ from pathlib import Path
 from threading import Event
 from uuid import UUID
 
-from harness import boardfile
-from harness.board import Board
+from harness.board.board import Board
+from harness.boardfile import boardfile
 from harness.capabilities import EFIVARS_PATH
 from harness.formats.efi import GLOBAL_VARIABLE_GUID
 from harness.instruments.efivars import NV_BS_RT
-from harness.safekeeping.guard import ANY
+from harness.instruments.guard import ANY
 
 ROOT = Path(__file__).parents[3]
 FOREIGN = UUID("3b9f4a52-1d60-4a7e-8f0e-0c9d2e7a6b15")

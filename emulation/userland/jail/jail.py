@@ -1,0 +1,502 @@
+"""The board's namespaces: built, entered and destroyed from the supervisor."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from emulation.userland.jail import wire
+from emulation.userland.jail.dispatch import Dispatcher
+from emulation.userland.jail.fuse import FuseConnection
+from emulation.userland.jail.init import id_maps
+from emulation.userland.jail.layout import plan_message
+from emulation.userland.jail.namespaces import IdMaps, choose_maps
+from emulation.userland.jail.nodes import NodeTree
+from emulation.userland.jail.plan import JailError, JailPlan, SyscallHandlers
+from emulation.userland.jail.seccomp import Listener
+from emulation.userland.jail.spawner import Pty
+from emulation.userland.jail.workers import Workers
+
+_WATCH_SECONDS: Final = 0.02
+_ANSWER_SECONDS: Final = 10.0
+# Only a board that dies meanwhile does not answer.
+_SUPERBLOCK_SECONDS: Final = 2.0
+_DEATH_SECONDS: Final = 5.0
+_DYING_MILLISECONDS: Final = 5
+_T = TypeVar("_T")
+_SIGKILL_BIT: Final = 1 << (signal.SIGKILL - 1)
+
+_ZYGOTE: Final = (
+    "import sys; sys.path.insert(0, sys.argv[2]); "
+    "from emulation.userland.jail.init import zygote; zygote(int(sys.argv[1]))"
+)
+
+
+_workers = Workers()
+
+
+class Zygote:
+    """The process that forks boards. One serves the whole program; it starts in the background,
+    so call :meth:`shared` early."""
+
+    _shared: Zygote | None = None
+    _shared_lock = threading.Lock()
+
+    def __init__(self) -> None:
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        package_parent = Path(__file__).resolve().parents[3]
+        fd = theirs.fileno()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-S", "-s", "-c", _ZYGOTE, str(fd), str(package_parent)],
+                pass_fds=(fd,),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                cwd="/",
+                env={"PATH": os.environ.get("PATH", os.defpath)},
+                start_new_session=True,
+            )
+
+    @classmethod
+    def shared(cls) -> Zygote:
+        """The zygote of this process, started now if there is none."""
+        with cls._shared_lock:
+            if cls._shared is None or cls._shared._process.poll() is not None:
+                cls._shared = cls()
+            return cls._shared
+
+    def start(self, plan: dict[str, Any]) -> socket.socket:
+        """Begin a board; returns the socket over which its PID 1 reports and takes requests."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        plan_fd = wire.store(plan)
+        try:
+            wire.send(self._control, ("start",), (plan_fd, theirs.fileno()))
+        finally:
+            os.close(plan_fd)
+            theirs.close()
+        return ours
+
+
+class Jail:
+    """One power-on of the board's userland.
+
+    Thread-safe.  ``second_uid`` tells whether the board has user ids besides 0; ``pid`` is the
+    host's number of the board's PID 1.
+    """
+
+    def __init__(
+        self, plan: JailPlan, handlers: SyscallHandlers, on_death: Callable[[], None] | None
+    ) -> None:
+        self._plan = plan
+        self._handlers = handlers
+        self._on_death = on_death
+        self._tree = NodeTree.of(plan.nodes, time.time())
+        self._filesystems = [self._tree, *(mount.filesystem for mount in plan.filesystems)]
+        self._lock = threading.Lock()
+        self._end_lock = threading.Lock()
+        self._sequence = itertools.count(1)
+        self._answers: dict[int, Callable[[Any, int, list[int]], None]] = {}
+        self._exits: dict[int, Callable[[int], None]] = {}
+        self._watched: list[Callable[[], bool]] = []
+        self._connections: list[FuseConnection] = []
+        self._listener: Listener | None = None
+        self._dispatcher: Dispatcher | None = None
+        self._ready: Future[None] = Future()
+        self._dead = threading.Event()
+        self._killed = False
+        self.pid = 0
+        self.maps = IdMaps((), ())
+        self._pidfd = -1
+        self._proc = -1
+        self._epoll = select.epoll()
+        self._handlers_of: dict[int, Callable[[int], None]] = {}
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self.on_ready(self._wake, select.EPOLLIN, self._woken)
+        _own_writable_binds(plan)
+        self._control = Zygote.shared().start(plan_message(plan))
+        self.on_ready(self._control.fileno(), select.EPOLLIN, self._hear)
+        self._thread = threading.Thread(target=self._run, name="jail", daemon=True)
+        self._thread.start()
+
+    @classmethod
+    def start(
+        cls,
+        plan: JailPlan,
+        handlers: SyscallHandlers,
+        *,
+        on_death: Callable[[], None] | None = None,
+        timeout: float = 10.0,
+    ) -> Jail:
+        """Build the namespaces and mounts; raises :class:`JailError` with the failing step.
+
+        ``on_death`` is called once, from the jail thread, when PID 1 is gone for whatever reason;
+        ``timeout`` in seconds.
+        """
+        jail = cls(plan, handlers, on_death)
+        try:
+            jail._ready.result(timeout)
+        except TimeoutError:
+            jail.kill()
+            raise JailError("start", errno.ETIMEDOUT, f"no answer in {timeout} s") from None
+        except JailError:
+            jail.kill()
+            raise
+        return jail
+
+    @property
+    def second_uid(self) -> bool:
+        """Whether the board has user ids besides 0."""
+        return self.maps.second_uid
+
+    @property
+    def alive(self) -> bool:
+        """Whether PID 1 runs."""
+        return not self._dead.is_set()
+
+    # --- processes ---
+
+    def spawn(
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        cwd: str = "/",
+        fds: Sequence[int],
+        controlling_tty: bool = False,
+        uid: int = 0,
+        gid: int = 0,
+        on_exit: Callable[[int], None],
+    ) -> int:
+        """Start ``argv`` (looked up in env PATH) in a new session with ``fds`` as 0, 1, 2, ...;
+        ``on_exit`` gets the wait status in the jail thread. Returns the board's process id.
+
+        A program that cannot be executed says so on descriptor 2 and exits with 126 or 127.
+        """
+        future: Future[int] = Future()
+
+        def answered(value: Any, number: int, received: list[int]) -> None:
+            if number == 0:
+                self._exits[value] = on_exit
+            _resolve(future, value, number)
+
+        message = ("spawn", list(argv), dict(env), cwd, uid, gid, controlling_tty)
+        self._send(message, answered, tuple(fds))
+        return self._wait(future)
+
+    def signal(self, pid: int, number: int) -> None:
+        """kill(2) inside the board; raises ``OSError``."""
+        future: Future[int] = Future()
+        self._send(("signal", pid, int(number)), lambda v, e, _: _resolve(future, v, e))
+        self._wait(future)
+
+    def open_pty(self) -> Pty:
+        """A new pseudo-terminal of the board's devpts."""
+        future: Future[Pty] = Future()
+
+        def answered(value: Any, number: int, received: list[int]) -> None:
+            pty = Pty(received[0], received[1], value) if number == 0 else None
+            _resolve(future, pty, number)
+
+        self._send(("pty",), answered)
+        return self._wait(future)
+
+    # --- for the kernel model ---
+
+    def set_efivarfs_read_only(self, read_only: bool) -> None:
+        """Set or clear SB_RDONLY of efivarfs' superblock (not the mounts' own flags).
+
+        Callable from any thread; returns when it is done, as registering does on a board (the jail
+        thread itself cannot wait). While files are open for writing the kernel says EBUSY, and the
+        model's own flag has to answer."""
+        done = threading.Event()
+        with contextlib.suppress(OSError):
+            self._send(("superblock", read_only), lambda *_: done.set())
+            if threading.current_thread() is not self._thread:
+                done.wait(_SUPERBLOCK_SECONDS)
+
+    def poke(self) -> None:
+        """Record devices have news: pump them. Callable from any thread; does not wait."""
+        with self._end_lock, contextlib.suppress(OSError):
+            if self._wake >= 0:
+                os.eventfd_write(self._wake, 1)
+
+    def run_later(self, work: Callable[[], None]) -> None:
+        """Run ``work`` on a worker thread."""
+        _workers.run_later(work)
+
+    def watch(self, still_needed: Callable[[], bool]) -> None:
+        """Call ``still_needed`` now and then, in the jail thread, until it returns False."""
+        self._watched.append(still_needed)
+        if threading.current_thread() is not self._thread:
+            self.poke()
+
+    def has_fatal_signal(self, pid: int) -> bool:
+        """Whether the board's thread ``pid`` is about to be killed, or gone.
+
+        A signal whose default is to end the process becomes a pending SIGKILL of every thread
+        (kernel/signal.c complete_signal)."""
+        try:
+            fd = os.open(f"{pid}/status", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._proc)
+        except OSError:
+            return True
+        try:
+            text = os.read(fd, 4096)
+        except OSError:
+            return True
+        finally:
+            os.close(fd)
+        pending = text.partition(b"\nSigPnd:")[2].split(None, 1)[0]
+        return bool(int(pending, 16) & _SIGKILL_BIT)
+
+    def request(self, message: tuple[object, ...], done: Callable[[object, int], None]) -> None:
+        """Ask PID 1; ``done(value, errno)`` is called in the jail thread."""
+        self._send(message, lambda value, number, _: done(value, number))
+
+    def open_content(self, name: str, flags: int, done: Callable[[int, int], None]) -> None:
+        """Have PID 1 open a file of the node tree; ``done(fd, errno)`` is called in the jail
+        thread and closes the descriptor."""
+        self._send(
+            ("open", name, flags), lambda _, number, fds: done(-1 if number else fds[0], number)
+        )
+
+    def on_ready(self, fd: int, events: int, ready: Callable[[int], None]) -> None:
+        """Call ``ready(events)`` in the jail thread when epoll says so; replaces, 0 removes."""
+        known = fd in self._handlers_of
+        if events == 0:
+            if known:
+                del self._handlers_of[fd]
+                with contextlib.suppress(OSError):  # closed already
+                    self._epoll.unregister(fd)
+            return
+        self._handlers_of[fd] = ready
+        if known:
+            self._epoll.modify(fd, events)
+        else:
+            self._epoll.register(fd, events)
+
+    # --- the end ---
+
+    def kill(self) -> None:
+        """Power cut: processes, mounts and FUSE connections are gone on return; idempotent."""
+        with self._lock:
+            first = not self._killed
+            self._killed = True
+        if first:
+            self._kill_init()
+            with self._end_lock, contextlib.suppress(OSError):
+                self._control.shutdown(socket.SHUT_RDWR)
+        if threading.current_thread() is not self._thread:
+            self._dead.wait(_DEATH_SECONDS)
+            self._thread.join(_DEATH_SECONDS)
+
+    # --- plumbing ---
+
+    def _send(
+        self,
+        message: tuple[object, ...],
+        answered: Callable[[Any, int, list[int]], None],
+        fds: tuple[int, ...] = (),
+    ) -> None:
+        kind, *arguments = message
+        with self._lock:
+            if self._killed or self._dead.is_set():
+                raise OSError(errno.ESHUTDOWN, "the board is off")
+            sequence = next(self._sequence)
+            self._answers[sequence] = answered
+            try:
+                wire.send(self._control, (kind, sequence, *arguments), fds)
+            except OSError:
+                del self._answers[sequence]
+                raise
+
+    def _wait(self, future: Future[_T]) -> _T:
+        if threading.current_thread() is self._thread:
+            raise RuntimeError("the jail thread cannot wait for itself")
+        try:
+            return future.result(_ANSWER_SECONDS)
+        except TimeoutError:
+            raise OSError(errno.ETIMEDOUT, "the board's PID 1 does not answer") from None
+
+    def _run(self) -> None:
+        looked = time.monotonic()
+        try:
+            while not self._dead.is_set():
+                timeout = _WATCH_SECONDS if self._watched else -1
+                for fd, events in self._epoll.poll(timeout):
+                    ready = self._handlers_of.get(fd)
+                    if ready is not None:
+                        try:
+                            ready(events)
+                        except Exception:  # a mistake in one answer must not end the board
+                            traceback.print_exc(file=sys.stderr)
+                if self._watched and time.monotonic() - looked >= _WATCH_SECONDS:
+                    self._look_after()
+                    looked = time.monotonic()
+        finally:
+            self._bury()
+
+    def _look_after(self) -> None:
+        watched, self._watched = self._watched, []
+        self._watched += [check for check in watched if check()]
+
+    def _woken(self, events: int) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._wake)
+        if self._dispatcher is not None:
+            self._dispatcher.poke()
+
+    def _hear(self, events: int) -> None:
+        """A message of PID 1, or its end."""
+        try:
+            received = wire.receive(self._control)
+        except OSError:
+            received = None
+        if received is None:
+            self.on_ready(self._control.fileno(), 0, self._hear)
+            self._await_death()
+            return
+        (kind, *arguments), fds = received
+        getattr(self, f"_on_{kind}")(fds, *arguments)
+
+    def _await_death(self) -> None:
+        if self._pidfd >= 0:
+            self._kill_init()
+            self.on_ready(self._pidfd, select.EPOLLIN, lambda _: self._dead.set())
+        else:
+            self._dead.set()
+
+    def _kill_init(self) -> None:
+        """End PID 1, and with it everything; then the FUSE connections.
+
+        Those that wait for a FUSE reply die only once the connection is gone.  The others get a
+        moment to die first, so that they do not see it go: a power cut gives no errors."""
+        with self._end_lock:
+            if self._pidfd >= 0:
+                with contextlib.suppress(OSError):
+                    signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+                dying = select.poll()
+                dying.register(self._pidfd, select.POLLIN)
+                dying.poll(_DYING_MILLISECONDS)
+        for connection in self._connections:
+            connection.close()
+
+    def _on_pid(self, fds: list[int], pid: int, *maps: list[tuple[int, int, int]]) -> None:
+        self.pid = pid
+        self.maps = id_maps(maps)
+        self._pidfd = os.pidfd_open(pid)
+        with self._lock:
+            killed = self._killed
+        if killed:
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    def _on_fuse(self, fds: list[int], index: int) -> None:
+        pinned = _ways_to_mounts(self._plan, index - 1) if index else []
+        connection = FuseConnection(self._filesystems[index], fds[0], self, pinned=pinned)
+        self._connections.append(connection)
+
+        def ready(events: int) -> None:
+            if not connection.serve():
+                self.on_ready(fds[0], 0, ready)
+
+        self.on_ready(fds[0], select.EPOLLIN, ready)
+
+    def _on_listener(self, fds: list[int]) -> None:
+        self._proc = os.open(f"/proc/{self.pid}/root/proc", os.O_PATH | os.O_CLOEXEC)
+        self._listener = listener = Listener(fds[0])
+        self._dispatcher = dispatcher = Dispatcher(
+            self._plan, self._handlers, self, self.maps, self.pid, listener, self._tree
+        )
+
+        def ready(events: int) -> None:
+            if events & select.EPOLLIN:
+                dispatcher.serve()
+            elif events & (select.EPOLLHUP | select.EPOLLERR):
+                self.on_ready(fds[0], 0, ready)
+
+        self.on_ready(fds[0], select.EPOLLIN, ready)
+
+    def _on_ready(self, fds: list[int]) -> None:
+        self._ready.set_result(None)
+
+    def _on_error(self, fds: list[int], step: str, number: int, detail: str) -> None:
+        if not self._ready.done():
+            self._ready.set_exception(JailError(step, number, detail))
+
+    def _on_reply(self, fds: list[int], sequence: int, value: Any, number: int) -> None:
+        with self._lock:
+            answered = self._answers.pop(sequence, None)
+        if answered is not None:
+            answered(value, number, fds)
+
+    def _on_exit(self, fds: list[int], pid: int, status: int) -> None:
+        on_exit = self._exits.pop(pid, None)
+        if on_exit is not None:
+            on_exit(status)
+
+    def _bury(self) -> None:
+        """PID 1 is gone: tell everybody who waits, close everything."""
+        with self._lock:
+            self._killed = True
+            answers, self._answers = self._answers, {}
+        if not self._ready.done():
+            self._ready.set_exception(JailError("start", errno.ECHILD, "PID 1 died"))
+        for answered in answers.values():
+            answered(None, errno.ESHUTDOWN, [])
+        for on_exit in self._exits.values():
+            on_exit(signal.SIGKILL)
+        self._exits.clear()
+        for connection in self._connections:
+            connection.close()
+        if self._dispatcher is not None:
+            self._dispatcher.close()
+        if self._listener is not None:
+            self._listener.close()
+        self._epoll.close()
+        with self._end_lock:
+            self._control.close()
+            for fd in (self._wake, self._pidfd, self._proc):
+                if fd >= 0:
+                    os.close(fd)
+            self._wake = self._pidfd = self._proc = -1
+        if self._on_death is not None:
+            self._on_death()
+
+
+def _resolve(future: Future[Any], value: Any, number: int) -> None:
+    if number:
+        future.set_exception(OSError(number, os.strerror(number)))
+    else:
+        future.set_result(value)
+
+
+def _ways_to_mounts(plan: JailPlan, index: int) -> list[bytes]:
+    """Paths inside one file system of the plan at which others are mounted."""
+    base = plan.filesystems[index].target + "/"
+    targets = [mount.target for mount in plan.filesystems]
+    return [os.fsencode(target[len(base) :]) for target in targets if target.startswith(base)]
+
+
+def _own_writable_binds(plan: JailPlan) -> None:
+    """Started by root, the board's root is nobody on the host: give it what it may write to."""
+    if os.geteuid() != 0:
+        return
+    owner = choose_maps()[0].uids[0].outside
+    for bind in plan.binds:
+        if bind.writable and bind.source.is_dir():
+            for path in (bind.source, *bind.source.rglob("*")):
+                if path.lstat().st_uid != owner:
+                    os.chown(path, owner, owner, follow_symlinks=False)

@@ -1,0 +1,24 @@
+"""Where board files are. Apart from what reads them, so that a shell may ask for their names while
+somebody waits: this module imports nothing slow."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+BOARDS_ENVIRONMENT = "HIL_BOARDS"
+
+
+def board_files() -> Iterator[Path]:
+    """All board files that are known by name, in ``$HIL_BOARDS`` (a directory), ``./boards`` and
+    the ``boards`` beside the package; earlier ones win."""
+    places = [Path("boards"), Path(__file__).resolve().parents[2] / "boards"]
+    if override := os.environ.get(BOARDS_ENVIRONMENT):
+        places.insert(0, Path(override))
+    seen: set[Path] = set()
+    for place in places:
+        if place.resolve() in seen:
+            continue
+        seen.add(place.resolve())
+        yield from sorted(place.glob("*.toml"))

@@ -1,0 +1,67 @@
+"""A check on the terminal, for a person or for a machine."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Final, TextIO
+
+from harness.check.finding import Finding, Verdict
+
+if TYPE_CHECKING:
+    from harness.check.walk import Report
+
+_COLOURS: Final = {
+    Verdict.OK: "32",
+    Verdict.WARN: "33",
+    Verdict.FAIL: "31;1",
+    Verdict.NOT_LOOKED_AT: "2",
+}
+
+
+class Screen:
+    """Findings as they come. On a terminal in colour, and the step that is being taken stands
+    there until it is done; elsewhere plain lines."""
+
+    def __init__(self, output: TextIO = sys.stdout) -> None:
+        self._output = output
+        self._terminal = output.isatty()
+
+    def begun(self, step: str) -> None:
+        """A step is being taken."""
+        if self._terminal:
+            self._output.write(f"\r{'...':<13} {step}")
+            self._output.flush()
+
+    def done(self, finding: Finding) -> None:
+        """A step was taken."""
+        first, *rest = finding.lines()
+        if self._terminal:
+            verdict, text = first[:13], first[13:]
+            first = f"\r\x1b[K\x1b[{_COLOURS[finding.verdict]}m{verdict}\x1b[0m{text}"
+        print(first, *rest, sep="\n", file=self._output, flush=True)
+
+    def summary(self, report: Report, seconds: float) -> None:
+        """The last line."""
+        failure = report.first_failure
+        outcome = f"stops at {failure.step}: {failure.cause}" if failure else "nothing failed"
+        print(f"{report.board}: {outcome} ({seconds:.1f} s)", file=self._output, flush=True)
+
+
+def as_json(report: Report, seconds: float) -> str:
+    """One object: the board, the verdict, and every finding."""
+    findings = [
+        {**asdict(finding), "seconds": round(finding.seconds, 3)} for finding in report.findings
+    ]
+    failure = report.first_failure
+    return json.dumps(
+        {
+            "board": report.board,
+            "verdict": Verdict.FAIL if failure else Verdict.OK,
+            "first_failure": failure.step if failure else None,
+            "seconds": round(seconds, 3),
+            "steps": findings,
+        },
+        indent=2,
+    )
