@@ -120,6 +120,13 @@ class OutcomeUnknown(LinkError):
     It is never run a second time by the harness.
     """
 
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            what,
+            remedy="the command may or may not have run and is not repeated: bring the board back"
+            " and look at the state it should have changed",
+        )
+
 
 class SerialDamage(LinkError):
     """Bytes on a serial line were lost or changed beyond repair."""

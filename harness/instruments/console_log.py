@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from harness.instruments.kernel_log import BAD_PATTERNS, bad_lines
-from harness.links.console import Console, without_escapes
+from harness.links.console import Console
+from harness.links.readable import without_escapes
 
 CONSOLE_PATTERNS: tuple[str, ...] = (
     *BAD_PATTERNS,

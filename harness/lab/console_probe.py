@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from harness.errors import LinkRefused
 from harness.links.address import SerialAddress
 from harness.links.console import Console, Stage
-from harness.links.rates import COMMON_BAUDS, ERASE_LINE, is_readable
+from harness.links.rates import COMMON_BAUDS, ERASE_LINE
+from harness.links.readable import is_readable
 
 _NUDGE_SECONDS = 0.3
 _BOOTED_SECONDS = 0.8

@@ -45,7 +45,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from harness.links import posix
-from harness.links.console import without_escapes
+from harness.links.readable import without_escapes
 
 START, END = b"\x1e", b"\x1f"
 SMALL = 120  # bytes of a stream that travel with R; longer ones cost the target more processes

@@ -25,7 +25,7 @@ from harness.errors import (
 )
 from harness.links.address import SerialAddress
 from harness.links.capture import FIRMWARE_START, Capture
-from harness.links.rates import is_garbled
+from harness.links.readable import is_garbled, without_escapes
 
 if TYPE_CHECKING:
     from serial import Serial
@@ -37,8 +37,6 @@ _NEAR = 600  # bytes before the last line in which a prompt is looked for
 _RATE_NEGOTIATION = 6.0
 _WAKE = 0.2  # seconds between looks at the stop flag where a read cannot be cancelled
 
-# CSI and OSC sequences and two-byte escapes (ECMA-48); what readline and coloured prompts add
-_ESCAPES = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
 _FIRMWARE_LATER = re.compile(rb"^[IDM]/TC:|NOTICE: +BL3|^(?:DRAM|MMC|Hit any key)")
 _KERNEL_START = re.compile(rb"Starting kernel|Booting Linux|Linux version \d|^\[ {4}0\.0+\] ")
 
@@ -52,11 +50,6 @@ class Stage(StrEnum):
     KERNEL = "kernel"
     LOGIN = "login"
     SHELL = "shell"
-
-
-def without_escapes(data: bytes) -> bytes:
-    """``data`` without terminal control sequences."""
-    return _ESCAPES.sub(b"", data)
 
 
 class Console:
@@ -131,6 +124,10 @@ class Console:
         """Something readable came at the present rate."""
         baud = self.address.baud
         self._proved_bauds = [baud, *(one for one in self._proved_bauds if one != baud)]
+
+    def wire_time(self, characters: int) -> float:
+        """Seconds that they take at the present rate."""
+        return characters * 10 / self.address.baud
 
     @property
     def rate_change_seconds(self) -> float:

@@ -11,9 +11,10 @@ import time
 from dataclasses import dataclass
 
 from harness.errors import CommandFailed, LinkTimeout, SerialDamage
-from harness.links.console import Console, Stage, without_escapes
+from harness.links.console import Console, Stage
 from harness.links.patience import Patience
 from harness.links.rates import RateSearch
+from harness.links.readable import without_escapes
 
 STOP_KEY = b" "
 PIECE = 16  # characters typed at once: the FIFO of a UART that firmware polls

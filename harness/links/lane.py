@@ -11,10 +11,18 @@ gone the directory stays ``LINGER`` seconds for the host to fetch that result by
 
 from __future__ import annotations
 
+import contextlib
 import re
 import secrets
 from dataclasses import dataclass
 from shlex import quote
+from typing import TYPE_CHECKING
+
+from harness.errors import HostError
+from harness.links.channel import LaneBroken, Output, Streams, bounded, open_channel
+
+if TYPE_CHECKING:
+    from paramiko import Channel, Transport
 
 LINGER = 60  # seconds
 STORED_BLOCKS = 32768  # of 512 bytes (bash: 1024): more standard output is delivered but not kept
@@ -222,3 +230,97 @@ def parse_fetched(stored: Stored, number: int, stdout: bytes, stderr: bytes) -> 
     # the file may still hold what older commands printed
     previous = stored.find_end(number - 1, out)
     return Fetched("done", end.status, out[previous.after :] if previous else out, stderr)
+
+
+class Lane:
+    """A shell program on one channel that runs commands one after the other."""
+
+    def __init__(self, channel: Channel, streams: Streams, stored: Stored) -> None:
+        self.channel = channel
+        self.stored = stored
+        self.number = 0
+        self._kept = 0
+        self._streams = streams
+
+    @classmethod
+    def open(cls, transport: Transport, shell: str, deadline: float) -> Lane:
+        """Start the lane. Raises ``LaneLate``, ``LaneBroken``, ``HostError``."""
+        channel = open_channel(transport, deadline)
+        token = new_token()
+        name = f"hil-{secrets.token_hex(6)}"
+        with bounded(channel, deadline):
+            channel.exec_command(start_command(shell, name))
+            channel.sendall(f"{token}\n".encode())
+        streams = Streams(channel)
+        start = f"{token} ".encode()
+        try:
+            # whatever the login shell's start-up files print comes before the ready line
+            while (at := streams.out.find(start)) < 0 or b"\n" not in streams.out[at:]:
+                streams.pump(deadline)
+        except LaneBroken:
+            said = bytes(streams.err).decode("utf-8", "backslashreplace").strip()
+            # a shell killed by a signal has no exit status: its board is going down
+            if not transport.is_active() or not (said or channel.exit_status > 0):
+                raise
+            raise HostError(
+                f"the board's {shell!r} does not run the command lane: {said or 'no message'}",
+                remedy="check that the account has a POSIX shell and a writable /run or /tmp",
+            ) from None
+        ready = bytes(streams.out[at:]).split(b"\n", 1)[0]
+        return cls(channel, streams, parse_ready(ready))
+
+    @property
+    def alive(self) -> bool:
+        return not (self.channel.closed or self.channel.eof_received)
+
+    def run(self, command: str, deadline: float) -> Output:
+        """Send one command and wait for the end of both streams. Raises as :class:`Streams`."""
+        streams = self._streams
+        streams.clear()
+        self.number += 1
+        forget = self._kept > FORGET_AFTER
+        frame = request(self.number, command, forget=forget)
+        self._send(frame, deadline)
+        out_end = self._wait_for_end(deadline)
+        out = bytes(streams.out[: out_end.offset])
+        self._kept = len(out) if forget else self._kept + len(out)
+        if not out_end.has_errors:
+            return Output(out_end.status, out, b"")
+        end = self.stored.end_of_errors(self.number)
+        while not streams.err.endswith(end):
+            streams.pump(deadline)
+        return Output(out_end.status, out, bytes(streams.err[: -len(end)]))
+
+    def _wait_for_end(self, deadline: float) -> End:
+        streams = self._streams
+        longest = len(self.stored.token) + 24
+        searched = 0
+        while True:
+            streams.pump(deadline)
+            end = self.stored.find_end(self.number, streams.out, searched)
+            if end is not None:
+                return end
+            searched = max(0, len(streams.out) - longest)
+
+    def _send(self, frame: bytes, deadline: float) -> None:
+        if len(frame) < 16384:
+            # fits the window of a lane whose last command was answered: cannot block
+            try:
+                self.channel.sendall(frame)
+            except (OSError, EOFError) as error:  # paramiko says EOFError for a reset connection
+                raise LaneBroken from error
+            return
+        with bounded(self.channel, deadline):
+            self.channel.sendall(frame)
+
+    def say_goodbye(self) -> None:
+        """Let the target tidy up; best effort."""
+        with contextlib.suppress(Exception):
+            if self.alive:
+                self.channel.settimeout(0.2)
+                self.channel.sendall(GOODBYE)
+                self.channel.shutdown_write()
+
+    def throw_away(self) -> None:
+        with contextlib.suppress(Exception):
+            self.channel.close()

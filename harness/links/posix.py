@@ -7,6 +7,8 @@ import os
 import zlib
 from shlex import quote
 
+from harness.errors import LinkError
+
 # Messages that differ from glibc's strerror: dash and musl (busybox).
 _OTHER_MESSAGES = {
     "No such file": errno.ENOENT,
@@ -86,6 +88,17 @@ def cksum(data: bytes) -> int:
 
 def _crc_state(data: bytes) -> int:
     return zlib.crc32(data.translate(_REVERSED), 0xFFFFFFFF)
+
+
+def check_written(path: str, data: bytes, printed: bytes, *, link: str) -> None:
+    """Compare ``data`` with what ``cksum <path`` has printed. Raises :class:`LinkError`."""
+    if printed.split()[:2] != f"{cksum(data)} {len(data)}".encode().split():
+        raise LinkError(
+            f"{path} on the board does not hold what was written",
+            remedy="check the free space of that file system and whether something else"
+            " writes to the file",
+            link=link,
+        )
 
 
 def octal(data: bytes) -> str:

@@ -1,5 +1,5 @@
-"""The rate of a serial line: which rates are usual, how a wrong one looks, and the search for the
-right one while a login waits.
+"""The rate of a serial line: which rates are usual, and the search for the right one while a
+login waits.
 
 A board may speak at one rate in its firmware and at another in Linux (U-Boot's 115200 and
 ``console=ttyS2,1500000``), and its board file can be wrong.
@@ -13,6 +13,7 @@ import time
 from typing import TYPE_CHECKING
 
 from harness.errors import LinkError, LinkRefused
+from harness.links.readable import is_garbled, is_readable
 
 if TYPE_CHECKING:
     from harness.links.console import Console
@@ -20,11 +21,8 @@ if TYPE_CHECKING:
 COMMON_BAUDS = (115200, 1500000, 921600, 57600, 38400, 9600)
 """Rates that arm64 boards use, the usual one first (bit/s)."""
 
-ENOUGH_TO_READ = 4  # bytes, at a rate that is only looked at
 ERASE_LINE = b"\x15"  # what the wrong rate may have typed must not become a command
 
-_READABLE_SHARE = 0.9
-_GARBLED_SHARE = 0.5
 _ENOUGH_TEXT = 16  # bytes that prove a rate without a prompt
 _ENOUGH_GARBAGE = 16  # bytes that refute a rate at which nothing readable has come yet
 _MUCH_GARBAGE = 48  # ... one at which it has: a power cut leaves some bytes of it, too
@@ -33,24 +31,6 @@ _MUCH_GARBAGE = 48  # ... one at which it has: a power cut leaves some bytes of 
 _SILENT_AT_A_PROVED_RATE = 12.0
 _SILENT_AT_FIRST = (1.5, 4.0)  # at the board file's rate, by the time that is left
 _SILENT_AT_OTHERS = (0.3, 1.0)
-
-
-def readable_share(data: bytes) -> float:
-    """How much of ``data`` (without escape sequences) is text: the wrong rate makes control
-    characters, NUL for bytes without stop bit, and bytes that are no UTF-8. 1 for nothing."""
-    text = data.decode("utf-8", "replace")
-    readable = sum(one in "\t\n\r\b\a" or (one.isprintable() and one != "\ufffd") for one in text)
-    return readable / len(text) if text else 1.0
-
-
-def is_readable(data: bytes, *, enough: int = ENOUGH_TO_READ) -> bool:
-    """Whether at least ``enough`` bytes are there, and text."""
-    return len(data) >= enough and readable_share(data) >= _READABLE_SHARE
-
-
-def is_garbled(data: bytes) -> bool:
-    """Whether most of it is not text. What is neither readable nor garbled is a noisy line."""
-    return readable_share(data) < _GARBLED_SHARE
 
 
 def in_order(*first: int) -> list[int]:

@@ -15,7 +15,7 @@ from serial.urlhandler import protocol_loop
 
 from harness.instruments.console_log import AROUND, ConsoleLog, bad_console
 from harness.links.address import SerialAddress
-from harness.links.serial import Console
+from harness.links.console import Console
 from tests.harness.support.line import Line
 from tests.harness.support.runs import board_file, inner_run
 

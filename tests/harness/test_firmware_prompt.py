@@ -9,8 +9,9 @@ import pytest
 
 from harness.errors import CommandFailed, LinkTimeout
 from harness.links.address import Login, SerialAddress
+from harness.links.console import Console, Stage
 from harness.links.firmware_prompt import FirmwarePrompt
-from harness.links.serial import Console, SerialShell, Stage
+from harness.links.serial import SerialShell
 from tests.harness.support.line import Line, Weather
 
 UBOOT = Path(__file__).parent / "support" / "uboot_prompt.py"

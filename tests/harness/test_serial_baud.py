@@ -19,12 +19,12 @@ from serial.rfc2217 import PortManager
 from harness.board import board
 from harness.boardfile import boardfile
 from harness.errors import LinkLost, LinkRefused
-from harness.links import rates
-from harness.links import serial as serial_link
+from harness.links import login, rates
 from harness.links.address import SerialAddress
 from harness.links.console import Console, Stage
 from harness.links.firmware_prompt import FirmwarePrompt
-from harness.links.rates import COMMON_BAUDS, ERASE_LINE, is_garbled, is_readable
+from harness.links.rates import COMMON_BAUDS, ERASE_LINE
+from harness.links.readable import is_garbled, is_readable
 from harness.links.serial import SerialShell
 from tests.harness.support.line import Line
 
@@ -151,7 +151,7 @@ def test_linux_may_speak_faster_than_the_firmware(
     line: RatedLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """U-Boot is read at 115200; what the kernel says at 1500000 is noise there."""
-    monkeypatch.setattr(serial_link, "BOOT_QUIET", 0.2)
+    monkeypatch.setattr(login, "BOOT_QUIET", 0.2)
     with opened(SerialAddress(line.device)) as shell:
         console = shell.console
         console.wait_for("login:", timeout=60, since=0)

@@ -22,7 +22,8 @@ from harness.errors import (
     OutcomeUnknown,
 )
 from harness.links.address import Login, SerialAddress
-from harness.links.serial import Console, SerialShell, Stage
+from harness.links.console import Console, Stage
+from harness.links.serial import SerialShell
 from tests.harness.support.line import Line, Weather
 
 BASH = ["bash", "--norc", "-i"]

@@ -1,0 +1,151 @@
+"""One channel of an SSH connection: every wait bounded, both streams drained together."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from paramiko import Channel, Transport
+
+_CHUNK = 1 << 20
+
+
+class LaneBroken(Exception):
+    """The lane ended while something was on it."""
+
+
+class LaneLate(Exception):
+    """The deadline passed."""
+
+
+def left(deadline: float) -> float:
+    """Seconds until ``deadline`` (monotonic), 0 after it."""
+    return max(0.0, deadline - time.monotonic())
+
+
+@contextlib.contextmanager
+def bounded(channel: Channel, deadline: float) -> Iterator[None]:
+    """Close ``channel`` at the deadline: some of paramiko's waits take no timeout.
+
+    Raises ``LaneLate`` if that happened, ``LaneBroken`` if the peer broke off.
+    """
+    import paramiko
+
+    timer = threading.Timer(left(deadline), channel.close)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    except (paramiko.SSHException, EOFError) as error:
+        raise (LaneLate if left(deadline) == 0 else LaneBroken) from error
+    except OSError as error:
+        # an errno is the answer of the SFTP server; a closed channel has none
+        if error.errno is not None or not channel.closed:
+            raise
+        raise (LaneLate if left(deadline) == 0 else LaneBroken) from error
+    finally:
+        timer.cancel()
+
+
+def open_channel(transport: Transport, deadline: float) -> Channel:
+    """A new channel. Raises ``LaneLate``, ``LaneBroken``."""
+    import paramiko
+
+    try:
+        return transport.open_session(timeout=left(deadline) or 0.01)
+    except (paramiko.SSHException, EOFError, OSError) as error:
+        raise (LaneLate if left(deadline) == 0 else LaneBroken) from error
+
+
+class _Arrival(threading.Event):
+    """Set when either stream of a channel has bytes or has ended.
+
+    paramiko's own ``Channel.fileno()`` loses a wake-up when one stream is drained while the
+    other fills (its OrPipe has no lock), so the buffers' events are used, and only the reader
+    clears them.
+    """
+
+    def clear(self) -> None:
+        """Called by a drained buffer; the other one may still hold bytes."""
+
+    def wait_once(self, timeout: float) -> bool:
+        arrived = self.wait(timeout)
+        super().clear()
+        return arrived
+
+
+class Streams:
+    """Both output streams of a channel, always drained together."""
+
+    def __init__(self, channel: Channel) -> None:
+        self.channel = channel
+        self.out = bytearray()
+        self.err = bytearray()
+        self._arrival = _Arrival()
+        channel.in_buffer.set_event(self._arrival)
+        channel.in_stderr_buffer.set_event(self._arrival)
+
+    def pump(self, deadline: float) -> None:
+        """Wait for bytes and take them. Raises ``LaneLate``, ``LaneBroken`` at the end."""
+        while not self.take():
+            if self.channel.eof_received or self.channel.closed:
+                raise LaneBroken
+            remaining = deadline - time.monotonic()
+            if remaining <= 0 or not self._arrival.wait_once(remaining):
+                raise LaneLate
+
+    def take(self) -> bool:
+        """Take what is there without waiting; whether there was anything."""
+        channel = self.channel
+        out = channel.recv(_CHUNK) if channel.recv_ready() else b""
+        err = channel.recv_stderr(_CHUNK) if channel.recv_stderr_ready() else b""
+        self.out += out
+        self.err += err
+        return bool(out or err)
+
+    def clear(self) -> None:
+        while self.take():
+            pass
+        self.out.clear()
+        self.err.clear()
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """How a command ended, and what it wrote."""
+
+    status: int
+    stdout: bytes
+    stderr: bytes
+
+
+def execute(transport: Transport, command: str, stdin: bytes, deadline: float) -> Output:
+    """A command line for the login shell on a channel of its own, with raw streams.
+
+    Raises ``LaneLate``, ``LaneBroken``.
+    """
+    channel = open_channel(transport, deadline)
+    try:
+        with bounded(channel, deadline):
+            channel.exec_command(command)
+            if stdin:
+                with contextlib.suppress(OSError):  # it may end without reading all
+                    channel.sendall(stdin)
+            channel.shutdown_write()
+        streams = Streams(channel)
+        with contextlib.suppress(LaneBroken):
+            while True:
+                streams.pump(deadline)
+        if not channel.status_event.wait(left(deadline)):
+            raise LaneLate
+        if channel.exit_status < 0 and not transport.is_active():
+            raise LaneBroken
+        return Output(channel.exit_status, bytes(streams.out), bytes(streams.err))
+    finally:
+        with contextlib.suppress(Exception):
+            channel.close()
