@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -53,6 +54,11 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("--mirror", default=MIRROR, help="of Debian; default: %(default)s")
     build.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="of make")
     build.add_argument("--list", action="store_true", help="say what there is, build nothing")
+    build.add_argument(
+        "--json",
+        action="store_true",
+        help="the same as one JSON array: name, says, folder, seconds",
+    )
     build.add_argument("--check", action="store_true", help="say what stands in the way of a build")
     build.add_argument("--clean", action="store_true", help="remove pieces built of other inputs")
     build.set_defaults(run=_build)
@@ -66,8 +72,8 @@ def _build(arguments: argparse.Namespace) -> int:
     downloads = Downloads(arguments.cache / "packages", arguments.mirror)
     builder = Builder(arguments.cache, downloads=downloads, jobs=arguments.jobs)
     wanted = _wanted(builder, arguments.pieces or None)
-    if arguments.list:
-        return _list(builder, wanted)
+    if arguments.list or arguments.json:
+        return _list(builder, wanted, as_json=arguments.json)
     if arguments.clean:
         return _clean(builder, wanted)
     missing = [piece for piece in wanted.pieces if builder.finished(wanted, piece.name) is None]
@@ -130,11 +136,20 @@ def _hindrances(
     return found
 
 
-def _list(builder: Builder, wanted: Plan) -> int:
+def _list(builder: Builder, wanted: Plan, *, as_json: bool) -> int:
+    described = []
     for piece in wanted.pieces:
         built = builder.finished(wanted, piece.name)
-        state = "not built" if built is None else clock(sum(built.seconds.values()))
-        print(f"{wanted.directory(piece):36} {state:>9}  {piece.says}")
+        seconds = None if built is None else sum(built.seconds.values())
+        folder = wanted.directory(piece)
+        described.append(
+            {"name": piece.name, "says": piece.says, "folder": folder, "seconds": seconds}
+        )
+        if not as_json:
+            state = "not built" if seconds is None else clock(seconds)
+            print(f"{folder:36} {state:>9}  {piece.says}")
+    if as_json:
+        print(json.dumps(described, indent=2))
     return 0
 
 

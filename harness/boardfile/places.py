@@ -7,13 +7,15 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from harness import resources
+
 BOARDS_ENVIRONMENT = "HIL_BOARDS"
 
 
 def board_files() -> Iterator[Path]:
     """All board files that are known by name, in ``$HIL_BOARDS`` (a directory), ``./boards`` and
-    the ``boards`` beside the package; earlier ones win."""
-    places = [Path("boards"), Path(__file__).resolve().parents[2] / "boards"]
+    our own; earlier ones win."""
+    places = [Path("boards"), resources.boards()]
     if override := os.environ.get(BOARDS_ENVIRONMENT):
         places.insert(0, Path(override))
     seen: set[Path] = set()

@@ -1,13 +1,16 @@
-"""What a shell needs to complete the words of ``hil``: made from its parser by shtab, so that it
-cannot drift. Only the names of boards are asked for when somebody presses TAB."""
+"""``hil completion``: what a shell needs to complete the words of ``hil``: made from its parser by
+shtab, so that it cannot drift. Only the names of boards are asked for when somebody presses TAB."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-import shtab
+from harness.cli.command import Command
+from harness.cli.status import Status
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _NAMES: Final = "hil boards --names"
 _BOARDS: Final = {
@@ -29,8 +32,18 @@ _PREAMBLE: Final = {
 }
 
 
-def script(parser: argparse.ArgumentParser, shell: str) -> str:
-    """The completion script of ``parser`` for ``shell``: bash, zsh or tcsh."""
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("shell", choices=tuple(_PREAMBLE))
+
+
+def _run(options: argparse.Namespace) -> int:
+    print(_script(options.program, options.shell))
+    return Status.GOOD
+
+
+def _script(parser: argparse.ArgumentParser, shell: str) -> str:
+    import shtab
+
     for action in _actions(parser):
         if action.dest == "board":
             action.complete = _BOARDS  # type: ignore[attr-defined]
@@ -46,3 +59,18 @@ def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
         if isinstance(action, argparse._SubParsersAction):
             for subparser in action.choices.values():
                 yield from _actions(subparser)
+
+
+COMMAND = Command(
+    "completion",
+    "software",
+    "print what a shell needs to complete hil's words",
+    """
+  hil completion bash > ~/.local/share/bash-completion/completions/hil
+  hil completion zsh > ~/.zfunc/_hil     with `fpath+=~/.zfunc` before compinit in ~/.zshrc
+  hil completion tcsh > ~/.hil.tcsh      and `source ~/.hil.tcsh` in ~/.tcshrc
+  source <(hil completion bash)          for this shell only
+""",
+    _run,
+    _add_arguments,
+)

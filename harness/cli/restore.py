@@ -6,49 +6,46 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from harness.cli.bench import add_board, add_command, add_link
+from harness.cli.command import (
+    Command,
+    add_board,
+    add_json,
+    add_link,
+    board_file,
+    print_json,
+)
+from harness.cli.status import Status
 from harness.errors import ConfigurationError, LinkError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from harness.board.board import Board
     from harness.boardfile.boardfile import BoardFile
-    from harness.cli.bench import Commands
+    from harness.safekeeping.restore import Report
     from harness.safekeeping.snapshot import Snapshot
 
-_EXAMPLES = """
-  hil restore --list desk3               what differs from the snapshot; writes nothing
-  hil restore desk3                      shows it, asks, and puts it back
-  hil restore --yes --link serial desk3
-"""
-_BACK = 0
-_NOT_BACK = 1
 
-
-def add(commands: Commands) -> None:
-    """The parser of ``hil restore``."""
-    parser = add_command(
-        commands,
-        "restore",
-        "give a board its variables back after a run that was killed",
-        _EXAMPLES,
-        description="Restores the snapshot that a test run took before its first test and could "
-        "not restore itself. Exit status 0 when everything that was changed is back, 1 when "
-        "something is not.",
-    )
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_board(parser)
     add_link(parser)
     parser.add_argument(
         "--list", action="store_true", help="show what differs from the snapshot; write nothing"
     )
     parser.add_argument("--yes", action="store_true", help="do not ask before writing")
-    parser.set_defaults(run=_restore)
+    add_json(
+        parser,
+        "object: board, snapshot (null: nothing to restore), complete, did, variables; asks"
+        " nothing, so give --list or --yes",
+    )
 
 
-def _restore(options: argparse.Namespace) -> int:
-    from harness.boardfile import boardfile
+def _run(options: argparse.Namespace) -> int:
     from harness.lab.lease import leased
 
-    file = boardfile.load(boardfile.find(options.board))
+    if options.json and not (options.list or options.yes):
+        raise ConfigurationError("--json asks nothing", remedy="give --list, or --yes")
+    file = board_file(options)
     with leased(file, purpose="hil restore"):
         return _restore_leased(file, options)
 
@@ -58,6 +55,7 @@ def _restore_leased(file: BoardFile, options: argparse.Namespace) -> int:
     from harness.board.board import Board
     from harness.cli.progress import progress
     from harness.safekeeping import snapshot
+    from harness.safekeeping.restore import table
 
     board = Board(file, link=options.link, assume_yes=options.yes)
     try:
@@ -66,13 +64,25 @@ def _restore_leased(file: BoardFile, options: argparse.Namespace) -> int:
         claim = place.Claim(board)
         kept = snapshot.pending(claim.directory)
         if kept is None:
-            print(f"{board.name}: no run left anything to restore")
-            return _BACK
-        print(
-            f"{board.name}: snapshot of {kept.taken}, {len(kept.variables)} variables, "
-            f"CID {kept.cid}"
-        )
-        return _show(board, kept) if options.list else _carry_out(board, kept, yes=options.yes)
+            if options.json:
+                print_json(
+                    {"board": board.name, "snapshot": None, "complete": True}
+                    | {"did": [], "variables": []}
+                )
+            else:
+                print(f"{board.name}: no run left anything to restore")
+            return Status.GOOD
+        if not options.json:
+            print(
+                f"{board.name}: snapshot of {kept.taken}, {len(kept.variables)} variables, "
+                f"CID {kept.cid}"
+            )
+        report, did = _look(board, kept) if options.list else _carry_out(board, kept, options.yes)
+        if options.json:
+            print_json(_described(board, kept, report, did))
+        else:
+            print("\n".join([*did, *table(report, everything=True)]))
+        return Status.GOOD if report.complete else Status.BAD
     finally:
         board.close()
 
@@ -89,33 +99,48 @@ def _reach(board: Board) -> None:
         print(f"{board.name}: {recover(board).helped}", file=sys.stderr)
 
 
-def _show(board: Board, kept: Snapshot) -> int:
+def _look(board: Board, kept: Snapshot) -> tuple[Report, Sequence[str]]:
     from harness.cli.progress import progress
-    from harness.safekeeping.restore import judge, table
+    from harness.safekeeping.restore import judge
 
     with progress(f"{board.name}: reading its variables"):
-        report = judge(board, kept)
-    print("\n".join(table(report, everything=True)))
-    return _BACK if report.complete else _NOT_BACK
+        return judge(board, kept), ()
 
 
-def _carry_out(board: Board, kept: Snapshot, *, yes: bool) -> int:
+def _carry_out(board: Board, kept: Snapshot, yes: bool) -> tuple[Report, Sequence[str]]:
     from harness.board import state_dir as place
     from harness.cli.progress import progress
     from harness.safekeeping import snapshot
-    from harness.safekeeping.restore import judge, restore_whatever_it_takes, table
+    from harness.safekeeping.restore import restore_whatever_it_takes, table
 
     if not yes:
-        with progress(f"{board.name}: reading its variables"):
-            differences = table(judge(board, kept))
-        print("\n".join(differences))
+        print("\n".join(table(_look(board, kept)[0])))
         _confirm(board)
     with progress(f"{board.name}: giving its variables back"):
         report, did = restore_whatever_it_takes(board, kept)
-    print("\n".join([*did, *table(report, everything=True)]))
     if report.finished:
         snapshot.finish(place.directory(board))
-    return _BACK if report.complete else _NOT_BACK
+    return report, did
+
+
+def _described(
+    board: Board, kept: Snapshot, report: Report, did: Sequence[str]
+) -> dict[str, object]:
+    return {
+        "board": board.name,
+        "snapshot": {"taken": kept.taken, "cid": kept.cid, "variables": len(kept.variables)},
+        "complete": report.complete,
+        "did": did,
+        "variables": [
+            {
+                "name": str(line.name).encode("utf-8", "backslashreplace").decode(),
+                "verdict": line.verdict,
+                "deed": line.deed,
+                "reason": line.reason,
+            }
+            for line in report.lines
+        ],
+    }
 
 
 def _confirm(board: Board) -> None:
@@ -128,3 +153,19 @@ def _confirm(board: Board) -> None:
         remedy="say y, or give --yes",
         board=board.name,
     )
+
+
+COMMAND = Command(
+    "restore",
+    "board",
+    "give a board its variables back after a run that was killed",
+    """
+  hil restore --list desk3               what differs from the snapshot; writes nothing
+  hil restore desk3                      shows it, asks, and puts it back
+  hil restore --yes --link serial desk3
+""",
+    _run,
+    _add_arguments,
+    "Restores the snapshot that a test run took before its first test and could not restore"
+    " itself. Exit status 0 when everything that was changed is back, 1 when something is not.",
+)

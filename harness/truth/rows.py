@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import ConfigurationError
+from harness.resources import recorded_rows
 
-OWN_ROWS = Path(__file__).resolve().parent.parent.parent / "tests" / "truth"
+OWN_ROWS = recorded_rows()
 """The project's own copy of the recorded groups."""
 
 VARIANTS = ("mm-query", "mm", "file", "mm-kernel-rpmb")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
+import json
 import lzma
 import tarfile
 import threading
@@ -455,6 +456,12 @@ def test_the_pieces_are_listed_without_network(
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("-")[0] for line in lines] == ["tools", "tf"]
     assert all("not built" in line for line in lines)
+    assert main(["build", "--json", "--cache", str(tmp_path), "tf-a"]) == 0
+    pieces = json.loads(capsys.readouterr().out)
+    assert [(piece["name"], piece["seconds"]) for piece in pieces] == [
+        ("tools", None),
+        ("tf-a", None),
+    ]
 
 
 def test_what_stands_in_the_way_is_said_before_anything_is_built(

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from harness import resources
 from harness.boardfile import boardfile
 from harness.capabilities import Capability
 from harness.consents import Consent
 from harness.errors import ConfigurationError
 
-BOARDS = Path(__file__).parents[2] / "boards"
+BOARDS = resources.boards()
 CID = "aa015851454d55212101deadbeef2900"
 MANUAL = f'emmc_cid = "{CID}"\n[serial]\nport = "/dev/ttyUSB0"\n[power]\ndriver = "manual"\n'
 
@@ -31,7 +32,7 @@ def test_committed_board_files_are_valid(path: Path) -> None:
 
 
 def test_committed_schema_is_current() -> None:
-    committed = (BOARDS / "board.schema.json").read_text()
+    committed = resources.schema().read_text()
     assert committed == boardfile.schema_text(), "run: hil boards --schema > boards/..."
 
 

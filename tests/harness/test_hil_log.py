@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -83,6 +84,16 @@ def test_one_boot_or_all(three_boots: Path, board: Path) -> None:
     wrong = _log("--boot", "9", board)
     assert wrong.returncode == 4
     assert "kept: 1 to 3" in wrong.stderr
+
+
+def test_boots_for_programs(three_boots: Path, board: Path) -> None:
+    first, _, newest = json.loads(_log("--list", "--json", board).stdout)
+    assert (first["number"], first["ended"], first["bad"]) == (1, "panic", [PANIC.decode().strip()])
+    assert (newest["bad"], "lines" in newest) == ([], False)
+    (shown,) = json.loads(_log("--json", board).stdout)
+    assert {**shown, "lines": None} == {**newest, "lines": None}
+    assert shown["lines"][3]["text"] == "fine"
+    assert _log("--follow", "--json", board).returncode == 4
 
 
 def test_a_terminal_shows_bad_lines_and_those_around(three_boots: Path, board: Path) -> None:

@@ -27,7 +27,7 @@ from tests.harness.support.udev_bench import run
 _HIL = [sys.executable, "-m", "harness"]
 _DISCOVER = """
 import sys
-from harness.cli import main
+from harness.cli.main import main
 bench.serial_adapter("ttyUSB0", serial="A1", terminal=sys.argv[1])
 sys.exit(main(["discover", *sys.argv[2:]]))
 """
@@ -55,6 +55,13 @@ def test_discover_tells_what_is_at_the_other_end(board_serial: str) -> None:
         '    udev = { serial = "A1" }',
     ]
     assert "console:  115200 baud, at its" in shown[2]
+
+
+def test_discover_for_programs(board_serial: str) -> None:
+    (found,) = json.loads(run(_DISCOVER, board_serial, "--probe", "--json"))
+    assert (found["kind"], found["node"]) == ("serial adapter", board_serial)
+    assert found["udev"] == {"serial": "A1"}
+    assert found["console"].startswith("115200 baud, at its")
 
 
 def test_discover_says_why_an_adapter_is_named_by_its_port() -> None:
@@ -164,6 +171,9 @@ def test_a_held_board_is_shown_refused_and_given_back(bench_board: Path) -> None
         assert holder.stdout is not None
         assert "is held" in holder.stdout.readline()
         assert f"process {holder.pid}, hil lease hold" in _hil("lease", "show").stdout
+        status = json.loads(_hil("lease", "show", "--json").stdout)
+        assert (status["holders"][0]["pid"], status["queue"]) == (holder.pid, [])
+        assert "token" not in status["holders"][0]  # with it anybody could use the board
         # Another board file with the same outlet.
         twin = bench_board.with_name("twin.toml")
         twin.write_text(bench_board.read_text().replace("10.0.0.9", "10.0.0.10"))

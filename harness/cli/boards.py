@@ -1,0 +1,64 @@
+"""``hil boards``: the board files there are, or their schema."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from harness.cli.command import Command, add_json, print_json
+from harness.cli.status import Status
+from harness.errors import ConfigurationError
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--schema", action="store_true", help="print the JSON schema for editors")
+    what.add_argument("--names", action="store_true", help="print names only, one a line")
+    add_json(what, "array: name, driver, description, file; name, file, error of a wrong one")
+
+
+def _run(options: argparse.Namespace) -> int:
+    from harness.boardfile.places import board_files
+
+    if options.names:
+        print("\n".join(sorted({path.stem for path in board_files()})))
+        return Status.GOOD
+    from harness.boardfile import boardfile
+
+    if options.schema:
+        print(boardfile.schema_text(), end="")
+        return Status.GOOD
+    status = Status.GOOD
+    shown = []
+    for path in board_files():
+        try:
+            board = boardfile.load(path)
+        except ConfigurationError as error:
+            print(f"{path.stem:<16} {error}", file=sys.stderr)
+            shown.append({"name": path.stem, "file": path, "error": str(error)})
+            status = Status.USAGE
+            continue
+        driver, description = board.power.driver, board.description
+        shown.append(
+            {"name": board.name, "driver": driver, "description": description, "file": path}
+        )
+        if not options.json:
+            print(f"{board.name:<16} {driver:<10} {description}")
+    if options.json:
+        print_json(shown)
+    return status
+
+
+COMMAND = Command(
+    "boards",
+    "bring-up",
+    "list the board files, or print their JSON schema",
+    """
+  hil boards                             name, power driver and description of each
+  hil boards --names                     only the names, without reading the files
+  hil boards --schema > board.schema.json
+  HIL_BOARDS=~/lab hil boards            ... and those of a folder of your own
+""",
+    _run,
+    _add_arguments,
+)

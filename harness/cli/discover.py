@@ -1,0 +1,212 @@
+"""``hil discover``: what is plugged in, and a board file for it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from harness.cli.command import Command, add_json, print_json
+from harness.cli.status import Status
+from harness.errors import ConfigurationError, HilError, LabError
+
+if TYPE_CHECKING:
+    from harness.lab.discovery import Bench, BenchDevice
+    from harness.links.address import SerialAddress
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--probe", action="store_true", help="type line feeds at each console and see who answers"
+    )
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument(
+        "--watch", type=float, metavar="S", help="then watch devices come and go for S seconds"
+    )
+    what.add_argument("--write", metavar="NAME", help="log in and write boards/NAME.toml")
+    add_json(what, "array: kind, node, name, udev's identity, how a board file names it, console")
+    parser.add_argument(
+        "--port", metavar="DEVICE", help="the console to use (default: the only one that answers)"
+    )
+    parser.add_argument("--baud", type=int, default=115200, help="tried first (default: 115200)")
+    parser.add_argument("--user", default="root", help="for the login prompt (default: root)")
+    parser.add_argument(
+        "--password-env", metavar="VARIABLE", help="environment variable with the password"
+    )
+    parser.add_argument("--force", action="store_true", help="write over an existing board file")
+
+
+def _run(options: argparse.Namespace) -> int:
+    from harness.lab.discovery import Bench, ambiguous_serials
+
+    bench = Bench()
+    present = bench.devices()
+    if options.write:
+        return _write(options, present)
+    if options.json:
+        print_json([_described(device, present, options) for device in present])
+        return Status.GOOD
+    for device in present:
+        _show(device, present)
+        if options.probe and device.kind == "serial adapter":
+            print(f"    console:  {_probe(device.node, options)}")
+    for serial in ambiguous_serials(present):
+        print(f"several adapters have the serial number {serial}: they are named by their port")
+    if not present:
+        print("nothing found: no USB serial adapter, SD-mux, relay or eMMC reader is plugged in")
+    if options.watch is not None:
+        _watch(bench, options.watch)
+    return Status.GOOD
+
+
+def _described(
+    device: BenchDevice, present: list[BenchDevice], options: argparse.Namespace
+) -> dict[str, object]:
+    from dataclasses import asdict
+
+    from harness.lab.discovery import udev_match
+
+    described: dict[str, object] = asdict(device)
+    try:
+        described["udev"] = udev_match(device, present)
+    except HilError as error:
+        described["udev"] = None
+        described["nameless"] = error.what
+    if options.probe and device.kind == "serial adapter":
+        described["console"] = _probe(device.node, options)
+    return described
+
+
+def _show(device: BenchDevice, present: list[BenchDevice]) -> None:
+    from harness.lab.discovery import udev_match
+
+    print(device)
+    try:
+        match = udev_match(device, present)
+    except HilError as error:
+        print(f"    {error.what}")
+    else:
+        written = ", ".join(f'{key} = "{value}"' for key, value in match.items())
+        print(f"    udev = {{ {written} }}")
+    if device.driver == "ftdi_sio":
+        _show_latency_timer(device)
+
+
+def _show_latency_timer(device: BenchDevice) -> None:
+    from pathlib import Path
+
+    timer = Path("/sys/bus/usb-serial/devices", Path(device.node).name, "latency_timer")
+    try:
+        milliseconds = int(timer.read_text())
+    except (OSError, ValueError):
+        return
+    if milliseconds > 1:
+        print(
+            f"    latency timer {milliseconds} ms: every short answer waits so long; "
+            f"`echo 1 > {timer}` as root"
+        )
+
+
+def _probe(node: str, options: argparse.Namespace) -> str:
+    from harness.lab.console_probe import probe_console
+    from harness.links.address import SerialAddress
+
+    try:
+        return str(probe_console(SerialAddress(node, options.baud)))
+    except HilError as error:
+        return f"cannot be opened: {error.what}"
+
+
+def _watch(bench: Bench, seconds: float) -> None:
+    print(f"watching for {seconds:g} s ...", flush=True)
+    for action, device in bench.watch(timeout=seconds):
+        print(f"{'+' if action == 'add' else '-'} {device}", flush=True)
+        if action == "add":
+            _show(device, bench.devices())
+        sys.stdout.flush()
+
+
+def _write(options: argparse.Namespace, present: list[BenchDevice]) -> int:
+    from pathlib import Path
+
+    from harness.lab import suggest
+    from harness.lab.discovery import udev_match
+    from harness.links.serial import SerialShell
+
+    name = suggest.board_name(options.write)
+    address = _console(options, present)
+    shell = SerialShell.open(address)
+    try:
+        facts = suggest.read_facts(shell)
+    finally:
+        shell.close()
+    device = next((device for device in present if device.node == address.url), None)
+    refusal = suggest.ssh_answers(facts, address.login.user)
+    text = suggest.board_file(
+        name,
+        facts,
+        address,
+        udev=None if device is None else udev_match(device, present),
+        ssh=refusal is None,
+    )
+    path = Path(os.environ.get("HIL_BOARDS", "boards")) / f"{name}.toml"
+    suggest.write_board_file(path, text, force=options.force)
+    print(f"{path}: {facts.host}, eMMC {facts.emmc_cid}, console {address.url} at {address.baud}")
+    if refusal is not None:
+        print(f"no [ssh]: {refusal.what}")
+    print(f"next: hil check {name}")
+    return Status.GOOD
+
+
+def _console(options: argparse.Namespace, present: list[BenchDevice]) -> SerialAddress:
+    """The console to log in on, at the rate that answers."""
+    from dataclasses import replace
+
+    from harness.lab.console_probe import probe_console
+    from harness.links.address import Login, SerialAddress
+    from harness.links.console import Stage
+
+    password = None
+    if options.password_env is not None:
+        password = os.environ.get(options.password_env)
+        if password is None:
+            raise ConfigurationError(
+                f"the environment has no {options.password_env}",
+                remedy=f"export {options.password_env}=... before",
+            )
+    ports = (
+        [options.port]
+        if options.port
+        else [device.node for device in present if device.kind == "serial adapter"]
+    )
+    heard = []
+    answering = []
+    for port in ports:
+        address = SerialAddress(port, options.baud, login=Login(options.user, password))
+        report = probe_console(address)
+        heard.append(f"{port}: {report}")
+        if report.baud is not None and report.stage in {Stage.LOGIN, Stage.SHELL}:
+            answering.append(replace(address, baud=report.baud))
+    if len(answering) != 1:
+        raise LabError(
+            f"{len(answering)} consoles show a login prompt or a shell, one is needed: "
+            + ("; ".join(heard) or "no serial adapter is plugged in"),
+            remedy="switch the board on, wait until it has booted, and name its console: --port",
+        )
+    return answering[0]
+
+
+COMMAND = Command(
+    "discover",
+    "bring-up",
+    "list serial adapters, SD-muxes, relays and eMMC readers; write a board file",
+    """
+  hil discover                           what is plugged in, and how a board file names it
+  hil discover --probe                   ... and what is at the other end of each console
+  hil discover --watch 60                plug something in and see its name
+  hil discover --write desk3 --user root log in on the console and write boards/desk3.toml
+""",
+    _run,
+    _add_arguments,
+)

@@ -1,0 +1,167 @@
+"""``hil lease``: who holds a board; hold it; take it away."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import TYPE_CHECKING, TextIO
+
+from harness.cli.command import Command, add_json, board_file, print_json
+from harness.cli.status import Status
+from harness.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from harness.lab.lease import Holder
+    from harness.lab.lease import Status as Held
+
+_INTERRUPTED_SECONDS = 15.0
+"""How long a command whose board was taken away may take to end."""
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
+    show = actions.add_parser("show", help="who holds a board (default: any), and who waits")
+    show.add_argument("board", nargs="?", metavar="BOARD")
+    add_json(show, "object: holders, queue; arrays of user, pid, board, purpose, since, things")
+    show.set_defaults(action=_show)
+    hold = actions.add_parser("hold", help="hold a board while a command runs, or until ^C")
+    hold.add_argument("--wait", type=float, default=0.0, metavar="S", help="wait S seconds for it")
+    hold.add_argument("board", metavar="BOARD")
+    hold.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND")
+    hold.set_defaults(action=_hold)
+    away = actions.add_parser("break", help="take a board away from its holder, whose run ends")
+    away.add_argument("--reason", default="no reason given", help="told to the holder")
+    away.add_argument("board", metavar="BOARD")
+    away.set_defaults(action=_break)
+
+
+def _run(options: argparse.Namespace) -> int:
+    action: Callable[[argparse.Namespace], int] = options.action
+    return action(options)
+
+
+def _show(options: argparse.Namespace) -> int:
+    from harness.lab.lease import LeaseDesk
+
+    desk = LeaseDesk()
+    status = desk.status(_things(options)) if options.board else desk.all()
+    if options.json:
+        print_json({"holders": _public(status.holders), "queue": _public(status.queue)})
+    else:
+        _show_status(status)
+    return Status.GOOD
+
+
+def _public(holders: Iterable[Holder]) -> list[dict[str, object]]:
+    """Without the token, which would let its reader in."""
+    return [
+        {
+            "user": one.user,
+            "pid": one.pid,
+            "board": one.board,
+            "purpose": one.purpose,
+            "since": one.since,
+            "things": one.things,
+        }
+        for one in holders
+    ]
+
+
+def _hold(options: argparse.Namespace) -> int:
+    import signal
+    import subprocess
+    import threading
+
+    from harness.lab.lease import TOKEN_ENVIRONMENT, LeaseBroken, LeaseDesk
+
+    lost = threading.Event()
+    command: subprocess.Popen[bytes] | None = None
+
+    def end(broken: LeaseBroken) -> None:
+        print(f"hil: {broken}", file=sys.stderr, flush=True)
+        lost.set()
+        if command is not None:
+            interrupt(command)
+
+    def interrupt(command: subprocess.Popen[bytes]) -> None:
+        # As ^C: a run of pytest gives the board back before it ends.
+        command.send_signal(signal.SIGINT)
+        try:
+            command.wait(_INTERRUPTED_SECONDS)
+        except subprocess.TimeoutExpired:
+            command.terminate()
+
+    with LeaseDesk().acquire(
+        _things(options),
+        board=options.board,
+        purpose="hil lease hold",
+        timeout=options.wait,
+        waiting=lambda status: _show_status(status, file=sys.stderr),
+    ) as lease:
+        lease.watch(end)
+        token = {TOKEN_ENVIRONMENT: lease.holder.token}
+        if not options.command:
+            print(
+                f"{options.board} is held; ^C gives it back. To use it in another terminal:\n"
+                f"export {TOKEN_ENVIRONMENT}={lease.holder.token}",
+                flush=True,
+            )
+            lost.wait()
+        else:
+            try:
+                command = subprocess.Popen(options.command, env={**os.environ, **token})
+            except OSError as error:
+                raise ConfigurationError(
+                    f"cannot run {options.command[0]}: {error.strerror}",
+                    remedy="give a program and its arguments; `sh -c '...'` for a shell's line",
+                ) from error
+            if lost.is_set():
+                interrupt(command)
+            status = command.wait()
+            if not lost.is_set():
+                return status
+    return Status.BAD
+
+
+def _break(options: argparse.Namespace) -> int:
+    from harness.lab.lease import LeaseDesk
+
+    asked = LeaseDesk().break_lease(_things(options), reason=options.reason, timeout=30.0)
+    for victim in asked:
+        print(f"taken from {victim}")
+    if not asked:
+        print(f"nobody holds {options.board}")
+    return Status.GOOD
+
+
+def _things(options: argparse.Namespace) -> list[str]:
+    from harness.lab.things import things_of
+
+    return things_of(board_file(options))
+
+
+def _show_status(status: Held, file: TextIO | None = None) -> None:
+    for holder in status.holders:
+        print(f"held     {holder}", file=file, flush=True)
+    for place, waiting in enumerate(status.queue, 1):
+        print(f"waits {place}  {waiting}", file=file, flush=True)
+    if not status.holders and not status.queue:
+        print("nobody holds or waits for a board", file=file, flush=True)
+
+
+COMMAND = Command(
+    "lease",
+    "board",
+    "who holds a board; hold it; take it away",
+    """
+  hil lease show                         who holds which board, and who waits
+  hil lease hold desk3 make test         hold the board while a command runs
+  hil lease hold --wait 600 desk3        ... or until ^C; wait up to ten minutes for it
+  hil lease break --reason "demo at 3" desk3
+""",
+    _run,
+    _add_arguments,
+)
