@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from harness.cli.command import Command, add_json, print_json
+from harness.cli.command import Command, add_json, tell
 from harness.cli.status import Status
 from harness.errors import ConfigurationError
 
@@ -29,23 +29,19 @@ def _run(options: argparse.Namespace) -> int:
         print(boardfile.schema_text(), end="")
         return Status.GOOD
     status = Status.GOOD
-    shown = []
+    described, lines = [], []
     for path in board_files():
         try:
             board = boardfile.load(path)
         except ConfigurationError as error:
             print(f"{path.stem:<16} {error}", file=sys.stderr)
-            shown.append({"name": path.stem, "file": path, "error": str(error)})
+            described.append({"name": path.stem, "file": path, "error": str(error)})
             status = Status.USAGE
-            continue
-        driver, description = board.power.driver, board.description
-        shown.append(
-            {"name": board.name, "driver": driver, "description": description, "file": path}
-        )
-        if not options.json:
-            print(f"{board.name:<16} {driver:<10} {description}")
-    if options.json:
-        print_json(shown)
+        else:
+            name, driver, what = board.name, board.power.driver, board.description
+            described.append({"name": name, "driver": driver, "description": what, "file": path})
+            lines.append(f"{name:<16} {driver:<10} {what}")
+    tell(options, described, *lines)
     return status
 
 

@@ -56,9 +56,11 @@ def add_json(parser: argparse._ActionsContainer, shape: str) -> None:
     parser.add_argument("--json", action="store_true", help=f"print one JSON {shape}")
 
 
-def print_json(value: object) -> None:
-    """A list or a verdict for programs."""
-    print(json.dumps(value, indent=2, default=str))
+def tell(options: argparse.Namespace, described: object, *lines: str) -> None:
+    """A list or a verdict: ``described`` for programs, ``lines`` for people."""
+    shown = [json.dumps(described, indent=2, default=str)] if options.json else lines
+    for line in shown:
+        print(line)
 
 
 def board_file(options: argparse.Namespace) -> BoardFile:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from harness.cli.command import Command, add_json, print_json
+from harness.cli.command import Command, add_json, tell
 from harness.cli.status import Status
 from harness.errors import ConfigurationError, HilError, LabError
 
@@ -44,13 +44,18 @@ def _run(options: argparse.Namespace) -> int:
     present = bench.devices()
     if options.write:
         return _write(options, present)
-    if options.json:
-        print_json([_described(device, present, options) for device in present])
-        return Status.GOOD
+    described = []
     for device in present:
-        _show(device, present)
+        described.append(_described(device, present))
+        if not options.json:
+            _show(device, described[-1])
         if options.probe and device.kind == "serial adapter":
-            print(f"    console:  {_probe(device.node, options)}")
+            described[-1]["console"] = console = _probe(device.node, options)
+            if not options.json:
+                print(f"    console:  {console}")
+    if options.json:
+        tell(options, described)
+        return Status.GOOD
     for serial in ambiguous_serials(present):
         print(f"several adapters have the serial number {serial}: they are named by their port")
     if not present:
@@ -60,34 +65,23 @@ def _run(options: argparse.Namespace) -> int:
     return Status.GOOD
 
 
-def _described(
-    device: BenchDevice, present: list[BenchDevice], options: argparse.Namespace
-) -> dict[str, object]:
+def _described(device: BenchDevice, present: list[BenchDevice]) -> dict[str, Any]:
     from dataclasses import asdict
 
     from harness.lab.discovery import udev_match
 
-    described: dict[str, object] = asdict(device)
     try:
-        described["udev"] = udev_match(device, present)
+        return asdict(device) | {"udev": udev_match(device, present)}
     except HilError as error:
-        described["udev"] = None
-        described["nameless"] = error.what
-    if options.probe and device.kind == "serial adapter":
-        described["console"] = _probe(device.node, options)
-    return described
+        return asdict(device) | {"udev": None, "nameless": error.what}
 
 
-def _show(device: BenchDevice, present: list[BenchDevice]) -> None:
-    from harness.lab.discovery import udev_match
-
+def _show(device: BenchDevice, described: dict[str, Any]) -> None:
     print(device)
-    try:
-        match = udev_match(device, present)
-    except HilError as error:
-        print(f"    {error.what}")
+    if described["udev"] is None:
+        print(f"    {described['nameless']}")
     else:
-        written = ", ".join(f'{key} = "{value}"' for key, value in match.items())
+        written = ", ".join(f'{key} = "{value}"' for key, value in described["udev"].items())
         print(f"    udev = {{ {written} }}")
     if device.driver == "ftdi_sio":
         _show_latency_timer(device)
@@ -123,7 +117,7 @@ def _watch(bench: Bench, seconds: float) -> None:
     for action, device in bench.watch(timeout=seconds):
         print(f"{'+' if action == 'add' else '-'} {device}", flush=True)
         if action == "add":
-            _show(device, bench.devices())
+            _show(device, _described(device, bench.devices()))
         sys.stdout.flush()
 
 

@@ -7,7 +7,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, TextIO
 
-from harness.cli.command import Command, add_json, board_file, print_json
+from harness.cli.command import Command, add_json, board_file, tell
 from harness.cli.status import Status
 from harness.errors import ConfigurationError
 
@@ -49,7 +49,7 @@ def _show(options: argparse.Namespace) -> int:
     desk = LeaseDesk()
     status = desk.status(_things(options)) if options.board else desk.all()
     if options.json:
-        print_json({"holders": _public(status.holders), "queue": _public(status.queue)})
+        tell(options, {"holders": _public(status.holders), "queue": _public(status.queue)})
     else:
         _show_status(status)
     return Status.GOOD
@@ -57,17 +57,10 @@ def _show(options: argparse.Namespace) -> int:
 
 def _public(holders: Iterable[Holder]) -> list[dict[str, object]]:
     """Without the token, which would let its reader in."""
-    return [
-        {
-            "user": one.user,
-            "pid": one.pid,
-            "board": one.board,
-            "purpose": one.purpose,
-            "since": one.since,
-            "things": one.things,
-        }
-        for one in holders
-    ]
+    from dataclasses import asdict
+
+    every = [asdict(one) for one in holders]
+    return [{key: one[key] for key in one if key != "token"} for one in every]
 
 
 def _hold(options: argparse.Namespace) -> int:

@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from harness.cli.command import Command, add_board, add_json, board_file, print_json
+from harness.cli.command import Command, add_board, add_json, board_file, tell
 from harness.cli.status import Status
 from harness.errors import ConfigurationError, LabError
 
@@ -58,7 +58,7 @@ def _run(options: argparse.Namespace) -> int:
     if not options.list:
         kept = boot_logs.choose(kept, options.boot)
     if options.json:
-        print_json([_described(boot, file, lines=not options.list) for boot in kept])
+        tell(options, [_described(boot, file, lines=not options.list) for boot in kept])
     elif options.list:
         _list(kept, file)
     else:

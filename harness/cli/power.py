@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from harness.cli.command import Command, add_board, add_json, board_file, print_json
+from harness.cli.command import Command, add_board, add_json, board_file, tell
 from harness.cli.status import Status
 from harness.errors import ConfigurationError
 
@@ -43,10 +43,7 @@ def _run(options: argparse.Namespace) -> int:
         state = driver.state()
     finally:
         driver.close()
-    if options.json:
-        print_json({"board": board.name, "state": state})
-    else:
-        print(f"{board.name}: power {state}")
+    tell(options, {"board": board.name, "state": state}, f"{board.name}: power {state}")
     return Status.GOOD
 
 

@@ -12,7 +12,7 @@ from harness.cli.command import (
     add_json,
     add_link,
     board_file,
-    print_json,
+    tell,
 )
 from harness.cli.status import Status
 from harness.errors import ConfigurationError, LinkError
@@ -35,7 +35,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--yes", action="store_true", help="do not ask before writing")
     add_json(
         parser,
-        "object: board, snapshot (null: nothing to restore), complete, did, variables; asks"
+        "object: board, snapshot (null: nothing to restore), complete; did, variables; asks"
         " nothing, so give --list or --yes",
     )
 
@@ -64,13 +64,11 @@ def _restore_leased(file: BoardFile, options: argparse.Namespace) -> int:
         claim = place.Claim(board)
         kept = snapshot.pending(claim.directory)
         if kept is None:
-            if options.json:
-                print_json(
-                    {"board": board.name, "snapshot": None, "complete": True}
-                    | {"did": [], "variables": []}
-                )
-            else:
-                print(f"{board.name}: no run left anything to restore")
+            tell(
+                options,
+                {"board": board.name, "snapshot": None, "complete": True},
+                f"{board.name}: no run left anything to restore",
+            )
             return Status.GOOD
         if not options.json:
             print(
@@ -78,10 +76,8 @@ def _restore_leased(file: BoardFile, options: argparse.Namespace) -> int:
                 f"CID {kept.cid}"
             )
         report, did = _look(board, kept) if options.list else _carry_out(board, kept, options.yes)
-        if options.json:
-            print_json(_described(board, kept, report, did))
-        else:
-            print("\n".join([*did, *table(report, everything=True)]))
+        described = _described(board, kept, report, did)
+        tell(options, described, *did, *table(report, everything=True))
         return Status.GOOD if report.complete else Status.BAD
     finally:
         board.close()

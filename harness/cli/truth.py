@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from harness.cli.command import Command, add_board, add_json, add_link, board_file, print_json
+from harness.cli.command import Command, add_board, add_json, add_link, board_file, tell
 from harness.cli.status import Status
 
 if TYPE_CHECKING:
@@ -48,8 +48,7 @@ def _run(options: argparse.Namespace) -> int:
             say=(lambda _: None) if options.json else say,
         )
     agree = all_agree(results)
-    if options.json:
-        print_json({"board": board.name, "agree": agree, "rows": _rows(results)})
+    tell(options, {"board": board.name, "agree": agree, "rows": _rows(results)})
     return Status.GOOD if agree else Status.BAD
 
 

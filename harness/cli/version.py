@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from harness.cli.command import Command, add_json, print_json
+from harness.cli.command import Command, add_json, tell
 from harness.cli.status import Status
 
 
@@ -16,10 +16,7 @@ def _run(options: argparse.Namespace) -> int:
     from importlib.metadata import version
 
     found = version("stmm-hil")
-    if options.json:
-        print_json({"version": found})
-    else:
-        print(f"stmm-hil {found}")
+    tell(options, {"version": found}, f"stmm-hil {found}")
     return Status.GOOD
 
 

@@ -127,11 +127,6 @@ cat err >&2 2>/dev/null
 GOODBYE = b"bye 0\n"
 
 
-def new_token() -> str:
-    """128 random bits: what a command prints can never look like the end of its output."""
-    return secrets.token_hex(16)
-
-
 def start_command(shell: str, directory_name: str) -> str:
     """The command line that starts the lane; it prints one line, see :func:`parse_ready`."""
     script = _SCRIPT.replace("@BLOCKS@", str(STORED_BLOCKS)).replace("@LINGER@", str(LINGER))
@@ -246,7 +241,8 @@ class Lane:
     def open(cls, transport: Transport, shell: str, deadline: float) -> Lane:
         """Start the lane. Raises ``LaneLate``, ``LaneBroken``, ``HostError``."""
         channel = open_channel(transport, deadline)
-        token = new_token()
+        # 128 random bits: what a command prints can never look like the end of its output
+        token = secrets.token_hex(16)
         name = f"hil-{secrets.token_hex(6)}"
         with bounded(channel, deadline):
             channel.exec_command(start_command(shell, name))

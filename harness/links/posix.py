@@ -82,12 +82,10 @@ def cksum(data: bytes) -> int:
     """
     length = len(data)
     tail = length.to_bytes((length.bit_length() + 7) // 8, "little")
-    register = zlib.crc32(tail.translate(_REVERSED), _crc_state(data))
+    register = zlib.crc32(
+        tail.translate(_REVERSED), zlib.crc32(data.translate(_REVERSED), 0xFFFFFFFF)
+    )
     return int(f"{register:032b}"[::-1], 2)
-
-
-def _crc_state(data: bytes) -> int:
-    return zlib.crc32(data.translate(_REVERSED), 0xFFFFFFFF)
 
 
 def check_written(path: str, data: bytes, printed: bytes, *, link: str) -> None:

@@ -6,6 +6,7 @@ import errno
 import logging
 import socket
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -148,21 +149,16 @@ def _plain(kind: str) -> str:
     return "ssh-rsa" if kind.startswith("rsa-sha2-") else kind
 
 
+@dataclass(frozen=True, slots=True)
 class _KnownKeys:
     """The host keys that may answer."""
 
-    def __init__(
-        self,
-        described: str,
-        types: frozenset[str] | None,
-        fingerprints: frozenset[str],
-    ) -> None:
-        self.described = described
-        self.types = types
-        self._fingerprints = fingerprints
+    described: str
+    types: frozenset[str] | None
+    fingerprints: frozenset[str]
 
     def accepts(self, key: PKey) -> bool:
-        return key.fingerprint in self._fingerprints
+        return key.fingerprint in self.fingerprints
 
     @classmethod
     def of(cls, address: SshAddress) -> _KnownKeys:
