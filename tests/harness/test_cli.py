@@ -237,6 +237,7 @@ def test_restore_for_programs(tmp_path: Path) -> None:
 def test_a_folder_of_the_same_name_is_not_taken(tmp_path: Path) -> None:
     """Where somebody has an ``emulation`` of his own, ``hil emulate`` is still ours."""
     (tmp_path / "emulation").mkdir()
+    (tmp_path / "emulation" / "__init__.py").touch()
     (tmp_path / "emulation" / "__main__.py").write_text("print('not ours')")
     program = "import sys; sys.path.pop(0); from harness.cli.main import main; sys.exit(main())"
     run = subprocess.run(
