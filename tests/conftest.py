@@ -15,6 +15,7 @@ signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: run with HIL_SLOW=1 only (tox -e nightly)")
+    config.addinivalue_line("markers", "fault(*ids): the faults seen once that the test is about")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
