@@ -20,7 +20,9 @@ import pytest
 
 from harness.errors import ConfigurationError
 from harness.pytest_plugin import junit, ktap
-from harness.pytest_plugin.report import Result, failures, groups_table
+from harness.pytest_plugin.ids import suite_id_of
+from harness.pytest_plugin.report import failures, groups_table
+from harness.pytest_plugin.results import Result
 from harness.pytest_plugin.role import BOARD_INPUT, FIRST_INPUT, OUTPUT, RESULT, SHARE_INPUT
 from harness.pytest_plugin.scheduling import OneWorkerABoard
 from harness.pytest_plugin.sharing import copies
@@ -180,7 +182,8 @@ class Boards:
         if known is not None:
             results[report.nodeid] = Result.received(known)
         elif report.failed:
-            results[report.nodeid] = Result.of_crash(report.nodeid)
+            test = suite_id_of(report.nodeid, self._config.rootpath)
+            results[report.nodeid] = Result.of_crash(test)
 
     def pytest_testnodedown(self, node: Any, error: object) -> None:
         """A worker that ended without a word took its board with it."""

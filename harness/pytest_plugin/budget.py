@@ -17,14 +17,15 @@ from harness.errors import MissingCapability
 from harness.pytest_plugin import costs
 from harness.pytest_plugin.bench import Bench, uses_board
 from harness.pytest_plugin.blame import BLAME, Whose
-from harness.pytest_plugin.keeper import foreign_names
+from harness.pytest_plugin.hookspecs import Look
+from harness.pytest_plugin.keeper import Keeper, foreign_names
 from harness.pytest_plugin.meter import Meter, Reading
 from harness.safekeeping.variables import is_named
 from harness.store.space import CACHED_SECONDS, FOREIGN, RECLAIM_WRITES, WRITES_PER_BYTE, StoreSpace
 from harness.store.wear import Entry, Ledger
 
 if TYPE_CHECKING:
-    from harness.board.board import Board
+    from harness.board.board import Board, Standing
 
 BUDGET: pytest.StashKey[Budget] = pytest.StashKey()
 """Where a configuration keeps its budget."""
@@ -36,9 +37,10 @@ RESTORING: Final = "(restoring)"
 class Budget:
     """Store bytes and RPMB writes of one run."""
 
-    def __init__(self, config: pytest.Config, bench: Bench) -> None:
+    def __init__(self, config: pytest.Config, bench: Bench, keeper: Keeper) -> None:
         self._config = config
         self._bench = bench
+        self._keeper = keeper
         self._meter: Meter | None = None
         self._ledger: Ledger | None = None
         self._space: StoreSpace | None = None
@@ -65,10 +67,6 @@ class Budget:
         self._no_reclaim: str | None = None
         self.writes: Counter[str] = Counter()
         """RPMB writes of each group (a test file)."""
-        bench.at_begin.append(self._begin)
-        bench.before_tidying.append(self._look_at)
-        bench.before_restoring.append(self._leave_room)
-        bench.at_close.append(self._close)
 
     # --- for tests ----------------------------------------------------------------------------
 
@@ -172,11 +170,28 @@ class Budget:
             pytest.fail(excess, pytrace=False)
         return result
 
-    def _look_at(self, item: pytest.Item) -> None:
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_hil_look(self) -> Look | None:
+        """The meter."""
+        return None if self._meter is None else Look(self._meter.script(), self._meter.take)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_hil_tidying(
+        self, item: pytest.Item, standing: Standing
+    ) -> Generator[None, object, object]:
         """What the test took, read after its own fixtures and before anything is given back."""
-        if self._meter is None or self._bench.suspect:
-            return
-        before, now = self._before, self._account(self._meter.last)
+        if self._meter is None:
+            return (yield)
+        read = self._meter.last
+        self._charge(item, self._meter)
+        result = yield
+        if standing.own_variables and self._meter.last is read:
+            # Deleting them has moved it.
+            self._meter.read()
+        return result
+
+    def _charge(self, item: pytest.Item, meter: Meter) -> None:
+        before, now = self._before, self._account(meter.last)
         self._before = Reading(None, None)
         if before.counter is not None and now.counter is not None:
             item.user_properties.append(("rpmb_writes", now.counter - before.counter))
@@ -184,7 +199,7 @@ class Budget:
             return
         taken = max(before.free - now.free, 0)
         item.user_properties.append(("store_bytes", taken))
-        if self._passed and self._config.getini(costs.ENFORCE) and self._meter.figures():
+        if self._passed and self._config.getini(costs.ENFORCE) and meter.figures():
             self._excess = _excess(self._cost, taken, self._ending)
 
     # --- room and writes ----------------------------------------------------------------------
@@ -241,7 +256,7 @@ class Budget:
     def _reclaim(self, why: str) -> None:
         self._read()
         self._group = RECLAIMS
-        self._bench.will_write(*FOREIGN)
+        self._keeper.declare(FOREIGN)
         try:
             done = self.space.reclaim()
             self._recent.clear()
@@ -249,9 +264,9 @@ class Budget:
             self._read()
         self._bench.notes.append(f"{why} -> reclaimed {_shown(done.freed)} bytes")
 
-    def _leave_room(self, board: Board) -> None:
+    def pytest_hil_restoring(self) -> None:
         """What restoring needs, after the last test filled the store."""
-        if self._meter is None or self.space.reclaims_by_itself():
+        if self._bench.ended or self._meter is None or self.space.reclaims_by_itself():
             return
         self._read()
         free = self._free()
@@ -291,9 +306,11 @@ class Budget:
 
     # --- begin and end ------------------------------------------------------------------------
 
-    def _begin(self, board: Board, items: Sequence[pytest.Item]) -> None:
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_hil_begin(self, board: Board, items: Sequence[pytest.Item]) -> None:
+        """The first reading; what the last run left in the ledger."""
         self._items = items
-        self._meter = self._bench.meter = Meter(board)
+        self._meter = Meter(board)
         self._ledger = Ledger.of(board)
         self._per_byte = self._ledger.writes_per_byte() or WRITES_PER_BYTE
         self._reserve = self._room_to_restore()
@@ -313,7 +330,8 @@ class Budget:
     def _suite(self) -> str:
         return " ".join(map(str, self._config.invocation_params.args))
 
-    def _close(self, board: Board) -> None:
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_hil_close(self) -> None:
         """The last reading, before the board is given back."""
         if self._meter is None or self._ledger is None:
             return

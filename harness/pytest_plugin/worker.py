@@ -27,15 +27,19 @@ from harness.pytest_plugin.sharing import share
 
 if TYPE_CHECKING:
     from harness.pytest_plugin.budget import Budget
+    from harness.pytest_plugin.keeper import Keeper
     from harness.pytest_plugin.report import Report
 
 
 class Worker:
     """The worker's end of :class:`harness.pytest_plugin.boards.Boards`."""
 
-    def __init__(self, config: pytest.Config, bench: Bench, budget: Budget, report: Report) -> None:
+    def __init__(
+        self, config: pytest.Config, bench: Bench, keeper: Keeper, budget: Budget, report: Report
+    ) -> None:
         self._config = config
         self._bench = bench
+        self._keeper = keeper
         self._budget = budget
         self._report = report
         self._not_reached: HilError | None = None
@@ -94,7 +98,7 @@ class Worker:
             "facts": self._report.facts(),
             "properties": self._report.properties,
             "rpmb_writes": self._budget.spent,
-            "restored": self._bench.restored,
+            "restored": self._keeper.restored,
             "ended": None if ended is None else str(ended),
         }
 
