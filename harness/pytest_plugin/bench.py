@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import os
 import re
+import traceback
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -60,7 +61,8 @@ class Bench:
         self._lost: HilError | None = None
         # Whether the board has answered since the last test, which then left nothing to read.
         self._answered = False
-        # What the kernel said during and after a test's clean-up.
+        # Of the last test: whether all was undone, and what the kernel said of its clean-up.
+        self._tidied = False
         self._unjudged: list[str] = []
         if name is not None:
             with usage_errors():
@@ -183,7 +185,7 @@ class Bench:
             if self._board is not None:
                 ending.callback(self._board.close)
                 ending.callback(self._give_back, session, self._board)
-                with self._noting(Exception, pytest.fail.Exception, BaseExceptionGroup):
+                with self._noting(session):
                     # Fixtures that outlive their last test, after -x or ^C, need the board.
                     self._config.pluginmanager.getplugin("runner").pytest_sessionfinish(session)
         self._board = None
@@ -197,10 +199,10 @@ class Bench:
             or self._lease.ended is not None
             or self._suspect is not None
         )
-        with self._noting(HilError, OSError):
+        with self._noting(session):
             hook.pytest_hil_restoring(board=board, interrupted=interrupted, lost=self._lost)
         if self._lost is None:
-            with self._noting(HilError, OSError):
+            with self._noting(session):
                 hook.pytest_hil_close(board=board)
         self.notes += board.corrections
 
@@ -245,23 +247,38 @@ class Bench:
         """After the test's own fixtures: own variables away, standard state back."""
         if not uses_board(item):
             return (yield)
+        self._tidied, self._unjudged = False, []
+        # What follows a test that disturbs nothing shows in the log before the next test ends.
+        disturbs = item.get_closest_marker("disturbs") is not None
         with self._judging(item):
-            with self._suspecting(item):
+            try:
                 result = yield
-                if not self._askable:
-                    return result
-                self._unjudged = []
-                # What follows a test that disturbs nothing shows before the next test ends.
-                disturbs = item.get_closest_marker("disturbs") is not None
-                standing = self._look(item, log=disturbs)
-            hook = item.ihook
-            hook.pytest_hil_tidying(board=self.board(), item=item, standing=standing)
+                if self._askable:
+                    board, standing = self.board(), self._look(item, log=disturbs)
+                    item.ihook.pytest_hil_tidying(board=board, item=item, standing=standing)
+            except (Exception, pytest.fail.Exception):
+                if not self._tidied:
+                    # Whatever could not be undone must not be the next test's failure.
+                    self._suspect = self._suspect or f"{item.nodeid}: its clean-up failed"
+                raise
             return result
 
     def pytest_hil_tidying(self, board: Board, item: pytest.Item, standing: Standing) -> None:
         """Own variables away, standard state back; then what the kernel said."""
-        with self._suspecting(item):
-            self._tidy(board, item, standing)
+        mended = board.restore_standing(standing)
+        if mended and not item.get_closest_marker("disturbs"):
+            self.notes.append(f"{item.nodeid} left the board without: {', '.join(mended)}")
+        if own := standing.own_variables:
+            resisted = board.efivars.delete_these(map(VariableName.of_file, map(os.fsencode, own)))
+            # A name that is no text is another one after its way through the shell.
+            resisted = resisted and board.efivars.delete_own()
+            if resisted:
+                names = ", ".join(map(str, resisted))
+                pytest.fail(f"variables of this test resist deletion: {names}", pytrace=False)
+        if mended:
+            self._look(item, log=True)
+        self._judge_log(item, self._unjudged)
+        self._answered = self._tidied = True
 
     # --- helpers ------------------------------------------------------------------------------
 
@@ -281,21 +298,16 @@ class Bench:
         return self._suspect is None and self._lost is None
 
     @contextlib.contextmanager
-    def _noting(self, *errors: type[BaseException]) -> Iterator[None]:
-        """Giving the board back goes on after ``errors``."""
+    def _noting(self, session: pytest.Session) -> Iterator[None]:
+        """What goes wrong at the end hides no result, and nobody's variables stay away for it."""
         try:
             yield
-        except errors as error:
+        except (HilError, OSError) as error:
             self.notes.append(f"at the end of the run: {error}")
-
-    @contextlib.contextmanager
-    def _suspecting(self, item: pytest.Item) -> Iterator[None]:
-        """Whatever could not be undone must not be the next test's failure."""
-        try:
-            yield
-        except (Exception, pytest.fail.Exception):
-            self._suspect = self._suspect or f"{item.nodeid}: its clean-up failed"
-            raise
+        except (Exception, pytest.fail.Exception, BaseExceptionGroup) as error:
+            self.notes += ["at the end of the run:", *traceback.format_exception(error)]
+            if session.exitstatus == pytest.ExitCode.OK:
+                session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     @contextlib.contextmanager
     def _judging(self, item: pytest.Item) -> Iterator[None]:
@@ -384,22 +396,6 @@ class Bench:
         with contextlib.suppress(HilError):
             if lines := self._new_lines():
                 item.add_report_section("call", "kernel log", "\n".join(lines))
-
-    def _tidy(self, board: Board, item: pytest.Item, standing: Standing) -> None:
-        mended = board.restore_standing(standing)
-        if mended and not item.get_closest_marker("disturbs"):
-            self.notes.append(f"{item.nodeid} left the board without: {', '.join(mended)}")
-        if own := standing.own_variables:
-            resisted = board.efivars.delete_these(map(VariableName.of_file, map(os.fsencode, own)))
-            # A name that is no text is another one after its way through the shell.
-            resisted = resisted and board.efivars.delete_own()
-            if resisted:
-                names = ", ".join(map(str, resisted))
-                pytest.fail(f"variables of this test resist deletion: {names}", pytrace=False)
-        if mended:
-            self._look(item, log=True)
-        self._judge_log(item, self._unjudged)
-        self._answered = True
 
     def _look(self, item: pytest.Item, *, log: bool) -> Standing:
         """All that is read after a test, in one round trip: what plugins look at, the standing

@@ -32,7 +32,7 @@ def pytest_hil_begin(board: Board, items: Sequence[pytest.Item]) -> None:
 
     Called once, before the first of them, when the board's variables are in the snapshot. An error
     of the harness is a usage error (of several boards it ends that board's run), any other ends
-    pytest; the variables are given back all the same."""
+    pytest. The variables are given back all the same."""
 
 
 def pytest_hil_look(board: Board, item: pytest.Item) -> Look | None:
@@ -58,8 +58,8 @@ def pytest_hil_restoring(board: Board, interrupted: bool, lost: HilError | None)
     the outermost wrapper does whatever the others do. ``interrupted``: a command may have been
     broken off; ``lost``: why the board must not be asked anything any more.
 
-    An error of the harness or the system is told in the summary; any other ends pytest, with the
-    variables given back."""
+    An error is told in the summary; of one that is not the harness's or the system's the run
+    fails."""
 
 
 def pytest_hil_close(board: Board) -> None:
