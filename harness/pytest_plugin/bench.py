@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
 import os
 import re
 import traceback
@@ -49,8 +50,6 @@ class Bench:
         self._lease = lease
         self._name = DEFAULT_BOARD if name is None else name
         self._board: Board | None = None
-        self._path: Path | None = None
-        self._file: BoardFile | None = None
         self._mark: Mark | None = None
         self.notes: list[str] = []
         """What had to be done to the board between tests."""
@@ -68,23 +67,19 @@ class Bench:
             with usage_errors():
                 self.file  # noqa: B018 - what is wrong with it is said now
 
-    @property
+    @functools.cached_property
     def file(self) -> BoardFile:
         """The board file. Raises ConfigurationError."""
-        if self._file is None:
-            from harness.boardfile import boardfile
+        from harness.boardfile import boardfile
 
-            self._file = boardfile.load(self.path)
-        return self._file
+        return boardfile.load(self.path)
 
-    @property
+    @functools.cached_property
     def path(self) -> Path:
         """Where the board file is. Raises ConfigurationError."""
-        if self._path is None:
-            from harness.boardfile import boardfile
+        from harness.boardfile import boardfile
 
-            self._path = boardfile.find(self._name)
-        return self._path
+        return boardfile.find(self._name)
 
     @property
     def reached(self) -> bool:
@@ -101,6 +96,11 @@ class Bench:
     def ended(self) -> HilError | None:
         """Why the run ended before its last test: the board was lost, held or taken away."""
         return self._lost or self._lease.ended
+
+    def allowed_lines(self, item: pytest.Item) -> list[str]:
+        """Patterns of what kernel and console may say during a test."""
+        markers = item.iter_markers("allow_kernel_log")
+        return [*self.file.kernel_log_allowed, *(one for marker in markers for one in marker.args)]
 
     def stir(self) -> None:
         """What was read after the last test holds no more (:attr:`current`)."""
@@ -382,10 +382,7 @@ class Bench:
 
     def _judge_log(self, item: pytest.Item, lines: list[str]) -> None:
         """Fail for what no healthy kernel says."""
-        allowed = list(self.file.kernel_log_allowed)
-        for marker in item.iter_markers("allow_kernel_log"):
-            allowed += marker.args
-        bad = bad_lines(lines, allowed=allowed)
+        bad = bad_lines(lines, allowed=self.allowed_lines(item))
         if bad:
             item.stash[BLAME] = Whose.KERNEL
             item.add_report_section("call", "kernel log", "\n".join(lines))

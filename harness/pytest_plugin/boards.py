@@ -20,8 +20,8 @@ import pytest
 
 from harness.errors import ConfigurationError
 from harness.pytest_plugin import junit, ktap
-from harness.pytest_plugin.ids import suite_id_of
-from harness.pytest_plugin.report import failures, groups_table
+from harness.pytest_plugin.ids import suite_id
+from harness.pytest_plugin.report import failures, groups_table, write_sections
 from harness.pytest_plugin.results import Result
 from harness.pytest_plugin.role import BOARD_INPUT, FIRST_INPUT, OUTPUT, RESULT, SHARE_INPUT
 from harness.pytest_plugin.scheduling import OneWorkerABoard
@@ -182,8 +182,8 @@ class Boards:
         if known is not None:
             results[report.nodeid] = Result.received(known)
         elif report.failed:
-            test = suite_id_of(report.nodeid, self._config.rootpath)
-            results[report.nodeid] = Result.of_crash(test)
+            file = self._config.rootpath / report.nodeid.partition("::")[0]
+            results[report.nodeid] = Result.of_crash(suite_id(report.nodeid, file))
 
     def pytest_testnodedown(self, node: Any, error: object) -> None:
         """A worker that ended without a word took its board with it."""
@@ -257,14 +257,8 @@ class Boards:
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         """All boards at a glance, then each by itself."""
         for name, board in self._boards.items():
-            for title, lines in board.sections().items():
-                if lines:
-                    terminalreporter.section(f"{name}: {title}")
-                    for line in lines:
-                        terminalreporter.write_line(line)
-        terminalreporter.section("boards")
-        for line in self._overview():
-            terminalreporter.write_line(line)
+            write_sections(terminalreporter, board.sections(), f"{name}: ")
+        write_sections(terminalreporter, {"boards": self._overview()})
 
     def _overview(self) -> list[str]:
         width = max(map(len, self._boards))

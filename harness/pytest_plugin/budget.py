@@ -6,6 +6,7 @@ the store is reclaimed, and where it cannot be, the test is skipped with that re
 
 from __future__ import annotations
 
+import functools
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -43,7 +44,6 @@ class Budget:
         self._keeper = keeper
         self._meter: Meter | None = None
         self._ledger: Ledger | None = None
-        self._space: StoreSpace | None = None
         self._items: Sequence[pytest.Item] = ()
         self._reserve = 0
         self._start: int | None = None
@@ -70,14 +70,11 @@ class Budget:
 
     # --- for tests ----------------------------------------------------------------------------
 
-    @property
+    @functools.cached_property
     def space(self) -> StoreSpace:
         """The store of the run's board (the fixture ``store``)."""
-        if self._space is None:
-            self._space = StoreSpace(
-                self._bench.board(), spent=self._ledger.unreclaimed() if self._ledger else 0
-            )
-        return self._space
+        spent = self._ledger.unreclaimed() if self._ledger else 0
+        return StoreSpace(self._bench.board(), spent=spent)
 
     # --- the session --------------------------------------------------------------------------
 

@@ -104,4 +104,4 @@ def rank(item: pytest.Item) -> Rank:
 
 def group(item: pytest.Item) -> str:
     """The group of a test: its file."""
-    return suite_id(item).partition("::")[0]
+    return suite_id(item.nodeid, item.path).partition("::")[0]

@@ -154,7 +154,7 @@ def _serve(config: pytest.Config, name: str | None, *, worker: bool) -> None:
     for name, part in {**parts, "report": report}.items():
         config.pluginmanager.register(part, f"hil-{name}")
     if worker:
-        config.pluginmanager.register(Worker(config, bench, keeper, budget, report), "hil-worker")
+        config.pluginmanager.register(Worker(config, bench, budget, report), "hil-worker")
 
 
 def _tell(config: pytest.Config, line: str) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from harness.errors import ConfigurationError
+from harness.errors import ConfigurationError, HilError
 from harness.pytest_plugin import ktap
 from harness.pytest_plugin.blame import whose
 from harness.pytest_plugin.ids import suite_id
@@ -105,7 +105,7 @@ class Report:
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         """Whose a failure looks like, while there is still an exception to ask."""
         report = yield
-        group, _, name = suite_id(item).partition("::")
+        group, _, name = suite_id(item.nodeid, item.path).partition("::")
         result = self.results.setdefault(item.nodeid, Result(group, name))
         result.properties = list(item.user_properties)
         if report.failed and result.outcome != "failed" and call.excinfo is not None:
@@ -132,11 +132,7 @@ class Report:
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         """The sections that have something to say."""
-        for title, lines in self.sections().items():
-            if lines:
-                terminalreporter.section(title)
-                for line in lines:
-                    terminalreporter.write_line(line)
+        write_sections(terminalreporter, self.sections())
 
     def sections(self) -> dict[str, list[str]]:
         """Groups, what was lacking, measurements, whose the failures look like, and the board;
@@ -151,6 +147,18 @@ class Report:
             "whose it looks like": failures(results),
             "board": [*self.facts(), *self._bench.notes, *self._budget.summary()],
             "variables of the board, given back": self._keeper.lines,
+        }
+
+    def handed_over(self, ended: HilError | None) -> dict[str, Any]:
+        """A board's part of a run on several, for the process that the user started; ``ended`` is
+        why not all tests were run."""
+        return {
+            "sections": self.sections(),
+            "facts": self.facts(),
+            "properties": self.properties,
+            "rpmb_writes": self._budget.spent,
+            "restored": self._keeper.restored,
+            "ended": None if ended is None else str(ended),
         }
 
     def facts(self) -> list[str]:
@@ -182,6 +190,16 @@ class Report:
             f"{key}: {_range(found)}" + (f", limit {limits[key]:g}" if key in limits else "")
             for key, found in sorted(values.items())
         ]
+
+
+def write_sections(reporter: Any, sections: Mapping[str, Sequence[str]], board: str = "") -> None:
+    """Sections of the terminal summary by title, which ``board`` begins; empty ones are left
+    out."""
+    for title, lines in sections.items():
+        if lines:
+            reporter.section(f"{board}{title}")
+        for line in lines:
+            reporter.write_line(line)
 
 
 def groups_table(results: Sequence[Result], writes: Mapping[str, int]) -> list[str]:

@@ -27,19 +27,15 @@ from harness.pytest_plugin.sharing import share
 
 if TYPE_CHECKING:
     from harness.pytest_plugin.budget import Budget
-    from harness.pytest_plugin.keeper import Keeper
     from harness.pytest_plugin.report import Report
 
 
 class Worker:
     """The worker's end of :class:`harness.pytest_plugin.boards.Boards`."""
 
-    def __init__(
-        self, config: pytest.Config, bench: Bench, keeper: Keeper, budget: Budget, report: Report
-    ) -> None:
+    def __init__(self, config: pytest.Config, bench: Bench, budget: Budget, report: Report) -> None:
         self._config = config
         self._bench = bench
-        self._keeper = keeper
         self._budget = budget
         self._report = report
         self._not_reached: HilError | None = None
@@ -92,15 +88,8 @@ class Worker:
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self) -> None:
         """The board is given back: hand over its part of the summary."""
-        ended = self._not_reached or self._bench.ended
-        self._config.workeroutput[OUTPUT] = {  # type: ignore[attr-defined]
-            "sections": self._report.sections(),
-            "facts": self._report.facts(),
-            "properties": self._report.properties,
-            "rpmb_writes": self._budget.spent,
-            "restored": self._keeper.restored,
-            "ended": None if ended is None else str(ended),
-        }
+        output = self._report.handed_over(self._not_reached or self._bench.ended)
+        self._config.workeroutput[OUTPUT] = output  # type: ignore[attr-defined]
 
 
 def tell(config: pytest.Config, lines: str) -> None:

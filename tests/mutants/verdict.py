@@ -65,7 +65,9 @@ class Verdicts:
     def _note(self, item: pytest.Item, phase: str, error: BaseException) -> None:
         caught = is_assertion(phase, error)
         message = (str(error).strip() or "no message").splitlines()[0]
-        verdict = Verdict(suite_id(item), phase, type(error).__name__, message[:200], caught)
+        verdict = Verdict(
+            suite_id(item.nodeid, item.path), phase, type(error).__name__, message[:200], caught
+        )
         with self._path.open("a") as file:
             file.write(json.dumps(asdict(verdict)) + "\n")
         if caught:
@@ -79,7 +81,7 @@ class Verdicts:
 
 
 def _same_file(item: pytest.Item, test: str) -> bool:
-    return suite_id(item).partition("::")[0] == test.partition("::")[0]
+    return suite_id(item.nodeid, item.path).partition("::")[0] == test.partition("::")[0]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
