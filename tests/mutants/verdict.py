@@ -65,13 +65,12 @@ class Verdicts:
     def _note(self, item: pytest.Item, phase: str, error: BaseException) -> None:
         caught = is_assertion(phase, error)
         message = (str(error).strip() or "no message").splitlines()[0]
-        verdict = Verdict(
-            suite_id(item.nodeid, item.path), phase, type(error).__name__, message[:200], caught
-        )
+        test = suite_id(item.nodeid, item.path)
+        verdict = Verdict(test, phase, type(error).__name__, message[:200], caught)
         with self._path.open("a") as file:
             file.write(json.dumps(asdict(verdict)) + "\n")
         if caught:
-            self._caught.append(verdict.test)
+            self._caught.append(test)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> None:
