@@ -180,7 +180,7 @@ class Boards:
         report.user_properties.append((junit.BOARD, node.gateway.id))
         known = getattr(report, RESULT, None)
         if known is not None:
-            results[report.nodeid] = Result.received(known)
+            results[report.nodeid] = Result(**known)
         elif report.failed:
             file = self._config.rootpath / report.nodeid.partition("::")[0]
             results[report.nodeid] = Result.of_crash(suite_id(report.nodeid, file))

@@ -33,6 +33,7 @@ BUDGET: pytest.StashKey[Budget] = pytest.StashKey()
 RECLAIMS: Final = "(reclaims)"
 RESTORING: Final = "(restoring)"
 """Groups of RPMB writes that no test made."""
+_UNKNOWN: Final = "RPMB writes: unknown, the write counter of this board cannot be read"
 
 
 class Budget:
@@ -63,6 +64,7 @@ class Budget:
         self._oddity: str | None = None
         self._per_byte = WRITES_PER_BYTE
         self._declared = 0
+        self._suite = " ".join(map(str, config.invocation_params.args))
         # Why the store cannot be reclaimed, once that has been tried in vain.
         self._no_reclaim: str | None = None
         self.writes: Counter[str] = Counter()
@@ -92,7 +94,7 @@ class Budget:
         reclaims = self._expected_reclaims()
         tests = sum(self._each_once(lambda i, told: costs.rpmb_writes(i, self._per_byte, told)))
         if self._start is None:
-            return ["RPMB writes: unknown, the write counter of this board cannot be read"]
+            return [_UNKNOWN]
         limit = self._bench.file.rpmb_write_budget
         budget = "no budget" if limit is None else f"budget {limit}"
         lines = [
@@ -103,10 +105,8 @@ class Budget:
 
     def summary(self) -> list[str]:
         """What the run cost, as lines of the terminal summary."""
-        if self._meter is None:
-            return []
         if self._start is None:
-            return ["RPMB writes: unknown, the write counter of this board cannot be read"]
+            return [_UNKNOWN] if self._meter is not None else []
         limit = self._bench.file.rpmb_write_budget
         of = "" if limit is None else f" of a budget of {limit}"
         total = f"; {self._ledger.total()} in all recorded runs" if self._ledger else ""
@@ -259,7 +259,8 @@ class Budget:
             self._recent.clear()
         finally:
             self._read()
-        self._bench.notes.append(f"{why} -> reclaimed {_shown(done.freed)} bytes")
+        freed = "an unknown number of" if done.freed is None else done.freed
+        self._bench.notes.append(f"{why} -> reclaimed {freed} bytes")
 
     def pytest_hil_restoring(self) -> None:
         """What restoring needs, after the last test filled the store."""
@@ -314,7 +315,7 @@ class Budget:
         self._start = self._read().counter
         if self._start is not None:
             self._oddity = self._ledger.oddity(self._start)
-            self._ledger.add(Entry("begin", self._start, self._suite()))
+            self._ledger.add(Entry("begin", self._start, self._suite))
 
     def _room_to_restore(self) -> int:
         """A new record for each variable that this run's tests are marked to change; at least
@@ -323,9 +324,6 @@ class Budget:
         names = [name for item in self._items for name in foreign_names(item)]
         marked = sum(record for name, record in records.items() if is_named(name, names))
         return max(marked, max(records.values(), default=0))
-
-    def _suite(self) -> str:
-        return " ".join(map(str, self._config.invocation_params.args))
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_hil_close(self) -> None:
@@ -341,7 +339,7 @@ class Budget:
             Entry(
                 "end",
                 counter,
-                self._suite(),
+                self._suite,
                 spent=self.spent,
                 by_tests=self.spent - others,
                 store_bytes=self._declared,
@@ -369,7 +367,3 @@ def _excess(cost: costs.Cost, taken: int, ending: int) -> str | None:
     if taken > cost.store_bytes + ending:
         return f"took {taken} store bytes, declares {cost.store_bytes}"
     return None
-
-
-def _shown(freed: int | None) -> str:
-    return "an unknown number of" if freed is None else str(freed)

@@ -93,11 +93,8 @@ class Report:
         try:
             return (yield)
         finally:
-            self._record_wear()
-
-    def _record_wear(self) -> None:
-        if self._for_all is not None and self._budget.writes:
-            self._record("rpmb_writes", self._budget.spent)
+            if self._for_all is not None and self._budget.writes:
+                self._record("rpmb_writes", self._budget.spent)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(
@@ -110,7 +107,7 @@ class Report:
         result.properties = list(item.user_properties)
         if report.failed and result.outcome != "failed" and call.excinfo is not None:
             result.outcome = "failed"
-            result.whose = whose(item, call.excinfo.value)
+            result.whose = str(whose(item, call.excinfo.value))
             result.why = _one_line(call.excinfo.exconly(tryshort=True))
             result.in_set_up = report.when == "setup"
         elif report.skipped and not hasattr(report, "wasxfail"):

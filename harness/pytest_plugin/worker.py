@@ -7,6 +7,7 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Generator
+from dataclasses import asdict
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -82,7 +83,7 @@ class Worker:
         report = yield
         result = self._report.results.get(item.nodeid)
         if result is not None:
-            setattr(report, RESULT, result.sent())
+            setattr(report, RESULT, asdict(result))
         return report
 
     @pytest.hookimpl(trylast=True)
