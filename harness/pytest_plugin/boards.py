@@ -20,7 +20,9 @@ import pytest
 
 from harness.errors import ConfigurationError
 from harness.pytest_plugin import junit, ktap
-from harness.pytest_plugin.report import Result, failures, groups_table
+from harness.pytest_plugin.ids import suite_id
+from harness.pytest_plugin.report import failures, groups_table, write_sections
+from harness.pytest_plugin.results import Result
 from harness.pytest_plugin.role import BOARD_INPUT, FIRST_INPUT, OUTPUT, RESULT, SHARE_INPUT
 from harness.pytest_plugin.scheduling import OneWorkerABoard
 from harness.pytest_plugin.sharing import copies
@@ -178,9 +180,10 @@ class Boards:
         report.user_properties.append((junit.BOARD, node.gateway.id))
         known = getattr(report, RESULT, None)
         if known is not None:
-            results[report.nodeid] = Result.received(known)
+            results[report.nodeid] = Result(**known)
         elif report.failed:
-            results[report.nodeid] = Result.of_crash(report.nodeid)
+            file = self._config.rootpath / report.nodeid.partition("::")[0]
+            results[report.nodeid] = Result.of_crash(suite_id(report.nodeid, file))
 
     def pytest_testnodedown(self, node: Any, error: object) -> None:
         """A worker that ended without a word took its board with it."""
@@ -254,14 +257,8 @@ class Boards:
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         """All boards at a glance, then each by itself."""
         for name, board in self._boards.items():
-            for title, lines in board.sections().items():
-                if lines:
-                    terminalreporter.section(f"{name}: {title}")
-                    for line in lines:
-                        terminalreporter.write_line(line)
-        terminalreporter.section("boards")
-        for line in self._overview():
-            terminalreporter.write_line(line)
+            write_sections(terminalreporter, board.sections(), f"{name}: ")
+        write_sections(terminalreporter, {"boards": self._overview()})
 
     def _overview(self) -> list[str]:
         width = max(map(len, self._boards))

@@ -32,7 +32,7 @@ def hil_board(
     """What makes a test one that runs on the board; a test module may have a fixture ``board`` of
     its own that does not ask for this one."""
     board = request.config.stash[BENCH].board()
-    request.config.stash[REPORT].begin(record_testsuite_property)
+    request.config.stash[REPORT].record_board(record_testsuite_property)
     return board
 
 

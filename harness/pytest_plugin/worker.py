@@ -7,6 +7,7 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Generator
+from dataclasses import asdict
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -82,21 +83,14 @@ class Worker:
         report = yield
         result = self._report.results.get(item.nodeid)
         if result is not None:
-            setattr(report, RESULT, result.sent())
+            setattr(report, RESULT, asdict(result))
         return report
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self) -> None:
         """The board is given back: hand over its part of the summary."""
-        ended = self._not_reached or self._bench.ended
-        self._config.workeroutput[OUTPUT] = {  # type: ignore[attr-defined]
-            "sections": self._report.sections(),
-            "facts": self._report.facts(),
-            "properties": self._report.properties,
-            "rpmb_writes": self._budget.spent,
-            "restored": self._bench.restored,
-            "ended": None if ended is None else str(ended),
-        }
+        output = self._report.handed_over(self._not_reached or self._bench.ended)
+        self._config.workeroutput[OUTPUT] = output  # type: ignore[attr-defined]
 
 
 def tell(config: pytest.Config, lines: str) -> None:

@@ -132,7 +132,7 @@ def test_what_was_caught_is_not_tried_again(
 ) -> None:
     results = tmp_path / "results.jsonl"
     caught, survived = (mutants()[name] for name in SAMPLE[:2])
-    keep(results, Trial(caught, "caught", 1, ["tests/conformance/test_x.py::test_y"], []))
+    keep(results, Trial(caught, "caught", 1, ["test_x.py::test_y"], []))
     keep(results, Trial(survived, "NOT caught (3 passed)", 1, [], []))
     keep(results, Trial(Mutant("gone", "", "", (), survived.install), "caught", 1, ["test"], []))
     assert list(caught_before(results, mutants())) == [caught.name]
