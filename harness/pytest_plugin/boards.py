@@ -20,13 +20,13 @@ import pytest
 
 from harness.errors import ConfigurationError
 from harness.pytest_plugin import junit, ktap
-from harness.pytest_plugin.ids import suite_id
 from harness.pytest_plugin.report import failures, groups_table, write_sections
 from harness.pytest_plugin.results import Result
 from harness.pytest_plugin.role import BOARD_INPUT, FIRST_INPUT, OUTPUT, RESULT, SHARE_INPUT
 from harness.pytest_plugin.scheduling import OneWorkerABoard
 from harness.pytest_plugin.sharing import copies
 from harness.pytest_plugin.usage import usage_errors
+from harness.resources import suite_relative
 
 if TYPE_CHECKING:
     from harness.boardfile.boardfile import BoardFile
@@ -183,7 +183,7 @@ class Boards:
             results[report.nodeid] = Result(**known)
         elif report.failed:
             file = self._config.rootpath / report.nodeid.partition("::")[0]
-            results[report.nodeid] = Result.of_crash(suite_id(report.nodeid, file))
+            results[report.nodeid] = Result.of_crash(suite_relative(report.nodeid, file))
 
     def pytest_testnodedown(self, node: Any, error: object) -> None:
         """A worker that ended without a word took its board with it."""

@@ -10,7 +10,7 @@ from typing import Final
 import pytest
 
 from harness.consents import Consent
-from harness.pytest_plugin.ids import suite_id
+from harness.resources import suite_relative
 
 ENFORCE: Final = "hil_enforce_cost"
 """The ini option: a test that takes more than it declares fails."""
@@ -104,4 +104,4 @@ def rank(item: pytest.Item) -> Rank:
 
 def group(item: pytest.Item) -> str:
     """The group of a test: its file."""
-    return suite_id(item.nodeid, item.path).partition("::")[0]
+    return suite_relative(item.nodeid, item.path).partition("::")[0]

@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from harness.pytest_plugin.ids import SUITE
+from harness.resources import conformance_suite
 
 BOARD = "board"
 """The property of a test that names its board."""
@@ -14,11 +14,12 @@ _COUNTED = {"errors": "error", "failures": "failure", "skipped": "skipped"}
 
 
 def rename(path: Path, root: Path) -> None:
-    """Name the suite's tests by their place in the suite (:mod:`harness.pytest_plugin.ids`);
+    """Name the suite's tests by their place in the suite (:mod:`harness.resources`);
     pytest names them by that below ``root``."""
-    if not SUITE.is_relative_to(root):
+    suite = conformance_suite()
+    if not suite.is_relative_to(root):
         return
-    prefix = "".join(f"{part}." for part in SUITE.relative_to(root).parts)
+    prefix = "".join(f"{part}." for part in suite.relative_to(root).parts)
     tree = ET.parse(path)
     for case in tree.iter("testcase"):
         case.set("classname", case.get("classname", "").removeprefix(prefix))

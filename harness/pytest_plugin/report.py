@@ -13,9 +13,9 @@ import pytest
 from harness.errors import ConfigurationError, HilError
 from harness.pytest_plugin import ktap
 from harness.pytest_plugin.blame import whose
-from harness.pytest_plugin.ids import suite_id
 from harness.pytest_plugin.results import CUT_SHORT, Result
 from harness.pytest_plugin.role import board_of_worker
+from harness.resources import suite_relative
 
 if TYPE_CHECKING:
     from harness.board.board import Board, Identity
@@ -102,7 +102,7 @@ class Report:
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         """Whose a failure looks like, while there is still an exception to ask."""
         report = yield
-        group, _, name = suite_id(item.nodeid, item.path).partition("::")
+        group, _, name = suite_relative(item.nodeid, item.path).partition("::")
         result = self.results.setdefault(item.nodeid, Result(group, name))
         result.properties = list(item.user_properties)
         if report.failed and result.outcome != "failed" and call.excinfo is not None:

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from harness.pytest_plugin.ids import SUITE, suite_id
+from harness.resources import conformance_suite, suite_relative
 from tests.harness.support.ktap import Line, parse_ktap
 from tests.harness.support.runs import ROOT, Run, board_file, inner_run
 from tests.junit import read_report
 
+_SUITE = conformance_suite()
 INNER = """
 import errno
 
@@ -199,7 +200,7 @@ class TestIds:
         words = ["-c", str(ROOT / "pyproject.toml"), "--rootdir", str(root), "--board", "emulated"]
         words += ["--junitxml", str(tmp_path / "r.xml"), "--ktap", str(tmp_path / "r.ktap")]
         ended = subprocess.run(
-            [sys.executable, "-m", "pytest", "-v", *words, f"{SUITE}/test_reads.py::{name}"],
+            [sys.executable, "-m", "pytest", "-v", *words, f"{_SUITE}/test_reads.py::{name}"],
             cwd=ROOT,
             env={**os.environ, "XDG_STATE_HOME": str(tmp_path)},
             capture_output=True,
@@ -207,7 +208,7 @@ class TestIds:
             timeout=120,
         )
         assert ended.returncode == 0, ended.stdout
-        assert f"{SUITE.relative_to(root)}/test_reads.py::{name} PASSED" in ended.stdout
+        assert f"{_SUITE.relative_to(root)}/test_reads.py::{name} PASSED" in ended.stdout
         assert re.search(r"^test_reads.py +1 +0 +0 +\d+$", ended.stdout, re.MULTILINE)
         assert 'classname="test_reads.TestOffset"' in (tmp_path / "r.xml").read_text()
         assert list(read_report(tmp_path / "r.xml")) == [f"test_reads.py::{name}"]
@@ -218,12 +219,12 @@ class TestIds:
     @pytest.mark.parametrize(
         ("nodeid", "file", "named"),
         [
-            ("a/test_x.py::T::test[a::b]", SUITE / "test_x.py", "test_x.py::T::test[a::b]"),
-            ("test_x.py", SUITE / "more" / "test_x.py", "more/test_x.py"),
+            ("a/test_x.py::T::test[a::b]", _SUITE / "test_x.py", "test_x.py::T::test[a::b]"),
+            ("test_x.py", _SUITE / "more" / "test_x.py", "more/test_x.py"),
             ("a/test_x.py::test", ROOT / "a" / "test_x.py", "a/test_x.py::test"),
         ],
     )
     def test_what_is_outside_of_the_suite_keeps_its_id(
         self, nodeid: str, file: Path, named: str
     ) -> None:
-        assert suite_id(nodeid, file) == named
+        assert suite_relative(nodeid, file) == named

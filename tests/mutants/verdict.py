@@ -14,7 +14,7 @@ from typing import Final
 
 import pytest
 
-from harness.pytest_plugin.ids import suite_id
+from harness.resources import suite_relative
 
 ENOUGH: Final = 3
 """How many tests must have noticed for the run to end; it also ends with the file of the first."""
@@ -65,7 +65,7 @@ class Verdicts:
     def _note(self, item: pytest.Item, phase: str, error: BaseException) -> None:
         caught = is_assertion(phase, error)
         message = (str(error).strip() or "no message").splitlines()[0]
-        test = suite_id(item.nodeid, item.path)
+        test = suite_relative(item.nodeid, item.path)
         verdict = Verdict(test, phase, type(error).__name__, message[:200], caught)
         with self._path.open("a") as file:
             file.write(json.dumps(asdict(verdict)) + "\n")
@@ -80,7 +80,7 @@ class Verdicts:
 
 
 def _same_file(item: pytest.Item, test: str) -> bool:
-    return suite_id(item.nodeid, item.path).partition("::")[0] == test.partition("::")[0]
+    return suite_relative(item.nodeid, item.path).partition("::")[0] == test.partition("::")[0]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
