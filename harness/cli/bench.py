@@ -372,8 +372,8 @@ def _check(options: argparse.Namespace) -> int:
     import time
 
     from harness.boardfile import boardfile
-    from harness.check import walk
     from harness.check.show import Screen, as_json
+    from harness.check.walk import walk
     from harness.cli.progress import progress
 
     file = boardfile.load(boardfile.find(options.board))

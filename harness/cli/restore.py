@@ -63,7 +63,7 @@ def _restore_leased(file: BoardFile, options: argparse.Namespace) -> int:
     try:
         with progress(f"{board.name}: waiting for it to answer"):
             _reach(board)
-        claim = place.Claim(board)
+        claim = place.Claim(board.power, board.file)
         kept = snapshot.pending(claim.directory)
         if kept is None:
             print(f"{board.name}: no run left anything to restore")
@@ -114,7 +114,7 @@ def _carry_out(board: Board, kept: Snapshot, *, yes: bool) -> int:
         report, did = restore_whatever_it_takes(board, kept)
     print("\n".join([*did, *table(report, everything=True)]))
     if report.finished:
-        snapshot.finish(place.directory(board))
+        snapshot.finish(place.directory(board.power, board.file))
     return _BACK if report.complete else _NOT_BACK
 
 

@@ -30,7 +30,8 @@ from harness.pytest_plugin.usage import usage_errors
 from harness.safekeeping.key_programming import KeyProgramming
 
 if TYPE_CHECKING:
-    from harness.board.board import Board, Standing
+    from harness.board.board import Board
+    from harness.board.standing import Standing
     from harness.boardfile.boardfile import BoardFile
     from harness.pytest_plugin.lease import RunLease
     from harness.pytest_plugin.meter import Meter
@@ -147,7 +148,7 @@ class Bench:
                     wanted=self._config.getoption("program_rpmb_key"),
                     identity=self._config.getoption("i_know_this_is"),
                     may_ask=not self._config.getoption("yes"),
-                ),
+                ).require,
             )
             try:
                 board.start()
@@ -214,7 +215,7 @@ class Bench:
                 self._call(self.before_restoring)
             self._give_back(session)
             self._call(self.at_close)
-            self.notes += self._board.corrections
+            self.notes += self._board.links.corrections
             self._board.close()
             self._board = None
         self._lease.release()
@@ -410,7 +411,7 @@ class Bench:
         # What follows a test that disturbs nothing shows in the log before the next test ends.
         standing, lines = self._look(log=item.get_closest_marker("disturbs") is not None)
         self._run_before_tidying(item)
-        mended = board.restore_standing(standing)
+        mended = board.standard.restore(standing)
         if mended and not item.get_closest_marker("disturbs"):
             self.notes.append(f"{item.nodeid} left the board without: {', '.join(mended)}")
         if own := standing.own_variables:
@@ -436,7 +437,7 @@ class Bench:
     def _look(self, *, log: bool) -> tuple[Standing, list[str]]:
         """The meter, the standing and, with ``log``, the new lines of the kernel log, in one round
         trip. Other people's variables are looked at where the counter moved or cannot tell."""
-        from harness.board.board import FOREIGN_STANDING, STANDING
+        from harness.board.standing import FOREIGN_STANDING, STANDING
 
         board = self.board()
         meter = self.meter.script() if self.meter is not None else ""
@@ -451,7 +452,7 @@ class Bench:
         new = lines[end + 1 :]
         if new:
             self._mark = Mark(new[-1])
-        return board.standing_of(lines[:end]), new
+        return board.standard.parse(lines[:end]), new
 
 
 _USUAL_COMMAND_SECONDS = 10.0

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from harness.errors import MissingCapability
+from harness.instruments.efivars import is_named
 from harness.pytest_plugin import costs
 from harness.pytest_plugin.bench import Bench, uses_board
 from harness.pytest_plugin.blame import BLAME, Whose
 from harness.pytest_plugin.keeper import foreign_names
 from harness.pytest_plugin.meter import Meter, Reading
-from harness.safekeeping.variables import is_named
 from harness.store.space import CACHED_SECONDS, FOREIGN, RECLAIM_WRITES, WRITES_PER_BYTE, StoreSpace
 from harness.store.wear import Entry, Ledger
 

@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING
 import pytest
 
 from harness.board import state_dir as place
+from harness.board.standing import foreign_variables
 from harness.consents import Consent
 from harness.errors import ConsentMissing, HilError, TargetError
-from harness.instruments.efivars import VariableName
+from harness.instruments.efivars import VariableName, is_named, name_of_file
 from harness.safekeeping import snapshot
-from harness.safekeeping.restore import Report, Verdict, restore, restore_whatever_it_takes, table
-from harness.safekeeping.variables import is_named, name_of_file, nature
+from harness.safekeeping.restore import Fate, Restoration, restore, restore_whatever_it_takes, table
+from harness.safekeeping.variables import nature
 
 if TYPE_CHECKING:
-    from harness.board.board import Board, Standing
+    from harness.board.board import Board
+    from harness.board.standing import Standing
     from harness.safekeeping.snapshot import Snapshot
 
 _RECONNECT_SECONDS = 10.0
@@ -49,7 +51,7 @@ class Keeper:
         taken. ``declared`` names the foreign variables that tests of this run may write. Raises
         the link's errors, :class:`harness.errors.HostError` for a directory that cannot be used,
         :class:`harness.errors.LabError` while another run uses the board."""
-        self._claim = place.Claim(self._board)
+        self._claim = place.Claim(self._board.power, self._board.file)
         directory = self._claim.directory
         earlier = snapshot.pending(directory)
         if earlier is not None:
@@ -73,12 +75,12 @@ class Keeper:
             self._why_none = error.what if isinstance(error, HilError) else str(error)
             self.lines.append(f"no snapshot was taken: {self._why_none}")
             return
-        snapshot.keep(self._snapshot, place.directory(self._board))
+        snapshot.keep(self._snapshot, place.directory(self._board.power, self._board.file))
 
     def declare(self, names: Sequence[str]) -> None:
         """More foreign variables that this run may write."""
         if self._snapshot is not None:
-            directory = place.directory(self._board)
+            directory = place.directory(self._board.power, self._board.file)
             self._snapshot = snapshot.declare(self._snapshot, directory, names)
 
     # --- one test -----------------------------------------------------------------------------
@@ -149,16 +151,16 @@ class Keeper:
         kept = stored or now
         return kept.is_variable and nature(kept) is None
 
-    def _note(self, item: pytest.Item, report: Report) -> None:
+    def _note(self, item: pytest.Item, report: Restoration) -> None:
         self.lines += [
             f"{item.nodeid}: {line}"
             for line in report.lines
-            if line.verdict in {Verdict.WAITS, Verdict.LOST}
+            if line.fate in {Fate.WAITS, Fate.LOST}
         ]
 
     def _look(self) -> None:
         self._checksum = self._board.standing(foreign=True).foreign
-        self._listing = self._board.foreign_variables()
+        self._listing = foreign_variables(self._board.shell)
 
     # --- the end ------------------------------------------------------------------------------
 
@@ -191,4 +193,4 @@ class Keeper:
         self.lines += [*did, *table(report)]
         self.restored = report.finished
         if report.finished:
-            snapshot.finish(place.directory(self._board))
+            snapshot.finish(place.directory(self._board.power, self._board.file))

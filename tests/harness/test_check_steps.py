@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from harness.check import Verdict, firmware, tee
+from harness.check import firmware, tee
+from harness.check.finding import Verdict
 from harness.check.target import Node, Target
 from tests.harness.support.udev_bench import run
 
