@@ -10,7 +10,7 @@ from harness import capabilities
 from harness.board.boot import PowerSwitch
 from harness.board.identity import SOFTWARE, Identity, check_right_board, identity
 from harness.board.instruments import Instruments
-from harness.board.links import LinkName, Links, ThisBoot
+from harness.board.links import LinkName, Links
 from harness.board.standing import Standard, Standing
 from harness.capabilities import Capabilities, Capability, Measured
 from harness.consents import Consent
@@ -67,23 +67,19 @@ class Board:
         deletes them."""
         self.foreign_writes = ForeignWrites(self.require_consent, board=file.name)
         self.links = Links(
-            file, self.power, chosen=link, console_log=console_log, check_held=self.check_held
-        )
-        self.standard = Standard(
-            file.name, self.links, lambda: self.instruments, self.kept_variables
-        )
-        self.switch = PowerSwitch(
             file,
             self.power,
-            self.links,
-            consent=self.require_consent,
-            forget_boot=self._forget_boot,
-            relink=self.relink,
-            wait_until_ready=self.wait_until_ready,
+            chosen=link,
+            console_log=console_log,
+            equip=self._equip,
+            check_held=self.check_held,
+        )
+        self.standard = Standard(file, self.links, self.kept_variables)
+        self.switch = PowerSwitch(
+            file, self.power, self.links, self.standard, consent=self.require_consent
         )
         self._programming = programming
         self._believe_pins = believe_pins
-        self._instruments: Instruments | None = None
         # What software was measured, and what of that outlives a boot.
         self._lasting: tuple[str, Mapping[Capability, Measured]] = ("", {})
 
@@ -128,12 +124,10 @@ class Board:
     def wait_until_ready(self) -> None:
         """Wait until the driver is bound and efivarfs writable, as after every boot; a board that
         does not come so far is left to the capabilities to tell."""
-        self.standard.wait(self.file.timeouts.ready)
+        self.standard.wait()
 
     def relink(self) -> None:
         """Throw away every link, probe and instrument; they are made afresh at the next use."""
-        self._forget_boot()
-        self._instruments = None
         self.links.close()
 
     def close(self) -> None:
@@ -141,12 +135,6 @@ class Board:
         exists only in software ends)."""
         self.relink()
         self.power.close()
-
-    def _forget_boot(self) -> None:
-        """Nothing measured in this boot holds in the next."""
-        self.links.boot = ThisBoot()
-        if self._instruments is not None:
-            self._instruments.probe.close()
 
     # --- what tests use -----------------------------------------------------------------------
 
@@ -157,16 +145,17 @@ class Board:
 
     @property
     def instruments(self) -> Instruments:
-        """All instruments over :attr:`shell`, made with it: hold on to none across a relink."""
-        if self._instruments is None:
-            self._instruments = Instruments(
-                self.shell,
-                consent=self.require_consent,
-                guard=self.foreign_writes,
-                kept=self.kept_variables,
-                programming=lambda: self._programming(self),
-            )
-        return self._instruments
+        """All instruments over :attr:`shell`: hold on to none across a relink."""
+        return self.links.instruments
+
+    def _equip(self, shell: Shell) -> Instruments:
+        return Instruments(
+            shell,
+            consent=self.require_consent,
+            guard=self.foreign_writes.check,
+            kept=self.kept_variables,
+            programming=lambda: self._programming(self),
+        )
 
     @property
     def probe(self) -> Probe:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from harness.board.identity import check_right_board
 from harness.board.links import Links
+from harness.board.standing import Standard
 from harness.consents import Consent
 from harness.errors import LinkError, of_board
 from harness.power.driver import PowerDriver, PowerState
@@ -29,19 +30,15 @@ class PowerSwitch:
         file: BoardFile,
         driver: PowerDriver,
         links: Links,
+        standard: Standard,
         *,
         consent: Callable[[Consent], None],
-        forget_boot: Callable[[], None],
-        relink: Callable[[], None],
-        wait_until_ready: Callable[[], None],
     ) -> None:
         self._file = file
         self._driver = driver
         self._links = links
+        self._standard = standard
         self._consent = consent
-        self._forget_boot = forget_boot
-        self._relink = relink
-        self._wait_until_ready = wait_until_ready
 
     def state(self) -> PowerState:
         """As the driver verified it."""
@@ -63,7 +60,7 @@ class PowerSwitch:
     def off(self) -> None:
         """Cut the power as pulling the plug would."""
         self._consent(Consent.POWER_CYCLE)
-        self._forget_boot()
+        self._links.forget_boot()
         with of_board(self._file.name):
             self._driver.off(self._file.timeouts.power)
 
@@ -76,14 +73,14 @@ class PowerSwitch:
         false until it answers."""
         self._consent(Consent.POWER_CYCLE)
         before = self._links.boot.id
-        self._forget_boot()
+        self._links.forget_boot()
         self._switch_on(self._driver.cycle, after=before, timeout=timeout, until_ready=until_ready)
 
     def reboot(self, *, timeout: float | None = None) -> None:
         """Restart from inside and wait until the board is ready."""
         self._consent(Consent.POWER_CYCLE)
         before = self._links.boot_id
-        self._forget_boot()
+        self._links.forget_boot()
         # It may take the link down before the status is back: the new boot id is the proof.
         with contextlib.suppress(LinkError):
             self._links.shell.run_isolated("setsid reboot </dev/null >/dev/null 2>&1 & true")
@@ -100,8 +97,7 @@ class PowerSwitch:
         with of_board(self._file.name):
             self._links.expect_boot()
             switch(self._file.timeouts.power)
-            if self._links.moved():
-                self._relink()
+            self._links.find(just_switched_on=True)
         self._wait_for_boot(after=after, timeout=timeout, until_ready=until_ready)
 
     def _wait_for_boot(
@@ -109,11 +105,11 @@ class PowerSwitch:
     ) -> None:
         """Wait until a boot other than ``after`` (a boot id) answers, check that it is the right
         board, and with ``until_ready`` wait until it is ready."""
-        self._forget_boot()
+        self._links.forget_boot()
         limits = self._file.timeouts
         with of_board(self._file.name):
             patience = timeout or limits.boot + (limits.shutdown if after else 0)
             self._links.wait_for_boot(after, patience)
             check_right_board(self._file, self._links, [self._links.chosen])
             if until_ready:
-                self._wait_until_ready()
+                self._standard.wait()

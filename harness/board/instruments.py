@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 
 from harness.consents import Consent
 from harness.instruments.efivars import Efivars, VariableName
-from harness.instruments.guard import ForeignWrites
 from harness.instruments.kernel_log import KernelLog
 from harness.instruments.rpmb import Rpmb
 from harness.instruments.tee import Tee
-from harness.probe import Probe
+from harness.probe import Probe, Step
 from harness.shell import Shell
 
 
@@ -23,11 +22,11 @@ class Instruments:
         shell: Shell,
         *,
         consent: Callable[[Consent], None],
-        guard: ForeignWrites,
+        guard: Callable[[Sequence[Step]], None],
         kept: Collection[VariableName],
         programming: Callable[[], None],
     ) -> None:
-        self.probe = Probe(shell, guard=guard.check)
+        self.probe = Probe(shell, guard=guard)
         self.efivars = Efivars(shell, self.probe, consent=consent, kept=kept)
         self.rpmb = Rpmb(shell, consent=consent, programming=programming)
         self.tee = Tee(shell, self.probe, consent=consent)

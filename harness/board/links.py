@@ -1,4 +1,5 @@
-"""The links of a board: where they are, which one is chosen, and that all reach the same boot."""
+"""The links of a board: where they are, which one is chosen, and that all reach the same boot;
+what works over a link is thrown away with it."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from threading import Event
 from typing import TYPE_CHECKING, Literal
 
 from harness.board.addresses import serial_address, ssh_address
+from harness.board.instruments import Instruments
 from harness.board.state_dir import console_logs
 from harness.capabilities import Capabilities
 from harness.errors import (
@@ -50,8 +52,8 @@ class ThisBoot:
 
 class Links:
     """The links of one board; each is opened at its first use. ``chosen`` is the one that
-    :attr:`shell` is, by default SSH where the board has it; ``check_held`` is asked at every use.
-    """
+    :attr:`shell` is, by default SSH where the board has it; ``equip`` makes its instruments;
+    ``check_held`` is asked at every use."""
 
     def __init__(
         self,
@@ -60,12 +62,14 @@ class Links:
         *,
         chosen: LinkName | None,
         console_log: Path | None,
+        equip: Callable[[Shell], Instruments],
         check_held: Callable[[], None],
     ) -> None:
         self._file = file
         self._power = power
         self._chosen = chosen
         self._console_log = console_log
+        self._equip = equip
         self._check_held = check_held
         self._endpoints = Endpoints()
         # Those that do not work.
@@ -74,6 +78,7 @@ class Links:
         self._adapter_patience = 0.0
         self._ssh: SshShell | None = None
         self._serial: SerialShell | None = None
+        self._instruments: Instruments | None = None
         # Where it is not the board file's.
         self._login_baud: int | None = None
         # Links whose boot has not been compared with that of the chosen link.
@@ -90,16 +95,20 @@ class Links:
     @property
     def names(self) -> list[LinkName]:
         """The links that this board has."""
-        ends: dict[LinkName, object | None] = {
-            "ssh": self._endpoints.ssh,
-            "serial": self._endpoints.serial,
-        }
-        return [name for name, end in ends.items() if end is not None]
+        known: tuple[LinkName, ...] = ("ssh", "serial")
+        return [name for name in known if getattr(self._endpoints, name) is not None]
 
     @property
     def shell(self) -> Shell:
         """The chosen link. Raises :class:`MissingCapability` when the board has no such link."""
         return self._shell_of(self.chosen)
+
+    @property
+    def instruments(self) -> Instruments:
+        """All instruments over :attr:`shell`, made with it: hold on to none across :meth:`close`."""
+        if self._instruments is None:
+            self._instruments = self._equip(self.shell)
+        return self._instruments
 
     @property
     def ssh(self) -> SshShell:
@@ -153,7 +162,10 @@ class Links:
             self._serial.console.expect_boot()
 
     def close(self) -> None:
-        """Throw away every link; they are made afresh at the next use. Never raises."""
+        """Throw away every link and all instruments; they are made afresh at the next use. Never
+        raises."""
+        self.forget_boot()
+        self._instruments = None
         self._login_baud = self._found_baud()
         for shell in (self._ssh, self._serial):
             if shell is not None:
@@ -164,28 +176,26 @@ class Links:
 
     def find(self, *, just_switched_on: bool = False) -> Endpoints:
         """Where the links are now: the board file's word, else that of the power driver or the
-        labgrid place. Opens none. Raises :class:`HostError` for a serial adapter that is not
-        plugged in; one that may draw its power from the board is waited for."""
+        labgrid place. Opens none, and closes all where that changed: they lead nowhere. Raises
+        :class:`HostError` for a serial adapter that is not plugged in; one that may draw its power
+        from the board is waited for."""
         with of_board(self._file.name):
             offered = self._power.endpoints()
             self._adapter_patience = self._file.timeouts.adapter if just_switched_on else 0.0
-            self._endpoints = Endpoints(
+            found = Endpoints(
                 None if "ssh" in self._given_up else ssh_address(self._file, offered.ssh),
                 None if "serial" in self._given_up else self._find_serial(offered.serial),
             )
-        return self._endpoints
+        if found != self._endpoints:
+            self.close()
+        self._endpoints = found
+        return found
 
     def _find_serial(self, offered: SerialAddress | None) -> SerialAddress | None:
         found = serial_address(self._file, patience=self._adapter_patience, offered=offered)
         if found is None:
             return None
         return replace(found, capture=self._console_log or console_logs(self._power, self._file))
-
-    def moved(self) -> bool:
-        """:meth:`find` after the power was switched on; True when that changed, so that links made
-        before lead nowhere."""
-        before = self._endpoints
-        return self.find(just_switched_on=True) != before
 
     def do_without(self, link: LinkName) -> None:
         """Forget a link that does not work, so that the other one is used."""
@@ -209,6 +219,12 @@ class Links:
         return None if baud == self._serial.console.configured_baud else baud
 
     # --- which boot they reach ----------------------------------------------------------------
+
+    def forget_boot(self) -> None:
+        """Nothing measured in this boot holds in the next."""
+        self.boot = ThisBoot()
+        if self._instruments is not None:
+            self._instruments.probe.close()
 
     @property
     def boot_id(self) -> str:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from threading import Event
+from typing import TYPE_CHECKING
 
-from harness.board.instruments import Instruments
 from harness.board.links import Links
 from harness.capabilities import EFIVARS_PATH, STMM_DEVICE, STMM_DRIVER
 from harness.errors import CommandFailed, LabError, MissingCapability
 from harness.instruments.efivars import VENDOR_GUID, VariableName, mount_state
 from harness.shell import Shell
+
+if TYPE_CHECKING:
+    from harness.boardfile.boardfile import BoardFile
 
 _POLL_SECONDS = 0.05
 # Built-in commands where possible: it runs after every test, and a process costs a millisecond.
@@ -60,16 +63,9 @@ class Standard:
     """The standing that the last boot brought about, and how to come back to it. ``kept`` names
     own variables that may stay."""
 
-    def __init__(
-        self,
-        board: str,
-        links: Links,
-        instruments: Callable[[], Instruments],
-        kept: Collection[VariableName],
-    ) -> None:
-        self._board = board
+    def __init__(self, file: BoardFile, links: Links, kept: Collection[VariableName]) -> None:
+        self._file = file
         self._links = links
-        self._instruments = instruments
         self._kept = kept
         self._wanted: Standing | None = None
 
@@ -94,10 +90,10 @@ class Standard:
             foreign=next((line for line in lines if line.startswith("foreign ")), ""),
         )
 
-    def wait(self, timeout: float) -> None:
+    def wait(self) -> None:
         """Wait until the driver is bound and efivarfs writable, as after every boot; a board that
-        does not come so far within ``timeout`` seconds is left to the capabilities to tell."""
-        deadline = time.monotonic() + timeout
+        does not come so far is left to the capabilities to tell."""
+        deadline = time.monotonic() + self._file.timeouts.ready
         standing = self.now()
         while not (standing.bound and standing.writable) and time.monotonic() < deadline:
             Event().wait(_POLL_SECONDS)
@@ -121,12 +117,12 @@ class Standard:
             raise LabError(
                 f"the board could not be brought back to: {', '.join(left)}",
                 remedy="power-cycle it",
-                board=self._board,
+                board=self._file.name,
             )
         return mended
 
     def _mend(self, what: str) -> None:
-        instruments = self._instruments()
+        instruments = self._links.instruments
         with contextlib.suppress(CommandFailed, MissingCapability):
             match what:
                 case "supplicant running":
