@@ -89,7 +89,8 @@ def _tool(command: str, package: str) -> Measurement:
     )
 
 
-def _octal(content: bytes) -> str:
+def octal(content: bytes) -> str:
+    """As printf(1) on the board takes any bytes."""
     return "".join(f"\\{byte:03o}" for byte in content)
 
 
@@ -172,7 +173,7 @@ MEASUREMENTS: Mapping[Capability, Measurement] = {
         "the RPMB has OP-TEE's public test key, so that anybody with root can write it",
         # mmc checks the MAC of what it read.
         "command -v mmc >/dev/null && d=$(mktemp -d) || exit; "
-        f"printf '{_octal(OPTEE_TEST_KEY)}' >$d/key && "
+        f"printf '{octal(OPTEE_TEST_KEY)}' >$d/key && "
         "mmc rpmb read-block $(ls /dev/mmcblk*rpmb | head -n 1) 0 1 $d/data $d/key 2>&1; r=$?; "
         "rm -rf $d; exit $r",
         "a product must not have it; without it the suite cannot forge RPMB writes",

@@ -75,9 +75,7 @@ class Board:
             check_held=self.check_held,
         )
         self.standard = Standard(file, self.links, self.kept_variables)
-        self.switch = PowerSwitch(
-            file, self.power, self.links, self.standard, consent=self.require_consent
-        )
+        self.switch = PowerSwitch(file, self.power, self.links, self.standard, self.require_consent)
         self._programming = programming
         self._believe_pins = believe_pins
         # What software was measured, and what of that outlives a boot.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from harness.board.identity import check_right_board
@@ -20,70 +21,62 @@ if TYPE_CHECKING:
 _ALREADY_ON_SECONDS = 5.0
 
 
+@dataclass(frozen=True)
 class PowerSwitch:
     """Power and restarts of a board: each method returns when the board is down, or up again,
     checked and ready. Needs the consent ``power_cycle``. Raises the power driver's and the link's
     errors, :class:`LabError` at the deadline, :class:`WrongBoard` when another board comes up."""
 
-    def __init__(
-        self,
-        file: BoardFile,
-        driver: PowerDriver,
-        links: Links,
-        standard: Standard,
-        *,
-        consent: Callable[[Consent], None],
-    ) -> None:
-        self._file = file
-        self._driver = driver
-        self._links = links
-        self._standard = standard
-        self._consent = consent
+    file: BoardFile
+    driver: PowerDriver
+    links: Links
+    standard: Standard
+    consent: Callable[[Consent], None]
 
     def state(self) -> PowerState:
         """As the driver verified it."""
-        return self._driver.state()
+        return self.driver.state()
 
     def start(self) -> None:
         """Switch on if it is off, and wait until the board answers on the chosen link; needs no
         consent."""
-        with of_board(self._file.name):
-            was_on = self._driver.state()
-            self._driver.on(self._file.timeouts.power)
-            self._links.find(just_switched_on=was_on is not PowerState.ON)
-            switched = self._driver.state() is not was_on or was_on is PowerState.OFF
-            if switched and self._links.chosen == "serial" and not self._links.console.mark():
-                self._links.expect_boot()
-            timeout = self._file.timeouts.boot if switched else _ALREADY_ON_SECONDS
-            self._links.wait_for_boot(None, timeout)
+        with of_board(self.file.name):
+            was_on = self.driver.state()
+            self.driver.on(self.file.timeouts.power)
+            self.links.find(just_switched_on=was_on is not PowerState.ON)
+            switched = self.driver.state() is not was_on or was_on is PowerState.OFF
+            if switched and self.links.chosen == "serial" and not self.links.console.mark():
+                self.links.expect_boot()
+            timeout = self.file.timeouts.boot if switched else _ALREADY_ON_SECONDS
+            self.links.wait_for_boot(None, timeout)
 
     def off(self) -> None:
         """Cut the power as pulling the plug would."""
-        self._consent(Consent.POWER_CYCLE)
-        self._links.forget_boot()
-        with of_board(self._file.name):
-            self._driver.off(self._file.timeouts.power)
+        self.consent(Consent.POWER_CYCLE)
+        self.links.forget_boot()
+        with of_board(self.file.name):
+            self.driver.off(self.file.timeouts.power)
 
     def on(self, *, timeout: float | None = None) -> None:
         """Switch on and wait until the board is ready; needs no consent."""
-        self._switch_on(self._driver.on, after=None, timeout=timeout, until_ready=True)
+        self._switch_on(self.driver.on, after=None, timeout=timeout, until_ready=True)
 
     def cycle(self, *, timeout: float | None = None, until_ready: bool = True) -> None:
         """Cut the power, switch it on, wait until the board is ready, or with ``until_ready``
         false until it answers."""
-        self._consent(Consent.POWER_CYCLE)
-        before = self._links.boot.id
-        self._links.forget_boot()
-        self._switch_on(self._driver.cycle, after=before, timeout=timeout, until_ready=until_ready)
+        self.consent(Consent.POWER_CYCLE)
+        before = self.links.boot.id
+        self.links.forget_boot()
+        self._switch_on(self.driver.cycle, after=before, timeout=timeout, until_ready=until_ready)
 
     def reboot(self, *, timeout: float | None = None) -> None:
         """Restart from inside and wait until the board is ready."""
-        self._consent(Consent.POWER_CYCLE)
-        before = self._links.boot_id
-        self._links.forget_boot()
+        self.consent(Consent.POWER_CYCLE)
+        before = self.links.boot_id
+        self.links.forget_boot()
         # It may take the link down before the status is back: the new boot id is the proof.
         with contextlib.suppress(LinkError):
-            self._links.shell.run_isolated("setsid reboot </dev/null >/dev/null 2>&1 & true")
+            self.links.shell.run_isolated("setsid reboot </dev/null >/dev/null 2>&1 & true")
         self._wait_for_boot(after=before, timeout=timeout, until_ready=True)
 
     def _switch_on(
@@ -94,10 +87,10 @@ class PowerSwitch:
         timeout: float | None,
         until_ready: bool,
     ) -> None:
-        with of_board(self._file.name):
-            self._links.expect_boot()
-            switch(self._file.timeouts.power)
-            self._links.find(just_switched_on=True)
+        with of_board(self.file.name):
+            self.links.expect_boot()
+            switch(self.file.timeouts.power)
+            self.links.find(just_switched_on=True)
         self._wait_for_boot(after=after, timeout=timeout, until_ready=until_ready)
 
     def _wait_for_boot(
@@ -105,11 +98,11 @@ class PowerSwitch:
     ) -> None:
         """Wait until a boot other than ``after`` (a boot id) answers, check that it is the right
         board, and with ``until_ready`` wait until it is ready."""
-        self._links.forget_boot()
-        limits = self._file.timeouts
-        with of_board(self._file.name):
+        self.links.forget_boot()
+        limits = self.file.timeouts
+        with of_board(self.file.name):
             patience = timeout or limits.boot + (limits.shutdown if after else 0)
-            self._links.wait_for_boot(after, patience)
-            check_right_board(self._file, self._links, [self._links.chosen])
+            self.links.wait_for_boot(after, patience)
+            check_right_board(self.file, self.links, [self.links.chosen])
             if until_ready:
-                self._standard.wait()
+                self.standard.wait()

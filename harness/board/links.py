@@ -105,7 +105,7 @@ class Links:
 
     @property
     def instruments(self) -> Instruments:
-        """All instruments over :attr:`shell`, made with it: hold on to none across :meth:`close`."""
+        """All instruments over :attr:`shell`, made with it; none outlives :meth:`close`."""
         if self._instruments is None:
             self._instruments = self._equip(self.shell)
         return self._instruments

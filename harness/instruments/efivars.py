@@ -33,7 +33,6 @@ NV_BS_RT = Attributes.NON_VOLATILE | Attributes.BOOTSERVICE_ACCESS | Attributes.
 IMMUTABLE = 0x10
 """FS_IMMUTABLE_FL (K6 include/uapi/linux/fs.h)."""
 
-_GUID_CHARS = 36
 _FILE_NAME = re.compile(
     r"(.+)-([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})", re.ASCII | re.DOTALL
 )
@@ -56,9 +55,10 @@ class VariableName:
     def of_file(cls, file_name: bytes) -> VariableName:
         """Parse a file name of efivarfs. Raises ValueError for one that is none."""
         text = file_name.decode("utf-8", "surrogateescape")
-        if len(text) < _GUID_CHARS + 2 or text[-_GUID_CHARS - 1] != "-":
+        found = name_of_file(text)
+        if found is None:
             raise ValueError(f"{text!r} does not end in -GUID")
-        return cls(text[: -_GUID_CHARS - 1], UUID(text[-_GUID_CHARS:]))
+        return found
 
 
 def is_ours(name: VariableName) -> bool:

@@ -112,6 +112,18 @@ class TestBoard:
         with pytest.raises(MissingCapability, match=r"no serial link .*board desk"):
             _ = board.links.console
 
+    def test_no_instrument_outlives_its_link(self, board: Board) -> None:
+        shell, before = board.shell, vars(board.instruments)
+        assert all(shell in vars(instrument).values() for instrument in before.values())
+        board.relink()
+        after = vars(board.instruments)
+        assert after.keys() == before.keys()
+        for name, instrument in after.items():
+            assert instrument is not before[name]
+            assert board.shell in vars(instrument).values()
+            assert shell not in vars(instrument).values()
+            assert getattr(board, name, instrument) is instrument
+
     def test_no_consent_no_action(self, board: Board) -> None:
         with pytest.raises(ConsentMissing, match="does not consent to stop_supplicant"):
             board.tee.stop_supplicant()
