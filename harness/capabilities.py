@@ -13,6 +13,7 @@ from enum import StrEnum
 
 from harness.consents import Consent
 from harness.errors import MissingCapability, TargetError
+from harness.formats.rpmb import OPTEE_TEST_KEY
 from harness.shell import Shell
 
 EFIVARS_PATH = "/sys/firmware/efi/efivars"
@@ -20,8 +21,6 @@ STMM_DEVICE = "optee-ta-ed32d533-99e6-4209-9cc0-2d72cdd998a7"
 STMM_DRIVER = "/sys/bus/tee/drivers/tee-stmm-efi"
 LINUX_EFI_CRASH_GUID = "cfc8fc79-be2e-4ddc-97f0-9f98bfe298a0"
 """The vendor GUID whose files the kernel never makes immutable (K6 fs/efivarfs/vars.c)."""
-OPTEE_TEST_KEY = bytes.fromhex("d3eb3ec36e334c9f988ce2c0b85954610d2bcf8664844df2ab56e6c61bb701e4")
-"""OP-TEE's public RPMB key, of a build with CFG_RPMB_TESTKEY (optee_os core/tee/tee_rpmb_fs.c)."""
 
 # The first line is enough for a message; more is noise.
 _DETAIL_CHARS = 120
@@ -90,7 +89,8 @@ def _tool(command: str, package: str) -> Measurement:
     )
 
 
-def _octal(content: bytes) -> str:
+def octal(content: bytes) -> str:
+    """As printf(1) on the board takes any bytes."""
     return "".join(f"\\{byte:03o}" for byte in content)
 
 
@@ -173,7 +173,7 @@ MEASUREMENTS: Mapping[Capability, Measurement] = {
         "the RPMB has OP-TEE's public test key, so that anybody with root can write it",
         # mmc checks the MAC of what it read.
         "command -v mmc >/dev/null && d=$(mktemp -d) || exit; "
-        f"printf '{_octal(OPTEE_TEST_KEY)}' >$d/key && "
+        f"printf '{octal(OPTEE_TEST_KEY)}' >$d/key && "
         "mmc rpmb read-block $(ls /dev/mmcblk*rpmb | head -n 1) 0 1 $d/data $d/key 2>&1; r=$?; "
         "rm -rf $d; exit $r",
         "a product must not have it; without it the suite cannot forge RPMB writes",
@@ -253,7 +253,7 @@ MEASUREMENTS: Mapping[Capability, Measurement] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Measured:
     """One capability as measured: present or not, and the first line the measurement printed."""
 
     capability: Capability
@@ -265,11 +265,11 @@ class Finding:
 class Capabilities:
     """All capabilities of one boot, with what the board file pinned."""
 
-    findings: Mapping[Capability, Finding]
+    findings: Mapping[Capability, Measured]
     pinned: Mapping[Capability, bool]
     board: str
 
-    def lasting(self) -> Mapping[Capability, Finding]:
+    def lasting(self) -> Mapping[Capability, Measured]:
         """What holds in the next boot of the same software, too: nothing, unless this boot brought
         the board into its standard state, in which it was measured."""
         promised = (name for name in MEASUREMENTS if MEASUREMENTS[name].of_the_boot)
@@ -327,7 +327,7 @@ def measure(
     pinned: Mapping[Capability, bool],
     may: Callable[[Consent], bool] = lambda consent: False,
     believe: bool = False,
-    known: Mapping[Capability, Finding] | None = None,
+    known: Mapping[Capability, Measured] | None = None,
     timeout: float = 20.0,
 ) -> Capabilities:
     """Measure everything in one round trip on a lane of its own (``df`` can block behind a hung
@@ -337,7 +337,7 @@ def measure(
     script did not end."""
     findings = dict(known or {})
     if believe:
-        findings |= {name: Finding(name, value, "pinned") for name, value in pinned.items()}
+        findings |= {name: Measured(name, value, "pinned") for name, value in pinned.items()}
     if len(findings) == len(Capability):
         return Capabilities(findings, dict(pinned), board)
     script = _script(may, _offers_sftp(shell), set(Capability) - set(findings))
@@ -347,7 +347,7 @@ def measure(
         answer, _, detail = rest.partition(":")
         if name in Capability.__members__.values() and answer in {"yes", "no"}:
             capability = Capability(name)
-            findings[capability] = Finding(capability, answer == "yes", detail[:_DETAIL_CHARS])
+            findings[capability] = Measured(capability, answer == "yes", detail[:_DETAIL_CHARS])
     missing = sorted(set(Capability) - set(findings))
     if missing:
         raise TargetError(

@@ -16,7 +16,7 @@ def _run(options: argparse.Namespace) -> int:
     import subprocess
 
     with opened(options, purpose="hil shell") as board:
-        address = board.ssh.address
+        address = board.links.ssh.address
         command = ["ssh", "-p", str(address.port), "-l", address.user]
         if address.key is not None:
             command += ["-i", str(address.key), "-o", "IdentitiesOnly=yes"]

@@ -33,7 +33,7 @@ NO_NONCE: Final = bytes(NONCE_SIZE)
 OPTEE_TEST_KEY: Final = bytes.fromhex(
     "d3eb3ec36e334c9f988ce2c0b85954610d2bcf8664844df2ab56e6c61bb701e4"
 )
-"""The key of an OP-TEE built with CFG_RPMB_TESTKEY."""
+"""OP-TEE's public key, of a build with CFG_RPMB_TESTKEY (optee_os core/tee/tee_rpmb_fs.c)."""
 
 
 class RpmbRequest(IntEnum):

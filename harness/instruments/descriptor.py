@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from itertools import count
 
-from harness.instruments import succeeded
+from harness.instruments.outcomes import succeeded
 from harness.probe import Outcome, Probe, Step
 from harness.probe import steps as do
 

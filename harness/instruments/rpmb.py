@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from harness.capabilities import octal
 from harness.consents import Consent
 from harness.errors import MissingCapability, TargetError
 from harness.formats import mmc
@@ -194,7 +195,7 @@ class _MmcUtils:
     ) -> bytes:
         """Run it with ``files`` in a directory ``$d`` that does not outlive the command."""
         create = "".join(
-            f"printf {shlex.quote(_octal(content))} > $d/{name} && "
+            f"printf {shlex.quote(octal(content))} > $d/{name} && "
             for name, content in (files or {}).items()
         )
         mmc_command = f"mmc rpmb {action} {self._device} {arguments}"
@@ -289,7 +290,3 @@ try:
 except OSError as error:
     print(error.errno)
 """
-
-
-def _octal(content: bytes) -> str:
-    return "".join(f"\\{byte:03o}" for byte in content)

@@ -33,7 +33,8 @@ from harness.pytest_plugin.usage import usage_errors
 from harness.safekeeping.key_programming import KeyProgramming
 
 if TYPE_CHECKING:
-    from harness.board.board import Board, Standing
+    from harness.board.board import Board
+    from harness.board.standing import Standing
     from harness.boardfile.boardfile import BoardFile
     from harness.pytest_plugin.lease import RunLease
 
@@ -122,7 +123,7 @@ class Bench:
                     wanted=self._config.getoption("program_rpmb_key"),
                     identity=self._config.getoption("i_know_this_is"),
                     may_ask=not self._config.getoption("yes"),
-                ),
+                ).require,
             )
             try:
                 board.start()
@@ -204,7 +205,7 @@ class Bench:
         if self._lost is None:
             with self._noting(session):
                 hook.pytest_hil_close(board=board)
-        self.notes += board.corrections
+        self.notes += board.links.corrections
 
     # --- one test -----------------------------------------------------------------------------
 
@@ -265,7 +266,7 @@ class Bench:
 
     def pytest_hil_tidying(self, board: Board, item: pytest.Item, standing: Standing) -> None:
         """Own variables away, standard state back; then what the kernel said."""
-        mended = board.restore_standing(standing)
+        mended = board.standard.restore(standing)
         if mended and not item.get_closest_marker("disturbs"):
             self.notes.append(f"{item.nodeid} left the board without: {', '.join(mended)}")
         if own := standing.own_variables:
@@ -397,7 +398,7 @@ class Bench:
     def _look(self, item: pytest.Item, *, log: bool) -> Standing:
         """All that is read after a test, in one round trip: what plugins look at, the standing
         and, with ``log``, the new lines of the kernel log."""
-        from harness.board.board import STANDING
+        from harness.board.standing import STANDING
 
         board = self.board()
         looks: list[Look] = item.ihook.pytest_hil_look(board=board, item=item)
@@ -413,7 +414,7 @@ class Bench:
             )
         for look in looks:
             look.take(parts.pop(0))
-        standing = board.standing_of(parts.pop(0).splitlines())
+        standing = board.standard.parse(parts.pop(0).splitlines())
         new = parts.pop().splitlines() if parts else []
         if new:
             self._mark = Mark(new[-1])

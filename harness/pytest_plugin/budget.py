@@ -15,18 +15,19 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from harness.errors import MissingCapability
+from harness.instruments.efivars import is_named
 from harness.pytest_plugin import costs
 from harness.pytest_plugin.bench import Bench, uses_board
 from harness.pytest_plugin.blame import BLAME, Whose
 from harness.pytest_plugin.hookspecs import Look
 from harness.pytest_plugin.keeper import Keeper, foreign_names
 from harness.pytest_plugin.meter import Meter, Reading
-from harness.safekeeping.variables import is_named
 from harness.store.space import CACHED_SECONDS, FOREIGN, RECLAIM_WRITES, WRITES_PER_BYTE, StoreSpace
 from harness.store.wear import Entry, Ledger
 
 if TYPE_CHECKING:
-    from harness.board.board import Board, Standing
+    from harness.board.board import Board
+    from harness.board.standing import Standing
 
 BUDGET: pytest.StashKey[Budget] = pytest.StashKey()
 """Where a configuration keeps its budget."""

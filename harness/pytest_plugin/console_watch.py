@@ -72,7 +72,7 @@ class ConsoleWatch:
 
     def _new_lines(self) -> list[str]:
         """Whole lines since the last look."""
-        console = self._bench.board().open_console if self._bench.reached else None
+        console = self._bench.board().links.open_console if self._bench.reached else None
         if console is None:
             self._log = None
             return []

@@ -14,7 +14,8 @@ from harness.pytest_plugin.budget import BUDGET
 from harness.pytest_plugin.report import MEASUREMENT, REPORT, key_of
 
 if TYPE_CHECKING:
-    from harness.board.board import Board, PowerSwitch
+    from harness.board.board import Board
+    from harness.board.boot import PowerSwitch
     from harness.instruments.efivars import Efivars
     from harness.instruments.kernel_log import KernelLog
     from harness.instruments.rpmb import Rpmb
@@ -75,16 +76,14 @@ def tee(board: Board) -> Tee:
 @pytest.fixture
 def console(board: Board) -> Console:
     """The serial console; skips on a board without one."""
-    return board.console
+    return board.links.console
 
 
 @pytest.fixture
 def power(board: Board) -> PowerSwitch:
     """The power switch; skips without the consent ``power_cycle``."""
-    from harness.board.board import PowerSwitch
-
     board.require_consent(Consent.POWER_CYCLE)
-    return PowerSwitch(board)
+    return board.switch
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from harness.board.board import Board, Standing
+    from harness.board.board import Board
+    from harness.board.standing import Standing
     from harness.errors import HilError
 
 

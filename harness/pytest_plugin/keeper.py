@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING
 import pytest
 
 from harness.board import state_dir
+from harness.board.standing import foreign_variables
 from harness.consents import Consent
 from harness.errors import ConsentMissing, HilError, TargetError
-from harness.instruments.efivars import VariableName
+from harness.instruments.efivars import VariableName, is_named, name_of_file
 from harness.pytest_plugin.bench import Bench, uses_board
 from harness.pytest_plugin.hookspecs import Look
 from harness.safekeeping import snapshot
-from harness.safekeeping.restore import Report, Verdict, restore, restore_whatever_it_takes, table
-from harness.safekeeping.variables import is_named, name_of_file, nature
+from harness.safekeeping.restore import Fate, Restoration, restore, restore_whatever_it_takes, table
+from harness.safekeeping.variables import nature
 
 if TYPE_CHECKING:
     from harness.board.board import Board
@@ -59,7 +60,7 @@ class Keeper:
         used, :class:`harness.errors.LabError` while another run uses the board."""
         self._board = board
         declared = [name for item in items for name in foreign_names(item)]
-        self._claim = state_dir.Claim(self._board)
+        self._claim = state_dir.Claim(self._board.power, self._board.file)
         directory = self._claim.directory
         earlier = snapshot.pending(directory)
         if earlier is not None:
@@ -84,12 +85,12 @@ class Keeper:
             self._why_none = error.what if isinstance(error, HilError) else str(error)
             self.lines.append(f"no snapshot was taken: {self._why_none}")
             return
-        snapshot.keep(self._snapshot, state_dir.directory(self._board))
+        snapshot.keep(self._snapshot, state_dir.directory(self._board.power, self._board.file))
 
     def declare(self, names: Sequence[str]) -> None:
         """More foreign variables that this run may write."""
         if self._snapshot is not None:
-            directory = state_dir.directory(self._board)
+            directory = state_dir.directory(self._board.power, self._board.file)
             self._snapshot = snapshot.declare(self._snapshot, directory, names)
 
     # --- one test -----------------------------------------------------------------------------
@@ -114,10 +115,10 @@ class Keeper:
     @pytest.hookimpl(trylast=True)
     def pytest_hil_look(self, board: Board) -> Look:
         """Other people's variables, where the counter moved or cannot tell."""
-        from harness.board.board import FOREIGN_STANDING
+        from harness.board.standing import FOREIGN_STANDING
 
         def take(text: str) -> None:
-            self._seen = board.standing_of(text.splitlines()).foreign
+            self._seen = board.standard.parse(text.splitlines()).foreign
 
         return Look(f'test -z "$moved" || {FOREIGN_STANDING}', take)
 
@@ -176,16 +177,16 @@ class Keeper:
         kept = stored or now
         return kept.is_variable and nature(kept) is None
 
-    def _note(self, item: pytest.Item, report: Report) -> None:
+    def _note(self, item: pytest.Item, report: Restoration) -> None:
         self.lines += [
             f"{item.nodeid}: {line}"
             for line in report.lines
-            if line.verdict in {Verdict.WAITS, Verdict.LOST}
+            if line.fate in {Fate.WAITS, Fate.LOST}
         ]
 
     def _list(self) -> None:
         self._checksum = self._board.standing(foreign=True).foreign
-        self._listing = self._board.foreign_variables()
+        self._listing = foreign_variables(self._board.shell)
 
     # --- the end ------------------------------------------------------------------------------
 
@@ -228,4 +229,4 @@ class Keeper:
         self.lines += [*did, *table(report)]
         self.restored = report.finished
         if report.finished:
-            snapshot.finish(state_dir.directory(self._board))
+            snapshot.finish(state_dir.directory(self._board.power, self._board.file))

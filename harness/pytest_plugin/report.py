@@ -18,7 +18,8 @@ from harness.pytest_plugin.role import board_of_worker
 from harness.resources import suite_relative
 
 if TYPE_CHECKING:
-    from harness.board.board import Board, Identity
+    from harness.board.board import Board
+    from harness.board.identity import Identity
     from harness.pytest_plugin.bench import Bench
     from harness.pytest_plugin.budget import Budget
     from harness.pytest_plugin.keeper import Keeper

@@ -25,7 +25,7 @@ from harness.truth.rows import VARIANTS
 from harness.truth.steps import CannotTake
 
 if TYPE_CHECKING:
-    from harness.board.board import LinkName
+    from harness.board.links import LinkName
     from harness.boardfile.boardfile import BoardFile
 
 _VARIANT = "variant"
@@ -106,7 +106,7 @@ class Bench:
                 self._wait_until_ready()
             return
         if autostart:
-            self.board.power_cycle()
+            self.board.switch.cycle()
         else:
             self._restart_without_supplicant()
         self._keep_driver_at_stop()
@@ -156,7 +156,7 @@ class Bench:
         unit = quote(service.name)
         self.board.shell.run_isolated(f"systemctl disable {unit} && sync").check()
         try:
-            self.board.power_cycle(until_ready=False)
+            self.board.switch.cycle(until_ready=False)
         finally:
             self.board.shell.run_isolated(f"systemctl enable {unit}").check()
 

@@ -13,7 +13,7 @@ from harness.truth.replay import GroupReplay, GroupResult, RowResult, Verdict
 from harness.truth.rows import OWN_ROWS, Row, load, with_own
 
 if TYPE_CHECKING:
-    from harness.board.board import LinkName
+    from harness.board.links import LinkName
     from harness.boardfile.boardfile import BoardFile
 
 

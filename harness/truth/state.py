@@ -19,6 +19,7 @@ from harness.capabilities import EFIVARS_PATH, STMM_DRIVER
 from harness.errors import HilError
 from harness.formats import variable_store as layout
 from harness.instruments.efivars import VENDOR_GUID
+from harness.instruments.tee import routing_model
 from harness.probe import Outcome, Step
 from harness.probe import steps as do
 from harness.store import records as store_space
@@ -134,7 +135,7 @@ class State:
     def phase(self) -> Phase:
         """Where the stack stands."""
         standing = self.board.standing()
-        served = standing.supplicant or self.board.routing_model() == "kernel"
+        served = standing.supplicant or routing_model(self.board.shell) == "kernel"
         if standing.bound:
             return Phase.LIVE if served else Phase.STOPPED
         return Phase.UNBOUND if standing.supplicant else Phase.COLD
@@ -163,7 +164,7 @@ class State:
         tee = self.board.tee
         # Only a device that appears binds by itself.
         was_there = tee.has_stmm_device()
-        if not self.board.standing().supplicant and self.board.routing_model() != "kernel":
+        if not self.board.standing().supplicant and routing_model(self.board.shell) != "kernel":
             tee.start_supplicant()
         if not self.board.standing().bound:
             if was_there:

@@ -15,8 +15,8 @@ import pytest
 from harness.board.board import Board
 from harness.expectations import recorded
 from harness.formats.efi import Attributes
-from harness.instruments import refused
 from harness.instruments.efivars import NV_BS_RT, Efivars
+from harness.instruments.outcomes import refused
 from harness.probe import Probe
 from harness.probe import steps as do
 from harness.store.records import record_size

@@ -23,8 +23,8 @@ from harness.formats.authentication import (
     Authentication2,
 )
 from harness.formats.efi import CERT_DB_GUID, Attributes, EfiTime
-from harness.instruments import accepted, refused
 from harness.instruments.efivars import NV_BS_RT, VENDOR_GUID, Efivars, VariableName
+from harness.instruments.outcomes import accepted, refused
 from harness.instruments.rpmb import Rpmb
 from harness.safekeeping import authenticated
 from harness.safekeeping.secure_boot import key_directory

@@ -19,8 +19,8 @@ import pytest
 from harness.board.board import Board
 from harness.errors import HilError, MissingCapability
 from harness.expectations import recorded
-from harness.instruments.efivars import VENDOR_GUID, Efivars, VariableName
-from harness.instruments.outcomes import content_of, errno_of
+from harness.instruments.efivars import VENDOR_GUID, Efivars, VariableName, content_of
+from harness.instruments.outcomes import errno_of
 from harness.pytest_plugin.budget import BUDGET
 from harness.store.gauge import SpaceGauge
 from harness.store.records import record_size

@@ -12,8 +12,8 @@ from uuid import UUID
 import pytest
 
 from harness.expectations import recorded
-from harness.instruments import accepted, refused, succeeded
 from harness.instruments.efivars import IMMUTABLE, VENDOR_GUID, Efivars
+from harness.instruments.outcomes import accepted, refused, succeeded
 from harness.probe import Probe
 from harness.probe import steps as do
 from harness.shell import Shell

@@ -6,8 +6,8 @@ import errno
 
 import pytest
 
-from harness.instruments import refused, succeeded
 from harness.instruments.efivars import Efivars
+from harness.instruments.outcomes import refused, succeeded
 from harness.probe import Probe, Step
 from harness.probe import steps as do
 from harness.store.records import record_size

@@ -8,8 +8,8 @@ from shlex import quote
 import pytest
 
 from harness.expectations import recorded
-from harness.instruments import succeeded
 from harness.instruments.efivars import Efivars
+from harness.instruments.outcomes import succeeded
 from harness.links import posix
 from harness.probe import Probe
 from harness.probe import steps as do

@@ -16,9 +16,9 @@ import pytest
 from harness.board.board import Board
 from harness.capabilities import LINUX_EFI_CRASH_GUID
 from harness.errors import LinkError
-from harness.instruments.efivars import Efivars, VariableName
+from harness.instruments.efivars import Efivars, VariableName, content_of
 from harness.instruments.kernel_log import KernelLog
-from harness.instruments.outcomes import content_of, errno_of
+from harness.instruments.outcomes import errno_of
 from harness.shell import Shell
 from harness.store import listing
 from harness.store.records import RELOCATION
@@ -60,7 +60,7 @@ def crash(board: Board) -> Crash:
     counter = board.rpmb.counter() if board.capabilities.has("rpmb_access") else None
     with contextlib.suppress(LinkError):
         board.shell.run_isolated("echo c > /proc/sysrq-trigger", timeout=3)
-    board.power_cycle()
+    board.switch.cycle()
     efivars = listing.of_the_store(board)
     moved = None if counter is None else board.rpmb.counter() - counter
     return Crash(

@@ -14,13 +14,12 @@ from dataclasses import dataclass
 import pytest
 
 from harness.board.board import Board
-from harness.capabilities import OPTEE_TEST_KEY as TEST_KEY
 from harness.expectations import recorded
 from harness.formats import rpmb as wire
+from harness.formats.rpmb import OPTEE_TEST_KEY as TEST_KEY
 from harness.formats.rpmb import RpmbResult
-from harness.instruments import refused
-from harness.instruments.efivars import Efivars
-from harness.instruments.outcomes import content_of, errno_of
+from harness.instruments.efivars import Efivars, content_of
+from harness.instruments.outcomes import errno_of, refused
 from harness.instruments.rpmb import Rpmb, RpmbRefused
 from harness.shell import Shell
 from harness.store import listing
@@ -239,7 +238,7 @@ def test_a_create_is_two_or_moves_the_file(board: Board, efivars: Efivars, rpmb:
 @pytest.mark.cases(34, 83, 428)
 def test_a_boot_costs_the_replay_guard_and_no_file(board: Board) -> None:
     before = board.rpmb.counter()
-    board.power_cycle()
+    board.switch.cycle()
     spent = board.rpmb.counter() - before
     assert spent >= 1
     # Every variable was written before, and an identical write is none. An OP-TEE that loses the

@@ -12,8 +12,8 @@ from shlex import quote
 import pytest
 
 from harness.expectations import recorded
-from harness.instruments import accepted, refused
 from harness.instruments.efivars import Efivars
+from harness.instruments.outcomes import accepted, refused
 from harness.links import posix
 from harness.shell import Shell
 from harness.store.records import record_size

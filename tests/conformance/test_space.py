@@ -15,8 +15,8 @@ import pytest
 
 from harness.board.board import Board
 from harness.formats import variable_store as layout
-from harness.instruments import refused
 from harness.instruments.efivars import Efivars
+from harness.instruments.outcomes import refused
 from harness.probe import Probe
 from harness.probe import steps as do
 from harness.shell import Shell

@@ -27,8 +27,8 @@ from harness.formats.efi import (
     VENDOR_KEYS_NV_GUID,
 )
 from harness.formats.load_option import END_NODE, load_option
-from harness.instruments import refused, succeeded
 from harness.instruments.efivars import IMMUTABLE, VENDOR_GUID, Efivars
+from harness.instruments.outcomes import refused, succeeded
 from harness.instruments.tee import Tee
 from harness.probe import Probe
 from harness.probe import steps as do

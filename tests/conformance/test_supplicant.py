@@ -18,9 +18,8 @@ import pytest
 from harness.board.board import Board
 from harness.errors import HilError
 from harness.expectations import recorded
-from harness.instruments import refused, succeeded
-from harness.instruments.efivars import Efivars, VariableName
-from harness.instruments.outcomes import content_of, errno_of
+from harness.instruments.efivars import Efivars, VariableName, content_of
+from harness.instruments.outcomes import errno_of, refused, succeeded
 from harness.instruments.tee import Tee
 from harness.instruments.writer import Writer
 from harness.probe import Probe

@@ -13,8 +13,8 @@ import pytest
 
 from harness.board.board import Board
 from harness.expectations import recorded
-from harness.instruments import refused, succeeded
 from harness.instruments.efivars import Efivars
+from harness.instruments.outcomes import refused, succeeded
 from harness.instruments.rpmb import Rpmb
 from harness.probe import Probe
 from harness.probe import steps as do

@@ -94,13 +94,13 @@ def test_an_unreachable_board_is_not_talked_to(
 ) -> None:
     built = Ladder(monkeypatch, cure="cycle")
     monkeypatch.setattr(recovery, "_STEP_SECONDS", 0.2)
-    away = reached.file.model_copy(
-        update={"ssh": reached.file.ssh and reached.file.ssh.model_copy(update={"port": 1})}
+    away = Board(
+        reached.file.model_copy(
+            update={"ssh": reached.file.ssh and reached.file.ssh.model_copy(update={"port": 1})}
+        )
     )
-    reached.file = away
-    reached.relink()
-    reached._find_endpoints(just_switched_on=False)
-    assert recover(reached).helped == "cycle"
+    away.links.find()
+    assert recover(away).helped == "cycle"
     assert built.taken == ["cycle"]
 
 

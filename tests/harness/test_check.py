@@ -16,10 +16,9 @@ import pytest
 from harness.board.board import Board
 from harness.boardfile import boardfile
 from harness.boardfile.boardfile import BoardFile
-from harness.check import Report, Verdict, walk
-from harness.check.finding import fail, ok
+from harness.check.finding import Verdict, fail, ok
 from harness.check.show import Screen
-from harness.check.walk import STEPS
+from harness.check.walk import STEPS, Walk, walk
 from harness.formats.rpmb import RpmbResult
 from harness.instruments.rpmb import RpmbRefused
 from harness.lab.lease import LeaseDesk
@@ -43,11 +42,11 @@ def emulated(**options: str) -> BoardFile:
     return EMULATED.model_copy(update={"power": power})
 
 
-def verdicts(report: Report) -> dict[str, Verdict]:
+def verdicts(report: Walk) -> dict[str, Verdict]:
     return {finding.step: finding.verdict for finding in report.findings}
 
 
-def found(report: Report, step: str) -> str:
+def found(report: Walk, step: str) -> str:
     return next(finding.found for finding in report.findings if finding.step == step)
 
 

@@ -14,7 +14,8 @@ from _pytest.mark import ParameterSet
 
 from harness.boardfile import boardfile
 from harness.boardfile.boardfile import BoardFile
-from harness.check import Finding, Report, Verdict, walk
+from harness.check.finding import Finding, Verdict
+from harness.check.walk import Walk, walk
 from harness.consents import Consent
 from harness.lab import console_probe
 from harness.links.address import SerialAddress
@@ -43,7 +44,7 @@ def emulated(*options: str, consents: dict[Consent, bool]) -> BoardFile:
     return EMULATED.model_copy(update={"power": power, "consents": allowed})
 
 
-def first_failure(report: Report) -> Finding:
+def first_failure(report: Walk) -> Finding:
     failure = report.first_failure
     assert failure is not None, [finding.lines() for finding in report.findings]
     assert failure.remedy
@@ -103,7 +104,7 @@ def shell_of(board: RunningBoard) -> Iterator[Shell]:
         yield opened.shell
 
 
-def check(path: Path) -> Report:
+def check(path: Path) -> Walk:
     return walk(boardfile.load(path), link="ssh")
 
 
@@ -169,7 +170,7 @@ def test_the_console_still_shows_the_board_when_ssh_does_not(running: RunningBoa
     assert found(report, "driver") == "tee-stmm-efi is bound"
 
 
-def found(report: Report, step: str) -> str:
+def found(report: Walk, step: str) -> str:
     return next(finding.found for finding in report.findings if finding.step == step)
 
 

@@ -157,8 +157,8 @@ except HostError as error:
 
 
 _BOARD_FILE = """
-from harness import boardfile
-from harness.board import Board
+from harness.boardfile import boardfile
+from harness.board.board import Board
 def board_file(folder, serial):
     path = folder / "desk.toml"
     path.write_text(f'''
@@ -181,7 +181,7 @@ power_cycle = true
 
 def test_a_board_file_s_adapter_is_the_one_that_has_every_property() -> None:
     script = """
-from harness.boardfile import UdevMatch
+from harness.boardfile.boardfile import UdevMatch
 from harness.errors import HostError
 from harness.lab.adapter import node_of
 for n in range(2): bench.serial_adapter(f"ttyUSB{n}", interface=n, serial="PAIR")
@@ -223,14 +223,14 @@ pause = threading.Event()
 threading.Thread(target=outlet, daemon=True).start()
 board = Board(board_file(folder, 'udev = { serial = "ONBOARD" }'))
 board.start()
-print(board.find_links().serial.url == lines[0].device, board.serial.run("echo up").text)
+print(board.links.find().serial.url == lines[0].device, board.links.serial.run("echo up").text)
 board.power.off(5)
 while any(device.serial for device in Bench().devices()):
     pause.wait(0.02)
 board.power.on(5)
-print(board.find_links(just_switched_on=True).serial.url == lines[1].device)
+print(board.links.find(just_switched_on=True).serial.url == lines[1].device)
 board.relink()
-print(board.serial.run("echo again").text)
+print(board.links.serial.run("echo again").text)
 board.close()
 sys.stdout.flush()
 os._exit(0)

@@ -188,8 +188,8 @@ def test_what_a_command_hears_is_one_log_a_boot(line: Line, folder: Path, board:
     board.write_text(board.read_text().replace("/dev/ttyUSB0", line.device))
     for word in ("first", "second"):
         opened = Board(boardfile.load(board))
-        opened.find_links()
-        with_console = opened.console
+        opened.links.find()
+        with_console = opened.links.console
         mark = with_console.mark()
         line.print_from_kernel(f"\r\n[    1.000000] {word} was here\r\n")
         with_console.wait_for("was here\r\n", timeout=30, since=mark)

@@ -14,7 +14,7 @@ from harness.consents import Consent
 from harness.errors import ConsentMissing, WrongBoard
 from harness.formats import rpmb as wire
 from harness.instruments.rpmb import RpmbRefused
-from harness.safekeeping.key_programming import NEVER, KeyProgramming, require
+from harness.safekeeping.key_programming import KeyProgramming
 
 ROOT = Path(__file__).parents[2]
 FILE = boardfile.load(ROOT / "boards" / "emulated.toml")
@@ -46,7 +46,7 @@ def test_a_key_that_was_meant_is_programmed_once(
             refused()
     with pytest.raises(RpmbRefused):
         blank.rpmb.counter()
-    monkeypatch.setattr(blank, "_key_programming", MEANT)
+    monkeypatch.setattr(blank, "_programming", MEANT.require)
     blank.rpmb.program_key(wire.OPTEE_TEST_KEY)
     assert blank.rpmb.counter() == 0
     blank.rpmb.read_block(0, key=wire.OPTEE_TEST_KEY)
@@ -58,7 +58,7 @@ def test_a_key_that_was_meant_is_programmed_once(
 @pytest.mark.parametrize(
     ("given", "consent", "disposable", "what"),
     [
-        (NEVER, True, True, "was not asked for"),
+        (KeyProgramming(), True, True, "was not asked for"),
         (KeyProgramming(identity=CID), True, True, "was not asked for"),
         (MEANT, False, True, "does not consent to program_key"),
         (MEANT, True, False, "for ever"),
@@ -78,13 +78,13 @@ def test_all_must_be_given(
     changed = blank.file.model_copy(update={"consents": consents, "disposable": disposable})
     monkeypatch.setattr(blank, "file", changed)
     with pytest.raises(ConsentMissing, match=what):
-        require(blank, given)
+        given.require(blank)
 
 
 @pytest.mark.parametrize("typed", ["yes", CID[:8], "0" * 32, CID[1:]])
 def test_another_boards_identity_ends_the_run(blank: Board, typed: str) -> None:
     with pytest.raises(WrongBoard, match="the identity typed in is"):
-        require(blank, KeyProgramming(wanted=True, identity=typed))
+        KeyProgramming(wanted=True, identity=typed).require(blank)
 
 
 def test_no_test_programs_a_key_behind_the_harness() -> None:

@@ -20,7 +20,7 @@ from harness.board.board import Board
 from harness.board.state_dir import STATE_ENVIRONMENT
 from harness.boardfile import boardfile
 from harness.boardfile.boardfile import BoardFile, LabgridSection
-from harness.check import walk
+from harness.check.walk import walk
 from harness.errors import ConfigurationError, HilError, LabError, PowerError
 from harness.lab.labgrid.place import LabgridPlace
 from harness.lab.lease import LEASES_ENVIRONMENT, BoardHeld, LeaseBroken
@@ -263,8 +263,8 @@ def test_a_coordinator_that_dies_stops_the_run(tmp_path: Path) -> None:
 
 HOLDER = """
 import sys, time
-from harness.boardfile import LabgridSection
-from harness.lab.labgrid import LabgridPlace
+from harness.boardfile.boardfile import LabgridSection
+from harness.lab.labgrid.place import LabgridPlace
 LabgridPlace(LabgridSection(coordinator=sys.argv[1], place=sys.argv[2]), board="b").hold()
 print("held", flush=True)
 time.sleep(600)
@@ -468,17 +468,20 @@ def test_a_board_in_a_place_is_a_board(
 ) -> None:
     running, text = board_in_a_place
     with Board(_file(tmp_path, text)) as board:
-        assert board.ssh.run("echo over ssh").check().text == "over ssh"
-        assert board.serial.run("echo over serial").check().text == "over serial"
-        assert board.serial.name.startswith("serial rfc2217://127.0.0.1:")
-        before = board.boot_id
-        board.power_cycle()
-        assert board.boot_id != before
-        assert board.serial.run("cat /proc/sys/kernel/random/boot_id").text == board.boot_id
+        assert board.links.ssh.run("echo over ssh").check().text == "over ssh"
+        assert board.links.serial.run("echo over serial").check().text == "over serial"
+        assert board.links.serial.name.startswith("serial rfc2217://127.0.0.1:")
+        before = board.links.boot_id
+        board.switch.cycle()
+        assert board.links.boot_id != before
+        assert (
+            board.links.serial.run("cat /proc/sys/kernel/random/boot_id").text
+            == board.links.boot_id
+        )
         assert board.power.state() is PowerState.ON
-        board.power_off()
+        board.switch.off()
         assert running.ask("status")["power"] == "off"
-        board.power_on()
+        board.switch.on()
         assert lab.holder("bench-1")
     lab.wait_until_free("bench-1")
 

@@ -289,7 +289,7 @@ import pytest
 @pytest.mark.parametrize("number", range(3))
 def test_on_a_board(board, number):
     with open("ran", "a") as file:
-        print(f"{__name__}[{number}] pid", board.boot_id, file=file)
+        print(f"{__name__}[{number}] pid", board.links.boot_id, file=file)
 
 def test_without_a_board():
     pass

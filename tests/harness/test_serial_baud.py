@@ -16,7 +16,7 @@ import pytest
 import serial
 from serial.rfc2217 import PortManager
 
-from harness.board import board
+from harness.board.board import Board
 from harness.boardfile import boardfile
 from harness.errors import LinkLost, LinkRefused
 from harness.links import login, rates
@@ -202,19 +202,19 @@ def test_a_board_tells_what_to_correct_and_goes_on_at_the_rate_found(
         'name = "desk"\nemmc_cid = "15010038474e4433520155aabbccdd00"\n'
         f'[power]\ndriver = "manual"\n[serial]\nport = "{line.device}"\n'
     )
-    desk = board.Board(boardfile.load(path), link="serial")
+    desk = Board(boardfile.load(path), link="serial")
     try:
-        desk.find_links()
-        assert desk.corrections == []
-        desk._serial_link().run("true", timeout=60).check()
+        desk.links.find()
+        assert desk.links.corrections == []
+        desk.links._serial_link().run("true", timeout=60).check()
         told = ["console speaks at 1500000 baud, the board file says 115200: correct it"]
-        assert desk.corrections == told
+        assert desk.links.corrections == told
         desk.relink()
-        assert desk.corrections == told
+        assert desk.links.corrections == told
         rate_changes.clear()
-        desk._serial_link().run("true", timeout=60).check()
+        desk.links._serial_link().run("true", timeout=60).check()
         assert not rate_changes, "opened at that rate"
-        assert desk.corrections == told
+        assert desk.links.corrections == told
     finally:
         desk.close()
 

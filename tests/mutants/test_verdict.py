@@ -20,7 +20,7 @@ REPOSITORY = Path(__file__).parents[2]
 CASES = """
 import errno
 import pytest
-from harness.instruments import refused
+from harness.instruments.outcomes import refused
 
 @pytest.fixture
 def broken():
