@@ -38,15 +38,15 @@ from harness.instruments.guard import ForeignWrites
 from harness.instruments.kernel_log import KernelLog
 from harness.instruments.rpmb import Rpmb
 from harness.instruments.tee import Tee, routing_model
-from harness.lab.labgrid.outlet import PlacePower
-from harness.power.driver import Endpoints, PowerDriver, PowerState, power_of
+from harness.lab.powering import power_of
+from harness.power.driver import Endpoints, PowerDriver, PowerState
 from harness.probe import Probe
 from harness.safekeeping import key_programming
 from harness.safekeeping.key_programming import NEVER, KeyProgramming
 from harness.shell import Shell
 
 if TYPE_CHECKING:
-    from harness.boardfile.boardfile import BoardFile
+    from harness.boardfile.sections import BoardFile
     from harness.links.address import SerialAddress, SshAddress
     from harness.links.console import Console
     from harness.links.serial import SerialShell
@@ -189,14 +189,12 @@ class Board:
     def hold(self) -> None:
         """Acquire the labgrid place that the board is in, if it is in one, until :meth:`close`.
         Raises :class:`~harness.lab.lease.BoardHeld` when somebody else has it."""
-        if isinstance(self.power, PlacePower):
-            self.power.hold()
+        self.power.hold()
 
     def check_held(self) -> None:
         """Raise :class:`~harness.lab.lease.LeaseBroken` when the labgrid place is not ours any
         more. Asks nobody: fast."""
-        if isinstance(self.power, PlacePower):
-            self.power.check()
+        self.power.check()
 
     def start(self) -> None:
         """Switch the board on if it is not, and wait until it answers on the chosen link.

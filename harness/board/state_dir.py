@@ -11,7 +11,7 @@ from harness.errors import HostError, LabError
 
 if TYPE_CHECKING:
     from harness.board.board import Board
-    from harness.boardfile.boardfile import BoardFile
+    from harness.boardfile.sections import BoardFile
     from harness.power.driver import PowerDriver
 
 STATE_ENVIRONMENT = "XDG_STATE_HOME"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TextIO
 from harness.errors import ConfigurationError, HilError, LabError
 
 if TYPE_CHECKING:
-    from harness.lab.discovery import Bench, BenchDevice
+    from harness.lab.discovery import DiscoveredDevice, Discovery
     from harness.lab.lease import Status
     from harness.links.address import SerialAddress
 
@@ -83,10 +83,10 @@ def add_discover(commands: Commands) -> None:
 
 
 def _discover(options: argparse.Namespace) -> int:
-    from harness.lab.discovery import Bench, ambiguous_serials
+    from harness.lab.discovery import Discovery, ambiguous_serials
 
-    bench = Bench()
-    present = bench.devices()
+    discovery = Discovery()
+    present = discovery.devices()
     if options.write:
         return _write(options, present)
     for device in present:
@@ -98,11 +98,11 @@ def _discover(options: argparse.Namespace) -> int:
     if not present:
         print("nothing found: no USB serial adapter, SD-mux, relay or eMMC reader is plugged in")
     if options.watch is not None:
-        _watch(bench, options.watch)
+        _watch(discovery, options.watch)
     return 0
 
 
-def _show(device: BenchDevice, present: list[BenchDevice]) -> None:
+def _show(device: DiscoveredDevice, present: list[DiscoveredDevice]) -> None:
     from harness.lab.discovery import udev_match
 
     print(device)
@@ -113,11 +113,11 @@ def _show(device: BenchDevice, present: list[BenchDevice]) -> None:
     else:
         written = ", ".join(f'{key} = "{value}"' for key, value in match.items())
         print(f"    udev = {{ {written} }}")
-    if device.driver == "ftdi_sio":
+    if device.usb_driver == "ftdi_sio":
         _show_latency_timer(device)
 
 
-def _show_latency_timer(device: BenchDevice) -> None:
+def _show_latency_timer(device: DiscoveredDevice) -> None:
     timer = Path("/sys/bus/usb-serial/devices", Path(device.node).name, "latency_timer")
     try:
         milliseconds = int(timer.read_text())
@@ -140,16 +140,16 @@ def _probe(node: str, options: argparse.Namespace) -> str:
         return f"cannot be opened: {error.what}"
 
 
-def _watch(bench: Bench, seconds: float) -> None:
+def _watch(discovery: Discovery, seconds: float) -> None:
     print(f"watching for {seconds:g} s ...", flush=True)
-    for action, device in bench.watch(timeout=seconds):
+    for action, device in discovery.watch(timeout=seconds):
         print(f"{'+' if action == 'add' else '-'} {device}", flush=True)
         if action == "add":
-            _show(device, bench.devices())
+            _show(device, discovery.devices())
         sys.stdout.flush()
 
 
-def _write(options: argparse.Namespace, present: list[BenchDevice]) -> int:
+def _write(options: argparse.Namespace, present: list[DiscoveredDevice]) -> int:
     from harness.lab import suggest
     from harness.lab.discovery import udev_match
     from harness.links.serial import SerialShell
@@ -179,7 +179,7 @@ def _write(options: argparse.Namespace, present: list[BenchDevice]) -> int:
     return 0
 
 
-def _console(options: argparse.Namespace, present: list[BenchDevice]) -> SerialAddress:
+def _console(options: argparse.Namespace, present: list[DiscoveredDevice]) -> SerialAddress:
     """The console to log in on, at the rate that answers."""
     from dataclasses import replace
 
@@ -329,10 +329,10 @@ def _lease_break(options: argparse.Namespace) -> int:
 
 
 def _things(board: str) -> list[str]:
-    from harness.boardfile import boardfile
+    from harness.boardfile import loading
     from harness.lab.things import things_of
 
-    return things_of(boardfile.load(boardfile.find(board)))
+    return things_of(loading.load(loading.find(board)))
 
 
 def _show_status(status: Status, file: TextIO | None = None) -> None:
@@ -371,12 +371,12 @@ def add_check(commands: Commands) -> None:
 def _check(options: argparse.Namespace) -> int:
     import time
 
-    from harness.boardfile import boardfile
+    from harness.boardfile import loading
     from harness.check import walk
     from harness.check.show import Screen, as_json
     from harness.cli.progress import progress
 
-    file = boardfile.load(boardfile.find(options.board))
+    file = loading.load(loading.find(options.board))
     screen = Screen()
     started = time.monotonic()
     if options.json:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from harness.board.board import Board
-    from harness.boardfile.boardfile import BoardFile
+    from harness.boardfile.sections import BoardFile
     from harness.cli.bench import Commands
     from harness.lab.boot_logs import BootLog, Line
     from harness.lab.console_session import ConsoleSession
@@ -60,10 +60,10 @@ def add_console(commands: Commands) -> None:
 def _console(options: argparse.Namespace) -> int:
     from harness.board.board import Board
     from harness.board.state_dir import console_logs
-    from harness.boardfile import boardfile
+    from harness.boardfile import loading
     from harness.lab.lease import BoardHeld, lease_board, waiting_line
 
-    file = boardfile.load(boardfile.find(options.board))
+    file = loading.load(loading.find(options.board))
     board = Board(file)
     folder = console_logs(board.power, file)
     try:
@@ -162,12 +162,12 @@ def add_log(commands: Commands) -> None:
 
 def _log(options: argparse.Namespace) -> int:
     from harness.board.state_dir import console_logs
-    from harness.boardfile import boardfile
+    from harness.boardfile import loading
     from harness.errors import LabError
     from harness.lab import boot_logs
-    from harness.power.driver import power_of
+    from harness.lab.powering import power_of
 
-    file = boardfile.load(boardfile.find(options.board))
+    file = loading.load(loading.find(options.board))
     folder = console_logs(power_of(file), file)
     if options.follow:
         return _follow(folder, file)

@@ -127,20 +127,22 @@ def _add_boards(commands: Commands) -> None:
 
 
 def _boards(options: argparse.Namespace) -> int:
-    from harness.boardfile.places import board_files
+    from harness.boardfile.files import board_files
 
     if options.names:
         print("\n".join(sorted({path.stem for path in board_files()})))
         return EXIT_OK
-    from harness.boardfile import boardfile
+    from harness.boardfile import loading
 
     if options.schema:
-        print(boardfile.schema_text(), end="")
+        from harness.boardfile.schema import schema_text
+
+        print(schema_text(), end="")
         return EXIT_OK
     status = EXIT_OK
     for path in board_files():
         try:
-            board = boardfile.load(path)
+            board = loading.load(path)
         except ConfigurationError as error:
             print(f"{path.stem:<16} {error}", file=sys.stderr)
             status = EXIT_USAGE
@@ -282,16 +284,17 @@ def _add_power(commands: Commands) -> None:
 
 
 def _power(options: argparse.Namespace) -> int:
-    from harness.boardfile import boardfile
+    from harness.boardfile import loading
     from harness.cli.progress import progress
     from harness.lab.lease import leased
-    from harness.power.driver import power_of
+    from harness.lab.powering import power_of
+    from harness.power.registry import driver_of
 
-    board = boardfile.load(boardfile.find(options.board))
-    if board.power.driver == "emulated":
+    board = loading.load(loading.find(options.board))
+    if starts_by := driver_of(board.power).starts_by:
         raise ConfigurationError(
             f"board {board.name} lives only as long as the process that emulates it",
-            remedy="`hil emulate` starts one; its power is its process",
+            remedy=f"{starts_by}; its power is its process",
         )
     driver = power_of(board)
     try:
@@ -354,12 +357,12 @@ exit status: 0 everything that was not skipped agreed, 1 something differed
 
 
 def _truth(options: argparse.Namespace) -> int:
-    from harness.boardfile import boardfile
+    from harness.boardfile import loading
     from harness.cli.progress import progress
     from harness.lab.lease import leased
     from harness.truth.report import all_agree, replay
 
-    board = boardfile.load(boardfile.find(options.board))
+    board = loading.load(loading.find(options.board))
     with leased(board, purpose="hil truth"), progress(f"{board.name}: replaying") as say:
         results = replay(board, options.rows, link=options.link, only=options.group, say=say)
     return EXIT_OK if all_agree(results) else EXIT_LAB
@@ -410,11 +413,11 @@ def _version(options: argparse.Namespace) -> int:
 def _opened(options: argparse.Namespace, *, purpose: str) -> Iterator[Board]:
     """The board that a command names, leased, and reached on the link it asks for."""
     from harness.board.board import Board
-    from harness.boardfile import boardfile
+    from harness.boardfile import loading
     from harness.cli.progress import progress
     from harness.lab.lease import leased
 
-    file = boardfile.load(boardfile.find(options.board))
+    file = loading.load(loading.find(options.board))
     with leased(file, purpose=purpose), contextlib.ExitStack() as opened:
         with progress(f"{file.name}: waiting for it to answer"):
             board = opened.enter_context(Board(file, link=options.link))

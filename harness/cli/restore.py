@@ -11,7 +11,7 @@ from harness.errors import ConfigurationError, LinkError
 
 if TYPE_CHECKING:
     from harness.board.board import Board
-    from harness.boardfile.boardfile import BoardFile
+    from harness.boardfile.sections import BoardFile
     from harness.cli.bench import Commands
     from harness.safekeeping.snapshot import Snapshot
 
@@ -45,10 +45,10 @@ def add(commands: Commands) -> None:
 
 
 def _restore(options: argparse.Namespace) -> int:
-    from harness.boardfile import boardfile
+    from harness.boardfile import loading
     from harness.lab.lease import leased
 
-    file = boardfile.load(boardfile.find(options.board))
+    file = loading.load(loading.find(options.board))
     with leased(file, purpose="hil restore"):
         return _restore_leased(file, options)
 

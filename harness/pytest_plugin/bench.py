@@ -31,7 +31,7 @@ from harness.safekeeping.key_programming import KeyProgramming
 
 if TYPE_CHECKING:
     from harness.board.board import Board, Standing
-    from harness.boardfile.boardfile import BoardFile
+    from harness.boardfile.sections import BoardFile
     from harness.pytest_plugin.lease import RunLease
     from harness.pytest_plugin.meter import Meter
 
@@ -80,18 +80,18 @@ class Bench:
     def file(self) -> BoardFile:
         """The board file. Raises ConfigurationError."""
         if self._file is None:
-            from harness.boardfile import boardfile
+            from harness.boardfile import loading
 
-            self._file = boardfile.load(self.path)
+            self._file = loading.load(self.path)
         return self._file
 
     @property
     def path(self) -> Path:
         """Where the board file is. Raises ConfigurationError."""
         if self._path is None:
-            from harness.boardfile import boardfile
+            from harness.boardfile import loading
 
-            self._path = boardfile.find(self._name)
+            self._path = loading.find(self._name)
         return self._path
 
     @property

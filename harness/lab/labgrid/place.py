@@ -21,13 +21,13 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import ConfigurationError, HilError, HostError, LabError, PowerError
-from harness.lab.labgrid.keeper import Wanted
+from harness.lab.labgrid.offers import Wanted
 from harness.lab.lease import BoardHeld, LeaseBroken
 from harness.links.address import SerialAddress, SshAddress
 from harness.power.driver import PowerState
 
 if TYPE_CHECKING:
-    from harness.boardfile.boardfile import LabgridSection
+    from harness.boardfile.sections import LabgridSection
 
 # To start it, to reach the coordinator, to wait for a run that was killed; each step has its own,
 # shorter limit, which says more.
