@@ -7,7 +7,6 @@ A driver is one file: the section of a board file that chooses it, a class that 
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -108,19 +107,6 @@ class Context:
     place_outlet: Outlet | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Variations(Generic[SectionT]):
-    """What can be chosen of a board in software. ``section`` makes its ``[power]`` with a
-    configuration (None: as it is), with or without a supplicant that the userland starts, with
-    its flash in a directory (None: as it is)."""
-
-    section: Callable[[str | None, bool, Path | None], SectionT]
-    autostart: bool
-    """Whether the supplicant's start can be chosen."""
-    store: bool
-    """Whether the flash can be put somewhere; otherwise each start has one never written."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Driver(Generic[SectionT]):
     """All that is known of one kind of power driver."""
@@ -133,8 +119,10 @@ class Driver(Generic[SectionT]):
     the same for two board files that mean the same one."""
     offers_links: Callable[[SectionT], bool] = lambda section: False
     """Whether it has links of its own, so that the board file need not name one."""
-    variations: Callable[[SectionT], Variations[SectionT] | None] = lambda section: None
-    """For a board in software: what of it a replay may choose."""
+    vary: Callable[[SectionT, str | None, bool, Path | None], SectionT | None] = lambda *_: None
+    """For a board in software: its section for another configuration (None: as it is), with or
+    without a supplicant that the userland starts, with its flash kept in a directory (None: as it
+    is) or made afresh at each start. None where that cannot be chosen."""
     needs_place: bool = False
     """Whether the board must be in a labgrid place."""
     starts_by: str = ""
@@ -149,4 +137,4 @@ class Driver(Generic[SectionT]):
     @property
     def description(self) -> str:
         """What it is, in one line."""
-        return inspect.getdoc(self.section) or ""
+        return " ".join((self.section.__doc__ or "").split())

@@ -24,7 +24,7 @@ from typing import IO, Any, Literal
 from pydantic import Field
 
 from harness.errors import HostError, PowerError
-from harness.power.driver import Driver, Endpoints, PowerDriver, PowerState, Variations
+from harness.power.driver import Driver, Endpoints, PowerDriver, PowerState
 from harness.power.section import Section
 
 _VARIANT = "variant"
@@ -269,23 +269,21 @@ class _Child:
         return f"exit status {status}: {words or 'no message'}"
 
 
-def _variations(section: EmulatedPowerSection) -> Variations[EmulatedPowerSection] | None:
+def _vary(
+    section: EmulatedPowerSection, variant: str | None, autostart: bool, store: Path | None
+) -> EmulatedPowerSection | None:
     if _VARIANT not in section.options:
         return None
-
-    def varied(variant: str | None, autostart: bool, store: Path | None) -> EmulatedPowerSection:
-        options = section.options | ({} if variant is None else {_VARIANT: variant})
-        options |= {} if autostart else {_AUTOSTART: False}
-        return section.model_copy(update={"options": options, "state": store or section.state})
-
-    return Variations(varied, autostart=True, store=True)
+    options = section.options | ({} if variant is None else {_VARIANT: variant})
+    options |= {} if autostart else {_AUTOSTART: False}
+    return section.model_copy(update={"options": options, "state": store or section.state})
 
 
 DRIVER = Driver(
     section=EmulatedPowerSection,
     open=lambda section, context: EmulatedPower(section, board=context.board),
-    things=lambda section: [f"image {os.path.realpath(path)}" for path in (section.state,) if path],
+    things=lambda section: [f"image {os.path.realpath(section.state)}"] if section.state else [],
     offers_links=lambda section: True,
-    variations=_variations,
+    vary=_vary,
     starts_by="`hil emulate` starts one",
 )

@@ -26,7 +26,7 @@ from typing import IO, Literal
 from pydantic import Field
 
 from harness.errors import ConfigurationError, HostError, PowerError
-from harness.power.driver import Driver, Endpoints, PowerDriver, PowerState, Variations
+from harness.power.driver import Driver, Endpoints, PowerDriver, PowerState
 from harness.power.qemu_images import with_images
 from harness.power.qmp import Monitor, QmpError
 from harness.power.section import Section
@@ -366,17 +366,14 @@ def _images(section: QemuPowerSection) -> list[str]:
     return [f"image {os.path.realpath(image)}" for image in images]
 
 
-def _variations(section: QemuPowerSection) -> Variations[QemuPowerSection] | None:
-    options = section.options
-    if options.images is None:
+def _vary(
+    section: QemuPowerSection, variant: str | None, autostart: bool, store: Path | None
+) -> QemuPowerSection | None:
+    """Images that are named by their configuration are as they were built at every start."""
+    if section.options.images is None or not autostart:
         return None
-
-    def varied(variant: str | None, autostart: bool, store: Path | None) -> QemuPowerSection:
-        chosen = options.model_copy(update={"images": variant or options.images})
-        return section.model_copy(update={"options": chosen})
-
-    # Images that are named by their configuration are as they were built at every start.
-    return Variations(varied, autostart=False, store=False)
+    options = {} if variant is None else {"images": variant}
+    return section.model_copy(update={"options": section.options.model_copy(update=options)})
 
 
 DRIVER = Driver(
@@ -384,5 +381,5 @@ DRIVER = Driver(
     open=lambda section, context: QemuPower(section.options, board=context.board),
     things=_images,
     offers_links=lambda section: section.options.images is not None,
-    variations=_variations,
+    vary=_vary,
 )

@@ -10,17 +10,7 @@ from typing import Annotated, Any
 from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
-from harness.power import (
-    command,
-    emulated,
-    http,
-    labgrid,
-    manual,
-    qemu,
-    relay,
-    snmp,
-    usb_hub,
-)
+from harness.power import command, emulated, http, labgrid, manual, qemu, relay, snmp, usb_hub
 from harness.power.driver import Driver
 from harness.power.section import Section
 

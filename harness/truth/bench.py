@@ -26,6 +26,7 @@ from harness.truth.steps import CannotTake
 if TYPE_CHECKING:
     from harness.board.board import LinkName
     from harness.boardfile.sections import BoardFile
+    from harness.power.section import Section
 
 _PATIENCE = 4
 
@@ -36,7 +37,6 @@ class Bench:
     def __init__(self, file: BoardFile, *, link: LinkName | None = None) -> None:
         self._file = file
         self._link = link
-        self._variations = driver_of(file.power).variations(file.power)
         self._board: Board | None = None
         self._stores: list[Path] = []
         self._variant: str | None = None
@@ -58,7 +58,7 @@ class Bench:
     @property
     def chooses(self) -> bool:
         """Whether the power driver lets the configuration be chosen."""
-        return self._variations is not None
+        return self._varied() is not None
 
     def begin(self, variant: str | None) -> None:
         """Switch on with the configuration that rows name and, where possible, a fresh store.
@@ -92,7 +92,7 @@ class Bench:
         started the supplicant yet. Raises :class:`CannotTake`."""
         if not self._file.consents_to(Consent.POWER_CYCLE):
             raise CannotTake("a restart needs the consent power_cycle")
-        if self._variations is not None and self._variations.autostart:
+        if self._varied(autostart=False) is not None:
             self._open(autostart=autostart)
             if autostart:
                 self._wait_until_ready()
@@ -143,13 +143,11 @@ class Bench:
             self.board.shell.run_isolated(f"systemctl enable {unit}").check()
 
     def _fresh_store(self) -> None:
-        if self._variations is None:
+        if not self.chooses:
             return
         if self._board is not None:
             self._board.close()
             self._board = None
-        if not self._variations.store:
-            return
         for store in self._stores:
             shutil.rmtree(store, ignore_errors=True)
         self._stores = [Path(tempfile.mkdtemp(prefix="hil-truth-"))]
@@ -159,9 +157,7 @@ class Bench:
             self._board.close()
             self._board = None
         file = self._file
-        if self._variations is not None:
-            store = self._stores[-1] if self._stores else None
-            power = self._variations.section(self._variant, autostart, store)
+        if (power := self._varied(autostart=autostart)) is not None:
             file = file.model_copy(update={"power": power})
         board = Board(file, link=self._link)
         try:
@@ -175,6 +171,12 @@ class Bench:
         board.foreign_writes.allow(ANY)
         self._board = board
         self.starts += 1
+
+    def _varied(self, *, autostart: bool = True) -> Section | None:
+        """``[power]`` for the configuration and the store of now; None where neither is chosen."""
+        power, store = self._file.power, self._stores[-1] if self._stores else None
+        varied: Section | None = driver_of(power).vary(power, self._variant, autostart, store)
+        return varied
 
     def _measured_variant(self) -> str:
         capabilities = self.board.capabilities
