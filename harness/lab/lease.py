@@ -343,7 +343,7 @@ class LeaseDesk:
 
     @contextlib.contextmanager
     def _ticket(self, holder: Holder) -> Iterator[str]:
-        """A locked place in the queue; names sort by the time of asking."""
+        """A locked turn in the queue; names sort by the time of asking."""
         name = f"{time.clock_gettime_ns(time.CLOCK_BOOTTIME):020d}-{holder.token}"
         path = self._queue / name
         # Under a name that nobody looks at until it is locked: an unlocked ticket counts as dead.
