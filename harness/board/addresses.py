@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from harness.boardfile.boardfile import BoardFile
+    from harness.boardfile.sections import BoardFile
     from harness.links.address import SerialAddress, SshAddress
 
 

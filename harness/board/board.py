@@ -20,13 +20,13 @@ from harness.instruments.guard import ForeignWrites
 from harness.instruments.kernel_log import KernelLog
 from harness.instruments.rpmb import Rpmb
 from harness.instruments.tee import Tee
-from harness.lab.labgrid.outlet import PlacePower
-from harness.power.driver import PowerDriver, power_of
+from harness.lab.powering import power_of
+from harness.power.driver import PowerDriver
 from harness.probe import Probe
 from harness.shell import Shell
 
 if TYPE_CHECKING:
-    from harness.boardfile.boardfile import BoardFile
+    from harness.boardfile.sections import BoardFile
 
 
 def nobody_asked(board: Board) -> NoReturn:
@@ -72,7 +72,7 @@ class Board:
             chosen=link,
             console_log=console_log,
             equip=self._equip,
-            check_held=self.check_held,
+            check_held=self.power.check,
         )
         self.standard = Standard(file, self.links, self.kept_variables)
         self.switch = PowerSwitch(file, self.power, self.links, self.standard, self.require_consent)
@@ -94,25 +94,13 @@ class Board:
 
     # --- life ---------------------------------------------------------------------------------
 
-    def hold(self) -> None:
-        """Acquire the labgrid place that the board is in, if it is in one, until :meth:`close`.
-        Raises :class:`~harness.lab.lease.BoardHeld` when somebody else has it."""
-        if isinstance(self.power, PlacePower):
-            self.power.hold()
-
-    def check_held(self) -> None:
-        """Raise :class:`~harness.lab.lease.LeaseBroken` when the labgrid place is not ours any
-        more. Asks nobody: fast."""
-        if isinstance(self.power, PlacePower):
-            self.power.check()
-
     def start(self) -> None:
         """Switch the board on if it is not, and wait until it answers on the chosen link.
 
         Raises the power driver's and the link's errors, :class:`LabError` at the deadline.
         """
         with of_board(self.name):
-            self.hold()
+            self.power.hold()
         self.switch.start()
 
     def reboot(self, *, timeout: float | None = None) -> None:

@@ -15,7 +15,7 @@ from harness.errors import LinkError, of_board
 from harness.power.driver import PowerDriver, PowerState
 
 if TYPE_CHECKING:
-    from harness.boardfile.boardfile import BoardFile
+    from harness.boardfile.sections import BoardFile
 
 # A board that nobody has just switched on either answers soon or not at all.
 _ALREADY_ON_SECONDS = 5.0

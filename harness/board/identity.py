@@ -10,7 +10,7 @@ from harness.board.links import LinkName, Links
 from harness.errors import WrongBoard, of_board
 
 if TYPE_CHECKING:
-    from harness.boardfile.boardfile import BoardFile
+    from harness.boardfile.sections import BoardFile
 
 _CID = "cat /sys/class/mmc_host/mmc*/mmc*/cid"
 # The last byte holds the CRC, which some host controllers do not pass on.

@@ -28,7 +28,7 @@ from harness.power.driver import Endpoints, PowerDriver
 from harness.shell import Shell
 
 if TYPE_CHECKING:
-    from harness.boardfile.boardfile import BoardFile
+    from harness.boardfile.sections import BoardFile
     from harness.links.address import SerialAddress
     from harness.links.console import Console
     from harness.links.serial import SerialShell

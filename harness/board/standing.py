@@ -16,7 +16,7 @@ from harness.instruments.efivars import VENDOR_GUID, VariableName, mount_state
 from harness.shell import Shell
 
 if TYPE_CHECKING:
-    from harness.boardfile.boardfile import BoardFile
+    from harness.boardfile.sections import BoardFile
 
 _POLL_SECONDS = 0.05
 # Built-in commands where possible: it runs after every test, and a process costs a millisecond.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from harness.errors import HostError, LabError
 
 if TYPE_CHECKING:
-    from harness.boardfile.boardfile import BoardFile
+    from harness.boardfile.sections import BoardFile
     from harness.power.driver import PowerDriver
 
 STATE_ENVIRONMENT = "XDG_STATE_HOME"

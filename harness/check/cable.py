@@ -44,7 +44,7 @@ def lease(survey: Survey) -> Finding:
         survey.lease = LeaseDesk().acquire(
             things, board=survey.file.name, purpose="hil check", timeout=0.0
         )
-        survey.board.hold()
+        survey.board.power.hold()
     except BoardHeld as error:
         return fail("somebody else holds the board", cause=error.what, remedy=error.remedy)
     return ok(f"ours: {', '.join(things)}" if things else "nothing to share: made for this check")

@@ -10,7 +10,7 @@ from harness.check.target import Target, look
 if TYPE_CHECKING:
     from harness.board.board import Board
     from harness.board.links import LinkName
-    from harness.boardfile.boardfile import BoardFile
+    from harness.boardfile.sections import BoardFile
     from harness.lab.lease import Lease
     from harness.links.address import SerialAddress
     from harness.links.console import Console

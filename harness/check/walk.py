@@ -14,7 +14,7 @@ from harness.errors import HilError
 
 if TYPE_CHECKING:
     from harness.board.links import LinkName
-    from harness.boardfile.boardfile import BoardFile
+    from harness.boardfile.sections import BoardFile
 
 Look = Callable[[Survey], Finding]
 

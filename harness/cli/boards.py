@@ -18,21 +18,21 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from harness.boardfile.places import board_files
+    from harness.boardfile.files import board_files
 
     if options.names:
         print("\n".join(sorted({path.stem for path in board_files()})))
         return Status.GOOD
-    from harness.boardfile import boardfile
+    from harness.boardfile import loading, schema
 
     if options.schema:
-        print(boardfile.schema_text(), end="")
+        print(schema.schema_text(), end="")
         return Status.GOOD
     status = Status.GOOD
     described, lines = [], []
     for path in board_files():
         try:
-            board = boardfile.load(path)
+            board = loading.load(path)
         except ConfigurationError as error:
             print(f"{path.stem:<16} {error}", file=sys.stderr)
             described.append({"name": path.stem, "file": path, "error": str(error)})

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from harness.board.board import Board
-    from harness.boardfile.boardfile import BoardFile
+    from harness.boardfile.sections import BoardFile
     from harness.safekeeping.restore import Restoration
     from harness.safekeeping.snapshot import Snapshot
 

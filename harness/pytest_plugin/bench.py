@@ -35,7 +35,7 @@ from harness.safekeeping.key_programming import KeyProgramming
 if TYPE_CHECKING:
     from harness.board.board import Board
     from harness.board.standing import Standing
-    from harness.boardfile.boardfile import BoardFile
+    from harness.boardfile.sections import BoardFile
     from harness.pytest_plugin.lease import RunLease
 
 DEFAULT_BOARD = "emulated"
@@ -71,16 +71,16 @@ class Bench:
     @functools.cached_property
     def file(self) -> BoardFile:
         """The board file. Raises ConfigurationError."""
-        from harness.boardfile import boardfile
+        from harness.boardfile import loading
 
-        return boardfile.load(self.path)
+        return loading.load(self.path)
 
     @functools.cached_property
     def path(self) -> Path:
         """Where the board file is. Raises ConfigurationError."""
-        from harness.boardfile import boardfile
+        from harness.boardfile import loading
 
-        return boardfile.find(self._name)
+        return loading.find(self._name)
 
     @property
     def reached(self) -> bool:
@@ -214,7 +214,7 @@ class Bench:
         """No test runs, or runs on, once the board was taken away."""
         with self._lease.guarding():
             if self._board is not None:
-                self._board.check_held()
+                self._board.power.check()
             return (yield)
 
     @pytest.hookimpl(wrapper=True)

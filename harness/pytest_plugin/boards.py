@@ -29,7 +29,7 @@ from harness.pytest_plugin.usage import usage_errors
 from harness.resources import suite_relative
 
 if TYPE_CHECKING:
-    from harness.boardfile.boardfile import BoardFile
+    from harness.boardfile.sections import BoardFile
 
 _GIVE_BACK_SECONDS: Final = 180.0
 """How long interrupted workers may take to give their boards back."""
@@ -105,13 +105,13 @@ def board_files(names: Sequence[str], *, share: bool = False) -> dict[str, tuple
     """The boards by name. Boards that share the tests may be made from one file where each start
     makes another board. Raises :class:`pytest.UsageError` where a file is wrong or two are one
     board."""
-    from harness.boardfile import boardfile
+    from harness.boardfile import loading
     from harness.lab.things import things_of
 
     files: dict[str, tuple[Path, BoardFile]] = {}
     owners: dict[str, str] = {}
     with usage_errors():
-        loaded = [(path, boardfile.load(path)) for path in map(boardfile.find, names)]
+        loaded = [(path, loading.load(path)) for path in map(loading.find, names)]
         for name, (path, file) in zip(
             copies([file.name for _, file in loaded]), loaded, strict=True
         ):

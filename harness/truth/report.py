@@ -14,7 +14,7 @@ from harness.truth.rows import OWN_ROWS, Row, load, with_own
 
 if TYPE_CHECKING:
     from harness.board.links import LinkName
-    from harness.boardfile.boardfile import BoardFile
+    from harness.boardfile.sections import BoardFile
 
 
 def replay(

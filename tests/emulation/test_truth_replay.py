@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from harness.boardfile import boardfile
-from harness.boardfile.boardfile import BoardFile
+from harness.boardfile import loading
+from harness.boardfile.sections import BoardFile
 from harness.consents import Consent
 from harness.truth import report
 from harness.truth.replay import GroupResult, Verdict
@@ -29,7 +29,7 @@ HALVES = (
 
 
 def emulated() -> BoardFile:
-    return boardfile.load(boardfile.find("emulated"))
+    return loading.load(loading.find("emulated"))
 
 
 def silent(_: str) -> None:

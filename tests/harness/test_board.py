@@ -12,7 +12,7 @@ import pytest
 from harness import capabilities
 from harness.board.board import Board
 from harness.board.standing import Standing
-from harness.boardfile.boardfile import BoardFile, SshSection
+from harness.boardfile.sections import BoardFile, SshSection
 from harness.capabilities import Capability
 from harness.consents import Consent
 from harness.errors import (
@@ -25,7 +25,7 @@ from harness.errors import (
 )
 from harness.instruments.kernel_log import bad_lines
 from harness.links.ssh import SshShell
-from harness.power.options import ManualPowerSection
+from harness.power.manual import ManualPowerSection
 from tests.harness.support.servers import Server, openssh
 
 CID = "00112233445566778899aabbccddeeff"

@@ -9,11 +9,11 @@ import pytest
 from harness.board import recovery
 from harness.board.board import Board
 from harness.board.recovery import Step, recover
-from harness.boardfile.boardfile import BoardFile, SshSection
+from harness.boardfile.sections import BoardFile, SshSection
 from harness.consents import Consent
 from harness.errors import BoardWedged, LabError, PowerError, WrongBoard
 from harness.power.driver import PowerState
-from harness.power.options import ManualPowerSection
+from harness.power.manual import ManualPowerSection
 from tests.harness.support.servers import Server, openssh
 
 

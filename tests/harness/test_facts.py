@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 
 from harness.board.board import Board
-from harness.boardfile import boardfile
+from harness.boardfile import loading
 from harness.capabilities import Capability
 from harness.consents import Consent
-from harness.power.options import EmulatedPowerSection
 
 HEALTHY = {
     "sftp": True,
@@ -20,8 +19,7 @@ HEALTHY = {
 
 
 def board_with(consents: dict[Consent, bool], **options: str | bool) -> Board:
-    file = boardfile.load(boardfile.find("emulated"))
-    assert isinstance(file.power, EmulatedPowerSection)
+    file = loading.load(loading.find("emulated"))
     power = file.power.model_copy(update={"options": options})
     return Board(file.model_copy(update={"power": power, "consents": consents}), link="ssh")
 

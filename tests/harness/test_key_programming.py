@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from harness.board.board import Board
-from harness.boardfile import boardfile
+from harness.boardfile import loading
 from harness.consents import Consent
 from harness.errors import ConsentMissing, WrongBoard
 from harness.formats import rpmb as wire
@@ -17,7 +17,7 @@ from harness.instruments.rpmb import RpmbRefused
 from harness.safekeeping.key_programming import KeyProgramming
 
 ROOT = Path(__file__).parents[2]
-FILE = boardfile.load(ROOT / "boards" / "emulated.toml")
+FILE = loading.load(ROOT / "boards" / "emulated.toml")
 CID = FILE.emmc_cid
 MEANT = KeyProgramming(wanted=True, identity=CID)
 
@@ -25,7 +25,7 @@ MEANT = KeyProgramming(wanted=True, identity=CID)
 @pytest.fixture(scope="module")
 def blank() -> Iterator[Board]:
     """A board whose RPMB has no key, and whose OP-TEE gives it none."""
-    options = {**FILE.power.options, "variant": "file", "write_key": False}  # type: ignore[dict-item]
+    options = {**FILE.power.options, "variant": "file", "write_key": False}
     power = FILE.power.model_copy(update={"options": options})
     with Board(FILE.model_copy(update={"power": power})) as board:
         yield board

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.boardfile import boardfile
+from harness.boardfile import loading
 from harness.lab.console_probe import probe_console
 from harness.links.address import SerialAddress
 from harness.links.console import Stage
@@ -79,7 +79,7 @@ def test_discover_writes_a_board_file_that_loads(
     monkeypatch.setenv("HIL_BOARDS", str(tmp_path))
     shown = run(_DISCOVER, board_serial, "--write", "found")
     assert "next: hil check found" in shown
-    file = boardfile.load(tmp_path / "found.toml")
+    file = loading.load(tmp_path / "found.toml")
     assert file.emmc_cid == "aa015851454d55212101deadbeef2900"
     assert file.serial is not None
     assert file.serial.udev is not None

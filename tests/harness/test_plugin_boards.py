@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.boardfile import boardfile
+from harness.boardfile import loading
 from harness.lab.lease import LEASES_ENVIRONMENT, LeaseDesk
 from harness.lab.things import things_of
 from harness.pytest_plugin.boards import board_files
@@ -94,7 +94,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     boards.mkdir()
     _board(boards, "alpha")
     _board(boards, "beta", 'mutant = "append_replaces"')
-    others = things_of(boardfile.load(_board(boards, "gamma", keeps='state = "flash"')))
+    others = things_of(loading.load(_board(boards, "gamma", keeps='state = "flash"')))
     (folder / "test_inner.py").write_text(INNER)
     with LeaseDesk(folder / "desk").acquire(others, board="x", purpose="soldering", timeout=0):
         words = ["--board", "boards", "--junitxml=r.xml", "--ktap=r.ktap", "test_inner.py"]

@@ -12,10 +12,9 @@ from pathlib import Path
 import pytest
 
 from harness.errors import MissingCapability, PowerError
-from harness.power.command import CommandPower
+from harness.power.command import CommandPower, CommandPowerOptions
 from harness.power.driver import PowerState
 from harness.power.manual import ManualPower
-from harness.power.options import CommandPowerOptions
 
 
 def outlet(tmp_path: Path, **changes: object) -> CommandPower:

@@ -23,16 +23,17 @@ import pytest
 from pydantic import TypeAdapter
 
 from harness.errors import PowerError
-from harness.power.driver import PowerDriver, PowerState, open_driver
-from harness.power.options import PowerSection
+from harness.power.driver import Context, PowerDriver, PowerState
+from harness.power.registry import PowerSection, driver_of
+from harness.power.section import Section
 
-_SECTION: TypeAdapter[PowerSection] = TypeAdapter(PowerSection)
+_SECTION: TypeAdapter[Section] = TypeAdapter(PowerSection)
 
 
 def _driver(driver: str, **options: Any) -> PowerDriver:
     options = {"timeout": 2.0, "off_seconds": 0.05} | options
     section = _SECTION.validate_python({"driver": driver, "options": options})
-    return open_driver(section, board="desk3")
+    return driver_of(section).open(section, Context("desk3"))
 
 
 def _switch_each_way(driver: PowerDriver) -> None:

@@ -27,8 +27,7 @@ from harness.links.address import SshAddress
 from harness.links.console import Console
 from harness.links.ssh import SshShell
 from harness.power.driver import PowerState
-from harness.power.options import QemuPowerOptions
-from harness.power.qemu import QemuPower
+from harness.power.qemu import QemuPower, QemuPowerOptions
 from tests.harness.support.arm64_image import Arm64Image, image
 
 pytestmark = pytest.mark.slow
@@ -171,8 +170,7 @@ def test_rpmb_is_there_or_its_absence_is_named(images: Arm64Image, tmp_path: Pat
 _OWNER = """
 import sys, threading
 from pathlib import Path
-from harness.power.options import QemuPowerOptions
-from harness.power.qemu import QemuPower
+from harness.power.qemu import QemuPower, QemuPowerOptions
 power = QemuPower(QemuPowerOptions(kernel=Path(sys.argv[1]), memory_mib=128), board="virt")
 power.on(10)
 print(power._process.pid, flush=True)

@@ -15,7 +15,8 @@ import pytest
 
 from harness.board import state_dir as place
 from harness.board.board import Board
-from harness.boardfile import boardfile
+from harness.boardfile import loading
+from harness.boardfile.sections import BoardFile
 from harness.capabilities import EFIVARS_PATH
 from harness.consents import Consent
 from harness.errors import ConsentMissing, HostError, LabError, UndeclaredWrite, WrongBoard
@@ -33,9 +34,9 @@ ROOT = Path(__file__).parents[2]
 FOREIGN = UUID("3b9f4a52-1d60-4a7e-8f0e-0c9d2e7a6b15")
 
 
-def emulated(**consents: bool) -> boardfile.BoardFile:
+def emulated(**consents: bool) -> BoardFile:
     """The emulated board's file with other consents."""
-    file = boardfile.load(ROOT / "boards" / "emulated.toml")
+    file = loading.load(ROOT / "boards" / "emulated.toml")
     given = {**file.consents, **{Consent(name): value for name, value in consents.items()}}
     return file.model_copy(update={"consents": given})
 

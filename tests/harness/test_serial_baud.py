@@ -17,7 +17,7 @@ import serial
 from serial.rfc2217 import PortManager
 
 from harness.board.board import Board
-from harness.boardfile import boardfile
+from harness.boardfile import loading
 from harness.errors import LinkLost, LinkRefused
 from harness.links import login, rates
 from harness.links.address import SerialAddress
@@ -202,7 +202,7 @@ def test_a_board_tells_what_to_correct_and_goes_on_at_the_rate_found(
         'name = "desk"\nemmc_cid = "15010038474e4433520155aabbccdd00"\n'
         f'[power]\ndriver = "manual"\n[serial]\nport = "{line.device}"\n'
     )
-    desk = Board(boardfile.load(path), link="serial")
+    desk = Board(loading.load(path), link="serial")
     try:
         desk.links.find()
         assert desk.links.corrections == []

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from emulation.mutants.registry import Mutant
-from harness.boardfile import boardfile
+from harness.boardfile import loading
 from tests.mutants.verdict import Verdict
 
 REPOSITORY: Final = Path(__file__).parents[2]
@@ -57,7 +57,7 @@ class Bench:
         """Measure what the healthy board can do. HilError when it does not start."""
         from harness.board.board import Board
 
-        board = Board(boardfile.load(HEALTHY))
+        board = Board(loading.load(HEALTHY))
         try:
             board.start()
             board.wait_until_ready()

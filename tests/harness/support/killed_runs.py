@@ -21,7 +21,7 @@ from threading import Event
 from uuid import UUID
 
 from harness.board.board import Board
-from harness.boardfile import boardfile
+from harness.boardfile import loading
 from harness.capabilities import EFIVARS_PATH
 from harness.formats.efi import GLOBAL_VARIABLE_GUID
 from harness.instruments.efivars import NV_BS_RT
@@ -122,7 +122,7 @@ class KilledRuns:
     @contextmanager
     def board(self) -> Iterator[Board]:
         """The board, switched on for a while."""
-        with Board(boardfile.load(self.board_file)) as board:
+        with Board(loading.load(self.board_file)) as board:
             board.check_right_board()
             board.wait_until_ready()
             board.foreign_writes.allow(ANY)
