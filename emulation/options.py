@@ -31,16 +31,16 @@ class OptionError(ValueError):
 class BoardOptions:
     """Everything that can differ between two emulated boards.
 
-    ``variant`` is the firmware and RPMB routing (truth/README): ``mm-query`` and ``mm`` keep
+    ``variant`` is the firmware and RPMB routing (tests/truth/README.md): ``mm-query`` and ``mm`` keep
     variables in StMM, with and without QueryVariableInfo at run time; ``file`` is a U-Boot that
     keeps its own variables in a file; ``mm-kernel-rpmb`` is ``mm`` with RPMB routed in the kernel.
     """
 
     variant: Variant = "mm-query"
     efivarfs: EfivarfsSeries = "K6"
-    """Kernel series whose efivarfs is modelled (contract 6)."""
+    """Kernel series whose efivarfs is modelled (stack 6)."""
     optee: OpteeRelease = "4.10"
-    """4.1 has the relocation defect of contract 2.4."""
+    """4.1 has the relocation defect of stack 2.4."""
     hostname: str = "stmm-board"
     cid: str = "aa015851454d55212101deadbeef2900"
     """The eMMC's CID, 32 hexadecimal digits."""
@@ -49,7 +49,7 @@ class BoardOptions:
     rpmb_rel_wr_sec_c: int = 1
     """EXT_CSD[222], 1..255."""
     rpmb_profile: RpmbProfile = "qemu"
-    """Whose result codes the RPMB answers with where implementations differ (contract 10.1)."""
+    """Whose result codes the RPMB answers with where implementations differ (stack 10.1)."""
     mmc_postsleep: bool = False
     """MMC commands wait as long as their sender asks for: 20 ms a write with tee-supplicant."""
     write_key: bool = True

@@ -1,6 +1,6 @@
 """Authenticated variables: PK, KEK, db, dbx, dbt, private variables and the platform mode.
 
-Source: contract 4.7 and 11; ED SecurityPkg/Library/AuthVariableLib (AuthVariableLib.c,
+Source: stack 4.7 and 11; ED SecurityPkg/Library/AuthVariableLib (AuthVariableLib.c,
 AuthService.c).
 """
 

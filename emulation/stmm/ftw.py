@@ -1,6 +1,6 @@
 """Fault tolerant write: replace blocks so that a power cut leaves the old or the new content.
 
-Source: contract 4.13; ED MdeModulePkg/Universal/FaultTolerantWriteDxe.
+Source: stack 4.13; ED MdeModulePkg/Universal/FaultTolerantWriteDxe.
 """
 
 from __future__ import annotations

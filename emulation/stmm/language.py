@@ -1,6 +1,6 @@
 """Lang and PlatformLang follow each other once both lists of codes are known.
 
-Source: contract 4.6 rule 16; ED Variable.c:AutoUpdateLangVariable. Like EDK2 the hook looks at
+Source: stack 4.6 rule 16; ED Variable.c:AutoUpdateLangVariable. Like EDK2 the hook looks at
 the name alone, not at the GUID.
 """
 

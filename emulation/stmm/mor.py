@@ -1,6 +1,6 @@
 """Memory overwrite request control and its lock.
 
-Source: contract 4.9; ED MdeModulePkg/Universal/Variable/RuntimeDxe/TcgMorLockSmm.c.
+Source: stack 4.9; ED MdeModulePkg/Universal/Variable/RuntimeDxe/TcgMorLockSmm.c.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The StandaloneMM partition: CPU driver, MM core and the handler of the variable protocol.
 
-Source: contract 4.1 to 4.3; ED StandaloneMmPkg (EventHandle.c, StandaloneMmCore.c) and
+Source: stack 4.1 to 4.3; ED StandaloneMmPkg (EventHandle.c, StandaloneMmCore.c) and
 MdeModulePkg/Universal/Variable/RuntimeDxe/VariableSmm.c:SmmVariableHandler.
 """
 

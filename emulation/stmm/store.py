@@ -1,6 +1,6 @@
 """Records of a variable store, and where the next one goes.
 
-Source: contract 4.11; ED MdeModulePkg/Universal/Variable/RuntimeDxe/VariableParsing.c.
+Source: stack 4.11; ED MdeModulePkg/Universal/Variable/RuntimeDxe/VariableParsing.c.
 """
 
 from __future__ import annotations

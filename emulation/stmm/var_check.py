@@ -1,6 +1,6 @@
 """Variable properties and the checks that EndOfDxe arms.
 
-Source: contract 4.10; ED MdeModulePkg/Library/VarCheckLib and VarCheckUefiLib.
+Source: stack 4.10; ED MdeModulePkg/Library/VarCheckLib and VarCheckUefiLib.
 """
 
 from __future__ import annotations
