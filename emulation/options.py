@@ -31,9 +31,10 @@ class OptionError(ValueError):
 class BoardOptions:
     """Everything that can differ between two emulated boards.
 
-    ``variant`` is the firmware and RPMB routing (tests/truth/README.md): ``mm-query`` and ``mm`` keep
-    variables in StMM, with and without QueryVariableInfo at run time; ``file`` is a U-Boot that
-    keeps its own variables in a file; ``mm-kernel-rpmb`` is ``mm`` with RPMB routed in the kernel.
+    ``variant`` is the firmware and RPMB routing (tests/truth/README.md): ``mm-query`` and ``mm``
+    keep variables in StMM, with and without QueryVariableInfo at run time; ``file`` is a U-Boot
+    that keeps its own variables in a file; ``mm-kernel-rpmb`` is ``mm`` with RPMB routed in the
+    kernel.
     """
 
     variant: Variant = "mm-query"
