@@ -98,17 +98,12 @@ def remount_read_only_ignored(
 
 
 def supplicant_emulates_rpmb(
-    original: Original,
-    self: ProcessUnit,
-    file: Any,
-    journal: Any,
-    spawner: Any,
-    argv: Any,
-    *rest: Any,
+    original: Original, self: ProcessUnit, *args: Any, **kwargs: Any
 ) -> None:
     """tee-supplicant is a build with RPMB_EMU, so no write reaches the card"""
-    emulating = (*argv, "--rpmb-emu") if file is board.SUPPLICANT else argv
-    original(self, file, journal, spawner, emulating, *rest)
+    original(self, *args, **kwargs)
+    if self.file is board.SUPPLICANT:
+        self._argv = (*self._argv, "--rpmb-emu")
 
 
 MUTANTS: Final = (
