@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from emulation.faults import FaultSpecError
-from emulation.mutants import installed
 from emulation.options import BoardOptions, OptionError
 from emulation.userland.jail.jail import Zygote
 from emulation.userland.jail.plan import JailError
@@ -73,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = BoardOptions.parse(chosen.option)
         state_directory = chosen.state or _default_state()
-        with _owned(state_directory) as state, installed(options.mutant):
+        with _broken(options.mutant), _owned(state_directory) as state:
             Zygote.shared()  # gets ready on another processor while this one imports the rest
             return asyncio.run(_run(options, state, chosen))
     except (CannotStart, OptionError, UserlandMissing) as error:
@@ -81,6 +80,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except JailError as error:
         print(_explain(error), file=sys.stderr)
     return CANNOT_RUN
+
+
+def _broken(mutant: str) -> contextlib.AbstractContextManager[None]:
+    """The sabotage that the options ask for. Raises OptionError."""
+    if not mutant:
+        return contextlib.nullcontext()
+    # Late: to know the mutants is to import the whole model.
+    from emulation.mutants.registry import installed
+
+    return installed(mutant)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from emulation.mutants.registry import Mutant
+from emulation.mutants.mutant import Mutant
 from harness.boardfile import loading
 from tests.mutants.verdict import Verdict
 
