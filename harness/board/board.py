@@ -18,9 +18,8 @@ from harness.capabilities import (
     EFIVARS_PATH,
     STMM_DEVICE,
     STMM_DRIVER,
+    VENDOR_GUID,
     Capabilities,
-    Capability,
-    Finding,
 )
 from harness.consents import Consent
 from harness.errors import (
@@ -33,7 +32,7 @@ from harness.errors import (
     MissingCapability,
     WrongBoard,
 )
-from harness.instruments.efivars import VENDOR_GUID, Efivars, VariableName, mount_state
+from harness.instruments.efivars import Efivars, VariableName, mount_state
 from harness.instruments.guard import ForeignWrites
 from harness.instruments.kernel_log import KernelLog
 from harness.instruments.rpmb import Rpmb
@@ -156,8 +155,8 @@ class Board:
         self._login_baud: int | None = None
         self._probe: Probe | None = None
         self._capabilities: Capabilities | None = None
-        # What software was measured, and what of that outlives a boot.
-        self._lasting: tuple[str, Mapping[Capability, Finding]] = ("", {})
+        # What software was measured last, and how.
+        self._last: tuple[str, Capabilities | None] = ("", None)
         # Links whose boot has not been compared with that of the chosen link.
         self._unproved: set[LinkName] = set()
         self._boot_id: str | None = None
@@ -396,16 +395,16 @@ class Board:
         kernel that answer."""
         if self._capabilities is None:
             software = self.shell.run(_SOFTWARE).text
-            known_of, known = self._lasting
+            known_of, last = self._last
             self._capabilities = capabilities.measure(
                 self.shell,
                 board=self.name,
                 pinned=self.file.capabilities,
                 may=self.may,
                 believe=self._believe_pins,
-                known=known if software == known_of else None,
+                known=last.lasting() if last is not None and software == known_of else None,
             )
-            self._lasting = software, self._capabilities.lasting()
+            self._last = software, self._capabilities
         return self._capabilities
 
     def may(self, consent: Consent) -> bool:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from harness.capabilities import Capability
 from harness.errors import MissingCapability
 from harness.pytest_plugin import costs
 from harness.pytest_plugin.bench import Bench, uses_board
@@ -20,7 +21,9 @@ from harness.pytest_plugin.blame import BLAME, Whose
 from harness.pytest_plugin.keeper import foreign_names
 from harness.pytest_plugin.meter import Meter, Reading
 from harness.safekeeping.variables import is_named
-from harness.store.space import CACHED_SECONDS, FOREIGN, RECLAIM_WRITES, WRITES_PER_BYTE, StoreSpace
+from harness.store.geometry import RECORDED
+from harness.store.space import FOREIGN, StoreSpace
+from harness.store.statfs import CACHED_SECONDS
 from harness.store.wear import Entry, Ledger
 
 if TYPE_CHECKING:
@@ -30,6 +33,7 @@ BUDGET: pytest.StashKey[Budget] = pytest.StashKey()
 """Where a configuration keeps its budget."""
 RECLAIMS: Final = "(reclaims)"
 RESTORING: Final = "(restoring)"
+MEASURING: Final = "(measuring)"
 """Groups of RPMB writes that no test made."""
 
 
@@ -59,7 +63,7 @@ class Budget:
         # When tests ended and what they declared, for figures that lag behind.
         self._recent: list[tuple[float, int]] = []
         self._oddity: str | None = None
-        self._per_byte = WRITES_PER_BYTE
+        self._per_byte = RECORDED.writes_per_byte
         self._declared = 0
         # Why the store cannot be reclaimed, once that has been tried in vain.
         self._no_reclaim: str | None = None
@@ -102,7 +106,7 @@ class Budget:
         budget = "no budget" if limit is None else f"budget {limit}"
         lines = [
             f"RPMB writes: {self._start} so far; this run about "
-            f"{tests + reclaims * RECLAIM_WRITES} ({reclaims} reclaims of the store); {budget}"
+            f"{tests + reclaims * RECORDED.reclaim} ({reclaims} reclaims of the store); {budget}"
         ]
         return [*lines, f"wear: {self._oddity}"] if self._oddity else lines
 
@@ -231,7 +235,7 @@ class Budget:
         no = self._why_no_reclaim()
         if no is not None:
             pytest.skip(f"{why}; {no}")
-        self._check_writes(RECLAIM_WRITES)
+        self._check_writes(RECORDED.reclaim)
         try:
             self._reclaim(why)
         except MissingCapability as error:
@@ -295,12 +299,17 @@ class Budget:
         self._items = items
         self._meter = self._bench.meter = Meter(board)
         self._ledger = Ledger.of(board)
-        self._per_byte = self._ledger.writes_per_byte() or WRITES_PER_BYTE
+        self._per_byte = self._ledger.writes_per_byte() or RECORDED.writes_per_byte
         self._reserve = self._room_to_restore()
         self._start = self._read().counter
         if self._start is not None:
             self._oddity = self._ledger.oddity(self._start)
             self._ledger.add(Entry("begin", self._start, self._suite()))
+        if any(map(_looks_at_space, items)):
+            # Here, so that no test pays for a measurement that writes.
+            self._group = MEASURING
+            self._meter.figures()
+            self._read()
 
     def _room_to_restore(self) -> int:
         """A new record for each variable that this run's tests are marked to change; at least
@@ -321,7 +330,7 @@ class Budget:
         counter = self._read().counter
         if self._start is None or counter is None:
             return
-        others = self.writes[RECLAIMS] + self.writes[RESTORING]
+        others = sum(self.writes[group] for group in (RECLAIMS, RESTORING, MEASURING))
         self._ledger.add(
             Entry(
                 "end",
@@ -346,6 +355,11 @@ class Budget:
         if now.counter is not None or self._last.counter is None:
             self._last = now
         return now
+
+
+def _looks_at_space(item: pytest.Item) -> bool:
+    needs = (Capability.STATFS_IS_LIVE in one.args for one in item.iter_markers("needs"))
+    return costs.may_write(item) or any(needs)
 
 
 def _excess(cost: costs.Cost, taken: int, ending: int) -> str | None:

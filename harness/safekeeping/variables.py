@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from uuid import UUID
 
-from harness.capabilities import EFIVARS_PATH
+from harness.capabilities import EFIVARS_PATH, VENDOR_GUID
 from harness.formats.efi import (
     CERT_DB_GUID,
     CUSTOM_MODE_GUID,
@@ -20,7 +20,7 @@ from harness.formats.efi import (
     Attributes,
 )
 from harness.instruments import succeeded
-from harness.instruments.efivars import IMMUTABLE, VENDOR_GUID, VariableName
+from harness.instruments.efivars import IMMUTABLE, VariableName
 from harness.probe import Outcome, Probe, Step
 from harness.probe import steps as do
 

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from harness.board import state_dir
 from harness.errors import HostError
 
 if TYPE_CHECKING:
@@ -56,9 +57,7 @@ class Ledger:
     @classmethod
     def of(cls, board: Board) -> Ledger:
         """The ledger of a started board, kept with its snapshot."""
-        from harness.board import state_dir as place
-
-        return cls(place.directory(board) / _FILE)
+        return cls(state_dir.directory(board) / _FILE)
 
     def add(self, entry: Entry) -> None:
         """Append one line, dated now (UTC)."""

@@ -83,6 +83,11 @@ def path(file: str) -> str:
     return f"{EFIVARS_PATH}/{file}"
 
 
+def variable_name(file: str) -> str:
+    """The variable's name in a file name of efivarfs."""
+    return file[: -len(RECORDER_GUID) - 1]
+
+
 def own_file(name: str) -> str:
     """A file of the recorder's vendor GUID."""
     return f"{name}-{RECORDER_GUID}"

@@ -16,11 +16,11 @@ import pytest
 from harness.board import state_dir as place
 from harness.board.board import Board
 from harness.boardfile import boardfile
-from harness.capabilities import EFIVARS_PATH
+from harness.capabilities import EFIVARS_PATH, VENDOR_GUID
 from harness.consents import Consent
 from harness.errors import ConsentMissing, HostError, LabError, UndeclaredWrite, WrongBoard
 from harness.formats.efi import GLOBAL_VARIABLE_GUID
-from harness.instruments.efivars import NV_BS_RT, VENDOR_GUID, VariableName
+from harness.instruments.efivars import NV_BS_RT, VariableName
 from harness.instruments.guard import ANY
 from harness.probe import Probe, Step
 from harness.probe import steps as do
