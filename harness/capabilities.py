@@ -247,7 +247,8 @@ class Capability(StrEnum):
         r"printf '\7\0\0\0%s' $i >&3; w=$?; now=$(free $d); read ended x </proc/uptime; "
         r"test $w = 0 && printf '\7\0\0\0' >&3; exec 3>&-; rm -f $f 2>/dev/null; "
         'test $w = 0 || exit; echo "$6, then $now"; test "$now" -ne "$6" || exit; '
-        "test $((1${ended%.*}${ended#*.} - 1${began%.*}${began#*.})) -ge 100 || exit 0; done; exit 1",
+        "test $((1${ended%.*}${ended#*.} - 1${began%.*}${began#*.})) -ge 100 || exit 0; done; "
+        "exit 1",
         "this is how the board's kernel has efivarfs",
         consent=Consent.WRITE_RPMB,
         wears=True,

@@ -21,9 +21,8 @@ from harness.pytest_plugin.blame import BLAME, Whose
 from harness.pytest_plugin.keeper import foreign_names
 from harness.pytest_plugin.meter import Meter, Reading
 from harness.safekeeping.variables import is_named
-from harness.store.geometry import RECORDED
-from harness.store.space import FOREIGN, StoreSpace
-from harness.store.statfs import CACHED_SECONDS
+from harness.store.records import RECORDED
+from harness.store.space import CACHED_SECONDS, FOREIGN, StoreSpace
 from harness.store.wear import Entry, Ledger
 
 if TYPE_CHECKING:

@@ -7,9 +7,8 @@ from itertools import count
 from typing import TYPE_CHECKING
 
 from harness.errors import TargetError
-from harness.store import statfs
-from harness.store.geometry import RECORDED, Geometry
-from harness.store.records import record_size
+from harness.store.records import RECORDED, Geometry, record_size
+from harness.store.space import is_live, space_once
 
 if TYPE_CHECKING:
     from harness.board.board import Board
@@ -35,10 +34,10 @@ class SpaceGauge:
     def free(self) -> int:
         """Free bytes now. Raises :class:`TargetError` when the figures do not follow the mark."""
         before = self._board.efivars.space().free
-        if statfs.is_live(self._board):
+        if is_live(self._board):
             return before
         self._mark()
-        free = statfs.space_once(self._board, lambda space: space.free != before).free
+        free = space_once(self._board, lambda space: space.free != before).free
         if free == before:
             raise TargetError(
                 f"df shows {before} bytes free before and after a new variable",
@@ -50,13 +49,13 @@ class SpaceGauge:
         """How many bytes fewer are free after ``action`` (negative: more)."""
         before = self.free()
         action()
-        marks = 0 if statfs.is_live(self._board) else self.MARK_BYTES
+        marks = 0 if is_live(self._board) else self.MARK_BYTES
         return before - self.free() - marks
 
     def settles_at(self, expected: int) -> int:
         """``expected`` as soon as statfs(2) says so, what it says after a while otherwise; for a
         store that has no room for a mark."""
-        return statfs.space_once(self._board, lambda space: space.free == expected).free
+        return space_once(self._board, lambda space: space.free == expected).free
 
     def free_in_half_sector(self, room: int) -> tuple[int, int]:
         """Write marks until ``room`` bytes (at most 180) are left of the half sector that the next

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from threading import Event
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
@@ -21,15 +23,23 @@ from harness.consents import Consent
 from harness.errors import ConsentMissing, FirmwareError, HilError, MissingCapability
 from harness.formats import variable_store as layout
 from harness.formats.efi import GLOBAL_VARIABLE_GUID
-from harness.instruments.efivars import VariableName
+from harness.instruments.efivars import Space, VariableName
 from harness.probe import steps as do
-from harness.store import statfs
-from harness.store.geometry import RECORDED, Geometry
-from harness.store.records import LARGEST_FILLER, SMALLEST_RECORD, data_for, record_size
+from harness.store.records import (
+    LARGEST_FILLER,
+    RECORDED,
+    SMALLEST_RECORD,
+    Geometry,
+    data_for,
+    record_size,
+)
 
 if TYPE_CHECKING:
     from harness.board.board import Board
 
+CACHED_SECONDS: Final = 3.0
+"""How old figures from a cache may be, with a margin: Linux 7 asks the firmware five times in two
+seconds (K7 fs/efivarfs/super.c)."""
 AUTO_CREATED: Final = UUID("8108ac4e-9f11-4d59-850e-e21a522c59b2")
 """Optional data that ends a boot option which U-Boot makes by itself (contract 8)."""
 
@@ -42,6 +52,24 @@ _BOOT_OPTION: Final = re.compile(r"Boot[0-9A-F]{4}")
 _BOOT_ORDER: Final = VariableName("BootOrder", GLOBAL_VARIABLE_GUID)
 # A full store makes a write relocate OP-TEE's file several times.
 _WRITE_SECONDS: Final = 60.0
+_POLL_SECONDS: Final = 0.02
+
+
+def is_live(board: Board) -> bool:
+    """Whether the figures are those of now."""
+    return board.capabilities.has(Capability.STATFS_IS_LIVE)
+
+
+def space_once(board: Board, settled: Callable[[Space], bool]) -> Space:
+    """The figures once they are ``settled``, or what they are when no cache can hold others."""
+    space = board.efivars.space()
+    if settled(space) or is_live(board):
+        return space
+    deadline = time.monotonic() + CACHED_SECONDS
+    while not settled(space) and time.monotonic() < deadline:
+        Event().wait(_POLL_SECONDS)
+        space = board.efivars.space()
+    return space
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +103,7 @@ class StoreSpace:
         if not self._board.capabilities.has(Capability.QUERY_VARIABLE_INFO):
             return None
         # Figures from a cache may be those of a moment without the driver.
-        space = statfs.space_once(self._board, lambda space: space.total > 0)
+        space = space_once(self._board, lambda space: space.total > 0)
         return space.free if space.total else None
 
     def at_least_free(self) -> int:
@@ -224,7 +252,7 @@ class StoreSpace:
     def _fill(self, too_much: int) -> None:
         """Fill until a record of ``too_much`` bytes does not fit; the fillers are deleted."""
         free = self.free()
-        if free is None or not statfs.is_live(self._board):
+        if free is None or not is_live(self._board):
             self._fill_blindly()
             return
         while free >= too_much:

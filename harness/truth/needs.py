@@ -15,7 +15,7 @@ from typing import Any
 
 from harness.capabilities import EFIVARS_PATH, STMM_DEVICE
 from harness.consents import Consent
-from harness.store.geometry import RECORDED
+from harness.store.records import RECORDED
 from harness.truth.rows import Row
 from harness.truth.steps import APPEND, AUTHENTICATED, GLOBAL_GUID, Plan, Written, own_file
 

@@ -11,8 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from harness.formats.authentication import Authentication2
-from harness.store.geometry import RECORDED
-from harness.store.records import record_size
+from harness.store.records import RECORDED, record_size
 from harness.truth.rows import Row
 from harness.truth.steps import APPEND, AUTHENTICATED, Written, variable_name
 

@@ -19,8 +19,7 @@ from harness.capabilities import EFIVARS_PATH, STMM_DRIVER, VENDOR_GUID
 from harness.errors import HilError
 from harness.probe import Outcome, Step
 from harness.probe import steps as do
-from harness.store.geometry import RECORDED
-from harness.store.records import LARGEST_FILLER, SMALLEST_RECORD, data_for, record_size
+from harness.store.records import LARGEST_FILLER, RECORDED, SMALLEST_RECORD, data_for, record_size
 from harness.truth import space
 from harness.truth.needs import FileNeed, Needs, Phase
 from harness.truth.recipes import Recipes
@@ -29,7 +28,6 @@ from harness.truth.rows import Row
 from harness.truth.steps import (
     GLOBAL_GUID,
     NV_BS_RT,
-    RECORDER_GUID,
     CannotTake,
     Written,
     any_bytes,
@@ -487,11 +485,6 @@ def load_option(label: str, shown: str) -> bytes:
 def _as_written(name: str, content: bytes) -> Written:
     attributes = int.from_bytes(content[:4], "little") or NV_BS_RT
     return Written(name, attributes, content[4:], 0)
-
-
-def is_ours(file: str) -> bool:
-    """Whether the harness made the file to bring about a state."""
-    return file.endswith(str(VENDOR_GUID)) and not file.endswith(RECORDER_GUID)
 
 
 def _short(error: Exception) -> str:

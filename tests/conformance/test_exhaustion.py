@@ -24,8 +24,7 @@ from harness.instruments.efivars import Efivars, VariableName
 from harness.instruments.outcomes import content_of, errno_of
 from harness.pytest_plugin.budget import BUDGET
 from harness.store.gauge import SpaceGauge
-from harness.store.geometry import RECORDED
-from harness.store.records import record_size
+from harness.store.records import RECORDED, record_size
 from harness.store.space import FOREIGN
 
 ATTRIBUTES = b"\7\0\0\0"

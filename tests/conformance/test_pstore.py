@@ -21,7 +21,7 @@ from harness.instruments.kernel_log import KernelLog
 from harness.instruments.outcomes import content_of, errno_of
 from harness.shell import Shell
 from harness.store import listing
-from harness.store.geometry import RECORDED
+from harness.store.records import RECORDED
 
 CRASH_GUID = UUID(LINUX_EFI_CRASH_GUID)
 REGISTERED = "pstore: Registered efi_pstore as persistent store backend"

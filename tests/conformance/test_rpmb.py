@@ -25,8 +25,7 @@ from harness.instruments.rpmb import Rpmb, RpmbRefused
 from harness.shell import Shell
 from harness.store import listing
 from harness.store.gauge import SpaceGauge
-from harness.store.geometry import RECORDED
-from harness.store.records import data_for, record_size
+from harness.store.records import RECORDED, data_for, record_size
 
 pytestmark = [pytest.mark.needs("rpmb_access")]
 

@@ -11,8 +11,7 @@ import pytest
 from harness.consents import Consent
 from harness.errors import ConfigurationError
 from harness.probe import steps as do
-from harness.store.geometry import RECORDED
-from harness.store.records import record_size
+from harness.store.records import RECORDED, record_size
 from harness.truth import needs, space
 from harness.truth.needs import FileNeed, Phase
 from harness.truth.rows import OWN_ROWS, Row, load, with_own
