@@ -187,7 +187,8 @@ class Budget:
             return
         taken = max(before.free - now.free, 0)
         item.user_properties.append(("store_bytes", taken))
-        if self._passed and self._config.getini(costs.ENFORCE) and self._meter.figures():
+        judged = taken and self._passed and self._config.getini(costs.ENFORCE)
+        if judged and self._meter.figures():
             self._excess = _excess(self._cost, taken, self._ending)
 
     # --- room and writes ----------------------------------------------------------------------
@@ -223,7 +224,7 @@ class Budget:
         """Free bytes at least. Figures from a cache may lack what the last tests took."""
         if self._meter is None or self._last.free is None:
             return self.space.at_least_free()
-        if self._meter.figures():
+        if not any(took for _, took in self._recent) or self._meter.figures():
             return self._last.free
         since = time.monotonic() - CACHED_SECONDS
         self._recent = [(ended, took) for ended, took in self._recent if ended > since]
