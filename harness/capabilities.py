@@ -77,8 +77,7 @@ _SCRATCH = f"f={EFIVARS_PATH}/dump-hil-{LINUX_EFI_CRASH_GUID}; "
 
 
 class Capability(StrEnum):
-    """A capability is one line here: its name as the board file and ``@pytest.mark.needs`` spell
-    it, and how it is measured."""
+    """Names as the board file and ``@pytest.mark.needs`` spell them, each with its measurement."""
 
     measurement: Measurement
 
