@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, Self
 
@@ -12,7 +12,7 @@ from harness.board.identity import SOFTWARE, Identity, check_right_board, identi
 from harness.board.instruments import Instruments
 from harness.board.links import LinkName, Links
 from harness.board.standing import Standard, Standing
-from harness.capabilities import Capabilities, Capability, Measured
+from harness.capabilities import Capabilities
 from harness.consents import Consent
 from harness.errors import ConsentMissing, of_board
 from harness.instruments.efivars import Efivars, VariableName
@@ -79,7 +79,7 @@ class Board:
         self._programming = programming
         self._believe_pins = believe_pins
         # What software was measured, and what of that outlives a boot.
-        self._lasting: tuple[str, Mapping[Capability, Measured]] = ("", {})
+        self._last: tuple[str, Capabilities | None] = ("", None)
 
     def __enter__(self) -> Self:
         try:
@@ -210,15 +210,15 @@ class Board:
         kernel that answer."""
         if self.links.boot.capabilities is None:
             software = self.shell.run(SOFTWARE).text
-            known_of, known = self._lasting
+            known_of, last = self._last
             measured = capabilities.measure(
                 self.shell,
                 board=self.name,
                 pinned=self.file.capabilities,
                 may=self._may,
                 believe=self._believe_pins,
-                known=known if software == known_of else None,
+                known=last.lasting() if last is not None and software == known_of else None,
             )
             self.links.boot.capabilities = measured
-            self._lasting = software, measured.lasting()
+            self._last = software, measured
         return self.links.boot.capabilities

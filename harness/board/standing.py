@@ -10,9 +10,9 @@ from threading import Event
 from typing import TYPE_CHECKING
 
 from harness.board.links import Links
-from harness.capabilities import EFIVARS_PATH, STMM_DEVICE, STMM_DRIVER
+from harness.capabilities import EFIVARS_PATH, STMM_DEVICE, STMM_DRIVER, VENDOR_GUID
 from harness.errors import CommandFailed, LabError, MissingCapability
-from harness.instruments.efivars import VENDOR_GUID, VariableName, mount_state
+from harness.instruments.efivars import VariableName, mount_state
 from harness.shell import Shell
 
 if TYPE_CHECKING:

@@ -9,13 +9,12 @@ import time
 from threading import Event
 from typing import TYPE_CHECKING, Final
 
-from harness.capabilities import EFIVARS_PATH
+from harness.capabilities import EFIVARS_PATH, VENDOR_GUID
 from harness.check import tee
 from harness.check.finding import Finding, fail, not_looked_at, ok, warn
 from harness.check.pitfalls import RPMB_EMU, RPMB_EMU_REMEDY, WRONG_KEY, WRONG_KEY_REMEDY
 from harness.consents import Consent
 from harness.errors import ConsentMissing, HilError, LinkTimeout
-from harness.instruments.efivars import VENDOR_GUID
 
 if TYPE_CHECKING:
     from harness.check.survey import Survey

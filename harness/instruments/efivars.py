@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from threading import Event
 from uuid import UUID
 
-from harness.capabilities import EFIVARS_PATH
+from harness.capabilities import EFIVARS_PATH, VENDOR_GUID
 from harness.consents import Consent
 from harness.errors import TargetError
 from harness.formats.efi import Attributes
@@ -23,9 +23,6 @@ from harness.instruments.outcomes import succeeded
 from harness.probe import Outcome, Probe, Step
 from harness.probe import steps as do
 from harness.shell import Shell
-
-VENDOR_GUID = UUID("6f0e6f5c-2f43-4c0e-9b1f-5a4c8d7be2a1")
-"""The vendor GUID of every variable that the harness and its tests create."""
 
 NV_BS_RT = Attributes.NON_VOLATILE | Attributes.BOOTSERVICE_ACCESS | Attributes.RUNTIME_ACCESS
 """Attributes 7: the ordinary run-time variable."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from harness.capabilities import Capability
 from harness.errors import MissingCapability
 from harness.instruments.efivars import is_named
 from harness.pytest_plugin import costs
@@ -22,7 +23,8 @@ from harness.pytest_plugin.blame import BLAME, Whose
 from harness.pytest_plugin.hookspecs import Look
 from harness.pytest_plugin.keeper import Keeper, foreign_names
 from harness.pytest_plugin.meter import Meter, Reading
-from harness.store.space import CACHED_SECONDS, FOREIGN, RECLAIM_WRITES, WRITES_PER_BYTE, StoreSpace
+from harness.store.records import RECORDED
+from harness.store.space import CACHED_SECONDS, FOREIGN, StoreSpace
 from harness.store.wear import Entry, Ledger
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ BUDGET: pytest.StashKey[Budget] = pytest.StashKey()
 """Where a configuration keeps its budget."""
 RECLAIMS: Final = "(reclaims)"
 RESTORING: Final = "(restoring)"
+MEASURING: Final = "(measuring)"
 """Groups of RPMB writes that no test made."""
 _UNKNOWN: Final = "RPMB writes: unknown, the write counter of this board cannot be read"
 
@@ -63,7 +66,7 @@ class Budget:
         # When tests ended and what they declared, for figures that lag behind.
         self._recent: list[tuple[float, int]] = []
         self._oddity: str | None = None
-        self._per_byte = WRITES_PER_BYTE
+        self._per_byte = RECORDED.writes_per_byte
         self._declared = 0
         self._suite = " ".join(map(str, config.invocation_params.args))
         # Why the store cannot be reclaimed, once that has been tried in vain.
@@ -100,7 +103,7 @@ class Budget:
         budget = "no budget" if limit is None else f"budget {limit}"
         lines = [
             f"RPMB writes: {self._start} so far; this run about "
-            f"{tests + reclaims * RECLAIM_WRITES} ({reclaims} reclaims of the store); {budget}"
+            f"{tests + reclaims * RECORDED.reclaim} ({reclaims} reclaims of the store); {budget}"
         ]
         return [*lines, f"wear: {self._oddity}"] if self._oddity else lines
 
@@ -197,7 +200,8 @@ class Budget:
             return
         taken = max(before.free - now.free, 0)
         item.user_properties.append(("store_bytes", taken))
-        if self._passed and self._config.getini(costs.ENFORCE) and meter.figures():
+        judged = taken and self._passed and self._config.getini(costs.ENFORCE)
+        if judged and meter.figures():
             self._excess = _excess(self._cost, taken, self._ending)
 
     # --- room and writes ----------------------------------------------------------------------
@@ -233,7 +237,7 @@ class Budget:
         """Free bytes at least. Figures from a cache may lack what the last tests took."""
         if self._meter is None or self._last.free is None:
             return self.space.at_least_free()
-        if self._meter.figures():
+        if not any(took for _, took in self._recent) or self._meter.figures():
             return self._last.free
         since = time.monotonic() - CACHED_SECONDS
         self._recent = [(ended, took) for ended, took in self._recent if ended > since]
@@ -244,7 +248,7 @@ class Budget:
         no = self._why_no_reclaim()
         if no is not None:
             pytest.skip(f"{why}; {no}")
-        self._check_writes(RECLAIM_WRITES)
+        self._check_writes(RECORDED.reclaim)
         try:
             self._reclaim(why)
         except MissingCapability as error:
@@ -311,12 +315,17 @@ class Budget:
         self._items = items
         self._meter = Meter(board)
         self._ledger = Ledger.of(board)
-        self._per_byte = self._ledger.writes_per_byte() or WRITES_PER_BYTE
+        self._per_byte = self._ledger.writes_per_byte() or RECORDED.writes_per_byte
         self._reserve = self._room_to_restore()
         self._start = self._read().counter
         if self._start is not None:
             self._oddity = self._ledger.oddity(self._start)
             self._ledger.add(Entry("begin", self._start, self._suite))
+        if any(map(_looks_at_space, items)):
+            # Here, so that no test pays for a measurement that writes.
+            self._group = MEASURING
+            self._meter.figures()
+            self._read()
 
     def _room_to_restore(self) -> int:
         """A new record for each variable that this run's tests are marked to change; at least
@@ -335,7 +344,7 @@ class Budget:
         counter = self._read().counter
         if self._start is None or counter is None:
             return
-        others = self.writes[RECLAIMS] + self.writes[RESTORING]
+        others = sum(self.writes[group] for group in (RECLAIMS, RESTORING, MEASURING))
         self._ledger.add(
             Entry(
                 "end",
@@ -360,6 +369,11 @@ class Budget:
         if now.counter is not None or self._last.counter is None:
             self._last = now
         return now
+
+
+def _looks_at_space(item: pytest.Item) -> bool:
+    needs = (Capability.STATFS_IS_LIVE in one.args for one in item.iter_markers("needs"))
+    return costs.may_write(item) or any(needs)
 
 
 def _excess(cost: costs.Cost, taken: int, ending: int) -> str | None:

@@ -53,8 +53,7 @@ def cost_of(item: pytest.Item) -> Cost:
     """The nearest ``cost`` marker. Raises :class:`pytest.UsageError` for a misspelt one."""
     marker = item.get_closest_marker("cost")
     if marker is None:
-        writes = any(Consent.WRITE_RPMB in one.args for one in item.iter_markers("consents"))
-        unknown_cost = writes and not item.config.getini(ENFORCE)
+        unknown_cost = may_write(item) and not item.config.getini(ENFORCE)
         return Cost(UNDECLARED_BYTES if unknown_cost else 0, None, declared=False)
     unknown = marker.kwargs.keys() - {"store_bytes", "rpmb_writes", "story", "each"}
     if marker.args or unknown:
@@ -65,6 +64,11 @@ def cost_of(item: pytest.Item) -> Cost:
     return Cost(
         marker.kwargs.get("store_bytes", 0), marker.kwargs.get("rpmb_writes"), declared=True
     )
+
+
+def may_write(item: pytest.Item) -> bool:
+    """Whether the test needs that consent."""
+    return any(Consent.WRITE_RPMB in one.args for one in item.iter_markers("consents"))
 
 
 def cost_after(item: pytest.Item, told: Collection[str]) -> Cost:

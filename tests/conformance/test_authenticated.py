@@ -14,6 +14,7 @@ from uuid import UUID
 import pytest
 
 from harness.board.board import Board
+from harness.capabilities import VENDOR_GUID
 from harness.expectations import recorded
 from harness.formats.authentication import (
     CERT_DATA_OFFSET,
@@ -23,7 +24,7 @@ from harness.formats.authentication import (
     Authentication2,
 )
 from harness.formats.efi import CERT_DB_GUID, Attributes, EfiTime
-from harness.instruments.efivars import NV_BS_RT, VENDOR_GUID, Efivars, VariableName
+from harness.instruments.efivars import NV_BS_RT, Efivars, VariableName
 from harness.instruments.outcomes import accepted, refused
 from harness.instruments.rpmb import Rpmb
 from harness.safekeeping import authenticated

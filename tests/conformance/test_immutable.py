@@ -11,8 +11,9 @@ from uuid import UUID
 
 import pytest
 
+from harness.capabilities import VENDOR_GUID
 from harness.expectations import recorded
-from harness.instruments.efivars import IMMUTABLE, VENDOR_GUID, Efivars
+from harness.instruments.efivars import IMMUTABLE, Efivars
 from harness.instruments.outcomes import accepted, refused, succeeded
 from harness.probe import Probe
 from harness.probe import steps as do

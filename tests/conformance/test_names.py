@@ -10,10 +10,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from harness.capabilities import VENDOR_GUID
 from harness.expectations import recorded
 from harness.formats.efi import LINUX_RANDOM_SEED_GUID
 from harness.instruments.descriptor import opened
-from harness.instruments.efivars import VENDOR_GUID, Efivars, VariableName
+from harness.instruments.efivars import Efivars, VariableName
 from harness.instruments.outcomes import accepted, refused
 from harness.probe import Probe
 from harness.probe import steps as do

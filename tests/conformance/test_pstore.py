@@ -21,7 +21,7 @@ from harness.instruments.kernel_log import KernelLog
 from harness.instruments.outcomes import errno_of
 from harness.shell import Shell
 from harness.store import listing
-from harness.store.records import RELOCATION
+from harness.store.records import RECORDED
 
 CRASH_GUID = UUID(LINUX_EFI_CRASH_GUID)
 REGISTERED = "pstore: Registered efi_pstore as persistent store backend"
@@ -94,9 +94,9 @@ class TestPanic:
     def test_it_writes_nothing_to_the_card(self, crash: Crash) -> None:
         # A boot costs the replay guard's write and nothing like a record's.
         assert crash.counter_moved is not None
-        assert 1 <= crash.counter_moved < RELOCATION
+        assert 1 <= crash.counter_moved < RECORDED.relocation
 
-    @pytest.mark.needs("query_variable_info", "relocation_keeps_tail", "uncommitted_files_stay")
+    @pytest.mark.needs("query_variable_info", "relocation_keeps_tail", "statfs_is_live")
     def test_it_takes_no_space(self, crash: Crash) -> None:
         assert crash.free_same
 

@@ -23,8 +23,8 @@ from harness.instruments.outcomes import errno_of, refused
 from harness.instruments.rpmb import Rpmb, RpmbRefused
 from harness.shell import Shell
 from harness.store import listing
-from harness.store import records as store_space
-from harness.store.gauge import HALF_SECTOR, SpaceGauge
+from harness.store.gauge import SpaceGauge
+from harness.store.records import RECORDED, data_for, record_size
 
 pytestmark = [pytest.mark.needs("rpmb_access")]
 
@@ -32,7 +32,7 @@ writes = pytest.mark.needs("writable")
 consents = pytest.mark.consents("write_rpmb")
 NAME = "Fit"
 MARKS = 9 * SpaceGauge.MARK_BYTES
-SMALLEST = store_space.record_size(NAME, 1)
+SMALLEST = record_size(NAME, 1)
 
 
 def _steps(board: Board, writes: int) -> tuple[int, ...]:
@@ -57,7 +57,7 @@ def _spent(rpmb: Rpmb, action: Callable[[], object]) -> int:
 
 def _data(record: int, byte: bytes = b"d") -> bytes:
     """Data that makes the record of :data:`NAME` so many bytes."""
-    return byte * (record - store_space.record_size(NAME, 0))
+    return byte * data_for(NAME, record)
 
 
 @writes
@@ -185,7 +185,7 @@ class TestWhatAWriteCosts:
         self, board: Board, efivars: Efivars, rpmb: Rpmb, gauge: SpaceGauge
     ) -> None:
         efivars.write(NAME, b"1234")
-        gauge.free_in_half_sector(store_space.record_size(NAME, 8))
+        gauge.free_in_half_sector(record_size(NAME, 8))
         spent = _spent(rpmb, lambda: efivars.append(NAME, b"5678"))
         assert spent in _steps(board, 4)
 
@@ -195,9 +195,9 @@ class TestWhatAWriteCosts:
         self, board: Board, efivars: Efivars, rpmb: Rpmb, gauge: SpaceGauge
     ) -> None:
         free = gauge.free()
-        to_block_end = -store_space.position(free) % store_space.BLOCK
-        record = max(to_block_end, SMALLEST) + HALF_SECTOR + 44
-        expected = store_space.rpmb_writes(free, record)
+        to_block_end = -RECORDED.position(free) % RECORDED.block
+        record = max(to_block_end, SMALLEST) + RECORDED.half_sector + 44
+        expected = RECORDED.rpmb_writes(free, record)
         assert expected in (195, 387)
         spent = _spent(rpmb, lambda: efivars.write(NAME, _data(record)))
         assert spent in _steps(board, expected)
@@ -243,7 +243,7 @@ def test_a_boot_costs_the_replay_guard_and_no_file(board: Board) -> None:
     assert spent >= 1
     # Every variable was written before, and an identical write is none. An OP-TEE that loses the
     # store's tail makes StandaloneMM reclaim at its start.
-    assert spent < store_space.RELOCATION or not board.capabilities.has("relocation_keeps_tail")
+    assert spent < RECORDED.relocation or not board.capabilities.has("relocation_keeps_tail")
 
 
 class TestIdentity:
@@ -262,8 +262,8 @@ class TestIdentity:
 
     @pytest.mark.cases(16)
     def test_the_last_half_sector_can_be_read(self, rpmb: Rpmb) -> None:
-        last = rpmb.identity().rpmb_bytes // HALF_SECTOR - 1
-        assert len(rpmb.read_block(last)) == HALF_SECTOR
+        last = rpmb.identity().rpmb_bytes // wire.DATA_SIZE - 1
+        assert len(rpmb.read_block(last)) == wire.DATA_SIZE
 
 
 def _register(extcsd: str, name: str) -> int:
@@ -430,7 +430,7 @@ def foreign(board: Board) -> Foreign:
     rpmb, efivars = board.rpmb, board.efivars
     efivars.write("Own", b"own")
     # The file system never uses the last half sector.
-    last = rpmb.identity().rpmb_bytes // HALF_SECTOR - 1
+    last = rpmb.identity().rpmb_bytes // wire.DATA_SIZE - 1
     content = rpmb.read_block(last, key=TEST_KEY)
     start = rpmb.counter()
 

@@ -15,6 +15,7 @@ from uuid import UUID
 import pytest
 
 from harness.board.board import Board
+from harness.capabilities import VENDOR_GUID
 from harness.expectations import recorded
 from harness.formats.efi import (
     CERT_DB_GUID,
@@ -27,7 +28,7 @@ from harness.formats.efi import (
     VENDOR_KEYS_NV_GUID,
 )
 from harness.formats.load_option import END_NODE, load_option
-from harness.instruments.efivars import IMMUTABLE, VENDOR_GUID, Efivars
+from harness.instruments.efivars import IMMUTABLE, Efivars
 from harness.instruments.outcomes import refused, succeeded
 from harness.instruments.tee import Tee
 from harness.probe import Probe

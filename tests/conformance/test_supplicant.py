@@ -193,8 +193,7 @@ class TestStoppedWhileBound:
         assert stopped.listing_same
         assert stopped.listing_after_remount_same
 
-    # Linux 7 may answer from a cache, and is told by the files that it drops.
-    @pytest.mark.needs("uncommitted_files_stay")
+    @pytest.mark.needs("statfs_is_live")
     def test_df_is_the_same(self, stopped: Stopped) -> None:
         # p2c-012
         assert stopped.space_same

@@ -12,10 +12,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from harness.capabilities import VENDOR_GUID
 from harness.errors import MissingCapability
 from harness.expectations import recorded
 from harness.formats.efi import GLOBAL_VARIABLE_GUID
-from harness.instruments.efivars import IMMUTABLE, VENDOR_GUID, Efivars, VariableName
+from harness.instruments.efivars import IMMUTABLE, Efivars, VariableName
 from harness.instruments.outcomes import succeeded
 from harness.probe import Probe
 from harness.probe import steps as do

@@ -71,9 +71,6 @@ class TestCapabilities:
         for name, command in [("python3", "python3"), ("efibootmgr", "efibootmgr")]:
             assert measured.has(name) == (shutil.which(command) is not None)
 
-    def test_every_capability_has_a_measurement(self) -> None:
-        assert set(capabilities.MEASUREMENTS) == set(Capability)
-
     def test_what_the_series_promises_fails(self, measured: capabilities.Capabilities) -> None:
         with pytest.raises(TargetError, match=r"no stmm_driver .*the kernel series promises it"):
             measured.require("stmm_driver")

@@ -17,11 +17,11 @@ from harness.board import state_dir as place
 from harness.board.board import Board
 from harness.boardfile import loading
 from harness.boardfile.sections import BoardFile
-from harness.capabilities import EFIVARS_PATH
+from harness.capabilities import EFIVARS_PATH, VENDOR_GUID
 from harness.consents import Consent
 from harness.errors import ConsentMissing, HostError, LabError, UndeclaredWrite, WrongBoard
 from harness.formats.efi import GLOBAL_VARIABLE_GUID
-from harness.instruments.efivars import NV_BS_RT, VENDOR_GUID, VariableName, name_of_file
+from harness.instruments.efivars import NV_BS_RT, VariableName, name_of_file
 from harness.instruments.guard import ANY
 from harness.probe import Probe, Step
 from harness.probe import steps as do

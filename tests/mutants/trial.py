@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from emulation.mutants.mutant import Mutant
 from harness.boardfile import loading
+from harness.capabilities import Capability
 from tests.mutants.verdict import Verdict
 
 REPOSITORY: Final = Path(__file__).parents[2]
@@ -61,10 +62,9 @@ class Bench:
         try:
             board.start()
             board.wait_until_ready()
-            findings = board.capabilities.findings
+            measured = {str(name): board.capabilities.has(name) for name in Capability}
         finally:
             board.close()
-        measured = {str(capability): found.present for capability, found in findings.items()}
         return cls(directory, measured, timeout)
 
     def try_mutant(self, mutant: Mutant) -> Trial:

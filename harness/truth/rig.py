@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _PATIENCE = 4
 
 
-class Bench:
+class Rig:
     """One board for one group after the other. Close it, or use it as a context manager."""
 
     def __init__(self, file: BoardFile, *, link: LinkName | None = None) -> None:
@@ -43,7 +43,7 @@ class Bench:
         self.starts = 0
         """How often a board was switched on or restarted."""
 
-    def __enter__(self) -> Bench:
+    def __enter__(self) -> Rig:
         return self
 
     def __exit__(self, *_: object) -> None:
