@@ -16,20 +16,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from emulation.faults import PowerLost
+from emulation.linux.efivarfs import EFIVARFS_MAGIC
 from emulation.linux.kernel import Kernel, Task
+from emulation.linux.sysfs import SYSFS_MAGIC
 from emulation.linux.tee_stmm_efi import DEVICE_NAME, DRIVER_NAME
 from emulation.machine import TEE_GROUP, Machine
 from emulation.options import BoardOptions
 from emulation.userland.access.console import BoardTty, SerialLine
-from emulation.userland.jail.handlers import KernelHandlers, KmsgReader, SysRq
+from emulation.userland.handlers import KernelHandlers, KmsgReader, SysRq
 from emulation.userland.jail.plan import (
-    EFIVARFS_MAGIC,
-    SYSFS_MAGIC,
     Bind,
-    BoardFile,
     FuseMount,
     JailPlan,
     OpenHook,
+    PlacedFile,
 )
 from emulation.userland.jail.spawner import Pty
 from emulation.userland.system import rootfs
@@ -100,9 +100,9 @@ def supplicant_unit(options: BoardOptions) -> UnitFile:
     return file
 
 
-def _drop_in_files(options: BoardOptions) -> tuple[BoardFile, ...]:
+def _drop_in_files(options: BoardOptions) -> tuple[PlacedFile, ...]:
     drop_ins = supplicant_unit(options).drop_ins
-    return tuple(BoardFile(path, text.encode()) for path, text in drop_ins)
+    return tuple(PlacedFile(path, text.encode()) for path, text in drop_ins)
 
 
 _LAST_WORDS: Final = {

@@ -20,6 +20,7 @@ from emulation.emmc.rpmb import PROFILES
 from emulation.emmc.user_area import UserArea
 from emulation.faults import Faults, PowerLost
 from emulation.linux import sysfs_tree
+from emulation.linux.devices import DeviceNode
 from emulation.linux.efi_pstore import EfiPstore
 from emulation.linux.efivarfs import Efivarfs
 from emulation.linux.efivars import Efivars, KernelSeries
@@ -40,7 +41,6 @@ from emulation.options import BoardOptions, DriverLoading
 from emulation.rpmb_transport import RpmbTransport
 from emulation.uboot.boot import Uboot, UbootWorld
 from emulation.uboot.variables import FileVariables, StmmVariables, VariableServices
-from emulation.userland.jail.plan import DeviceNode
 from harness.formats.efi import GLOBAL_VARIABLE_GUID
 from harness.formats.mmc import MMC_SECTOR, RPMB_UNIT
 

@@ -14,7 +14,7 @@ from itertools import count
 from typing import Final
 
 from emulation.linux.kernel import Task
-from emulation.userland.jail.fuse import Attr, Entry, StatFs
+from emulation.linux.vfs import Attr, Entry, StatFs
 
 SYSFS_MAGIC: Final = 0x62656572
 _ATTRIBUTE_SIZE: Final = 4096
@@ -83,7 +83,7 @@ class _Handle:
 
 
 class Sysfs:
-    """A :class:`Directory` as a file system (emulation.userland.jail.fuse.Filesystem)."""
+    """A :class:`Directory` as a file system (emulation.linux.vfs.Filesystem)."""
 
     read_only = False
     write_moves_offset = True

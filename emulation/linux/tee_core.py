@@ -13,8 +13,8 @@ import os
 from collections.abc import Callable
 from typing import Final, Protocol
 
+from emulation.linux.devices import UserMemory
 from emulation.linux.kernel import Kernel
-from emulation.userland.jail.plan import UserMemory
 
 PAGE_SIZE: Final = 4096
 

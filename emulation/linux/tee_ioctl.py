@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal
 from uuid import UUID
 
+from emulation.linux.devices import UserMemory
 from emulation.linux.kernel import Task
 from emulation.linux.optee import OpteeDriver
 from emulation.linux.supplicant_queue import META_PARAM
@@ -25,7 +26,6 @@ from emulation.linux.tee_core import (
     TeeContext,
 )
 from emulation.optee.errors import TeeError
-from emulation.userland.jail.plan import UserMemory
 from harness.formats.tee import Param, ParamType, TeeOrigin, TeeResult
 from harness.formats.tee_ioctl import (
     BUF_DATA,

@@ -11,11 +11,12 @@ from emulation.linux.efivarfs import Efivarfs
 from emulation.linux.efivarfs_names import lookup_key
 from emulation.linux.kernel import Task
 from emulation.mutants.registry import Original, Patches, Registry
-from emulation.userland.jail import fuse
-from emulation.userland.jail.dispatch import CAP_LINUX_IMMUTABLE, Caller, Dispatcher, Proceed
+from emulation.userland.handlers import KernelHandlers
+from emulation.userland.jail import dispatch, fuse
+from emulation.userland.jail.caller import CAP_LINUX_IMMUTABLE, Caller, Proceed
+from emulation.userland.jail.calls import mounts
+from emulation.userland.jail.calls.call import Call
 from emulation.userland.jail.fuse import FuseConnection
-from emulation.userland.jail.handlers import KernelHandlers
-from emulation.userland.jail.seccomp import Notification
 from emulation.userland.jail.syscalls import MS_RDONLY
 from emulation.userland.system.units import ProcessUnit
 
@@ -66,10 +67,14 @@ def links_not_implemented(patches: Patches) -> None:
 
 @mutants("lseek(2) moves in a variable's file", "reads")
 def seek_accepted(patches: Patches) -> None:
-    def lseek(original: Original, self: Dispatcher, *args: Any) -> None:
+    def lseek(call: Call) -> None:
         raise Proceed
 
-    patches.wrap(Dispatcher, "_lseek", lseek)
+    calls = (
+        replace(call, answer=lseek) if call.name == "lseek" else call
+        for call in dispatch.SYSTEM_CALLS
+    )
+    patches.replace(dispatch, "SYSTEM_CALLS", tuple(calls))
 
 
 @mutants("a write(2) of no bytes succeeds", "writes")
@@ -92,21 +97,13 @@ def huge_write_truncated(patches: Patches) -> None:
 
 @mutants("remounting with ro has no effect", "mounts", "takeover")
 def remount_read_only_ignored(patches: Patches) -> None:
-    def remount(
-        original: Original,
-        self: Dispatcher,
-        notification: Notification,
-        caller: Caller,
-        path: str,
-        flags: int,
-        options: str,
-    ) -> None:
+    def remount(original: Original, call: Call, path: str, flags: int, options: str) -> None:
         if flags & MS_RDONLY:
-            self._listener.reply(notification.id, 0)
+            call.reply(0)
         else:
-            original(self, notification, caller, path, flags, options)
+            original(call, path, flags, options)
 
-    patches.wrap(Dispatcher, "_remount", remount)
+    patches.wrap(mounts, "_remount", remount)
 
 
 @mutants("tee-supplicant is a build with RPMB_EMU, so no write reaches the card", "create")

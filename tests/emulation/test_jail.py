@@ -19,18 +19,12 @@ from pathlib import Path
 
 import pytest
 
+from emulation.linux.devices import DeviceFile, DeviceNode, UserMemory
 from emulation.linux.kernel import Task
 from emulation.userland.jail import probe
 from emulation.userland.jail.jail import Jail, Zygote
 from emulation.userland.jail.namespaces import IdRange, _free_range, to_board
-from emulation.userland.jail.plan import (
-    DeviceFile,
-    DeviceNode,
-    JailError,
-    JailPlan,
-    UserMemory,
-    WriteSink,
-)
+from emulation.userland.jail.plan import JailError, JailPlan, WriteSink
 from tests.emulation.board_processes import BOOT, EFIVARS, NEW, Board
 from tests.emulation.memory_filesystem import MemoryFilesystem
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from emulation.userland.jail import seccomp
+from emulation.userland.jail.dispatch import SYSTEM_CALLS
 from emulation.userland.jail.mounts import BoardView, MountEntry, containing, parse_mountinfo
 from emulation.userland.jail.syscalls import (
     AARCH64,
@@ -93,6 +94,11 @@ def test_filter(architecture: Architecture) -> None:
         if number not in named:
             assert run(program, number, architecture.audit) == ALLOW
     assert run(program, numbers["openat"], 0x40000003) == ALLOW  # i386 processes are left alone
+
+
+def test_what_is_notified_is_what_is_answered() -> None:
+    notified = [*seccomp.NOTIFIED, *seccomp.SOMETIMES]
+    assert sorted(call.name for call in SYSTEM_CALLS) == sorted(notified)
 
 
 @BOTH

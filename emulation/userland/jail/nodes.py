@@ -15,9 +15,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 
+from emulation.linux.devices import DeviceNode, Storage
 from emulation.linux.kernel import Task
-from emulation.userland.jail.fuse import Attr, Entry, StatFs
-from emulation.userland.jail.plan import DeviceNode, Storage
+from emulation.linux.vfs import Attr, Entry, StatFs
 
 _ROOT = 1
 _CONTENT = "c"
@@ -25,7 +25,7 @@ _CONTENT = "c"
 
 @dataclass(frozen=True)
 class NodeTree:
-    """Implements :class:`emulation.userland.jail.fuse.Filesystem`.
+    """Implements :class:`emulation.linux.vfs.Filesystem`.
 
     ``names``: name in this file system -> inode; node n is called ``str(n)``, and its content, if
     it has any, has the name that :meth:`content` tells.  ``handles``: open contents.

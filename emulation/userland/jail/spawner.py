@@ -6,7 +6,6 @@ processes of the host instead.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -65,9 +64,3 @@ class Spawner(Protocol):
     def open_pty(self) -> Pty:
         """A new pseudo-terminal; the caller closes both descriptors."""
         ...
-
-
-def exit_code(status: int) -> int:
-    """Shell convention of a wait status: the exit status, or 128 + signal number."""
-    code = os.waitstatus_to_exitcode(status)
-    return code if code >= 0 else 128 - code

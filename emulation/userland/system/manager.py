@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from emulation.linux.kernel import Task
-from emulation.userland.jail.fuse import Filesystem
+from emulation.linux.vfs import Filesystem
 from emulation.userland.system import udev
 from emulation.userland.system.systemctl import Caller, Journalctl, PowerSwitch, Reply, Systemctl
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from emulation.userland.access.ssh import find_sftp_server
-from emulation.userland.jail.plan import BOARD_PYTHON, Bind, BoardFile
+from emulation.userland.jail.plan import BOARD_PYTHON, Bind, PlacedFile
 from emulation.userland.jail.spawner import Account, UserlandMissing
 from emulation.userland.system.manager import COMMANDS
 
@@ -52,7 +52,7 @@ class RootFs:
 
     host_programs: bool
     binds: tuple[Bind, ...]
-    files: tuple[BoardFile, ...]
+    files: tuple[PlacedFile, ...]
     symlinks: Mapping[str, str]
     directories: tuple[str, ...]
     accounts: Mapping[str, Account]
@@ -124,16 +124,16 @@ def _busybox() -> Path:
     return Path(found).resolve()
 
 
-def _programs(cover_host: bool, supplicant: str) -> list[BoardFile]:
+def _programs(cover_host: bool, supplicant: str) -> list[PlacedFile]:
     shebang = f"#!{INTERPRETER} -IS\n".encode()
     client = shebang + (_SERVICES / "client.py").read_bytes()
-    files = [BoardFile(f"{BOARD_PROGRAMS}/{name}", client, 0o755) for name in COMMANDS]
+    files = [PlacedFile(f"{BOARD_PROGRAMS}/{name}", client, 0o755) for name in COMMANDS]
     files += [
-        BoardFile(SUPPLICANT_PROGRAM, _supplicant(supplicant), 0o755),
-        BoardFile(f"{BOARD_LIBRARY}/getty.py", (_SERVICES / "getty.py").read_bytes()),
+        PlacedFile(SUPPLICANT_PROGRAM, _supplicant(supplicant), 0o755),
+        PlacedFile(f"{BOARD_LIBRARY}/getty.py", (_SERVICES / "getty.py").read_bytes()),
     ]
     if cover_host:
-        files += [BoardFile(name, client, 0o755) for name in _COVERED if Path(name).is_file()]
+        files += [PlacedFile(name, client, 0o755) for name in _COVERED if Path(name).is_file()]
     return files
 
 
@@ -174,7 +174,7 @@ def _accounts(options: RootFsOptions, shell: str) -> dict[str, Account]:
     return {account.name: account for account in known}
 
 
-def _etc(options: RootFsOptions, accounts: object, path: str) -> list[BoardFile]:
+def _etc(options: RootFsOptions, accounts: object, path: str) -> list[PlacedFile]:
     known = list(accounts)  # type: ignore[call-overload]
     shadow = {None: "*", "": ""}
     passwd = [f"{a.name}:x:{a.uid}:{a.gid}:{a.gecos or a.name}:{a.home}:{a.shell}" for a in known]
@@ -203,8 +203,8 @@ def _etc(options: RootFsOptions, accounts: object, path: str) -> list[BoardFile]
         "profile": _PROFILE.format(path=path),
         "bash.bashrc": _BASHRC,
     }
-    files = [BoardFile(f"/etc/{key}", text.encode()) for key, text in texts.items()]
-    return [*files, BoardFile("/etc/shadow", ("\n".join(secrets) + "\n").encode(), 0o640)]
+    files = [PlacedFile(f"/etc/{key}", text.encode()) for key, text in texts.items()]
+    return [*files, PlacedFile("/etc/shadow", ("\n".join(secrets) + "\n").encode(), 0o640)]
 
 
 _PROFILE: Final = """\
