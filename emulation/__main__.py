@@ -30,9 +30,9 @@ from typing import TYPE_CHECKING
 from emulation.faults import FaultSpecError
 from emulation.mutants import installed
 from emulation.options import BoardOptions, OptionError
-from emulation.userland.jail.jail import Zygote
 from emulation.userland.jail.plan import JailError
 from emulation.userland.jail.spawner import UserlandMissing
+from emulation.userland.jail.zygote import Zygote
 
 if TYPE_CHECKING:
     from emulation.board import Board

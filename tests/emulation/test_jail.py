@@ -22,9 +22,10 @@ import pytest
 from emulation.linux.devices import DeviceFile, DeviceNode, UserMemory
 from emulation.linux.kernel import Task
 from emulation.userland.jail import probe
-from emulation.userland.jail.jail import Jail, Zygote
+from emulation.userland.jail.jail import Jail
 from emulation.userland.jail.namespaces import IdRange, _free_range, to_board
 from emulation.userland.jail.plan import JailError, JailPlan, WriteSink
+from emulation.userland.jail.zygote import Zygote
 from tests.emulation.board_processes import BOOT, EFIVARS, NEW, Board
 from tests.emulation.memory_filesystem import MemoryFilesystem
 

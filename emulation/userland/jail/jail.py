@@ -9,27 +9,25 @@ import os
 import select
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from emulation.userland.jail import wire
 from emulation.userland.jail.dispatch import Dispatcher
 from emulation.userland.jail.fuse import FuseConnection
-from emulation.userland.jail.init import id_maps
 from emulation.userland.jail.layout import plan_message
-from emulation.userland.jail.namespaces import IdMaps, choose_maps
+from emulation.userland.jail.namespaces import IdMaps, choose_maps, id_maps
 from emulation.userland.jail.nodes import NodeTree
 from emulation.userland.jail.plan import JailError, JailPlan, SyscallHandlers
 from emulation.userland.jail.seccomp import Listener
 from emulation.userland.jail.spawner import Pty
 from emulation.userland.jail.workers import Workers
+from emulation.userland.jail.zygote import Zygote
 
 _WATCH_SECONDS: Final = 0.02
 _ANSWER_SECONDS: Final = 10.0
@@ -40,55 +38,7 @@ _DYING_MILLISECONDS: Final = 5
 _T = TypeVar("_T")
 _SIGKILL_BIT: Final = 1 << (signal.SIGKILL - 1)
 
-_ZYGOTE: Final = (
-    "import sys; sys.path.insert(0, sys.argv[2]); "
-    "from emulation.userland.jail.init import zygote; zygote(int(sys.argv[1]))"
-)
-
-
 _workers = Workers()
-
-
-class Zygote:
-    """The process that forks boards. One serves the whole program; it starts in the background,
-    so call :meth:`shared` early."""
-
-    _shared: Zygote | None = None
-    _shared_lock = threading.Lock()
-
-    def __init__(self) -> None:
-        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        package_parent = Path(__file__).resolve().parents[3]
-        fd = theirs.fileno()
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-S", "-s", "-c", _ZYGOTE, str(fd), str(package_parent)],
-                pass_fds=(fd,),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                cwd="/",
-                env={"PATH": os.environ.get("PATH", os.defpath)},
-                start_new_session=True,
-            )
-
-    @classmethod
-    def shared(cls) -> Zygote:
-        """The zygote of this process, started now if there is none."""
-        with cls._shared_lock:
-            if cls._shared is None or cls._shared._process.poll() is not None:
-                cls._shared = cls()
-            return cls._shared
-
-    def start(self, plan: dict[str, Any]) -> socket.socket:
-        """Begin a board; returns the socket over which its PID 1 reports and takes requests."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        plan_fd = wire.store(plan)
-        try:
-            wire.send(self._control, ("start",), (plan_fd, theirs.fileno()))
-        finally:
-            os.close(plan_fd)
-            theirs.close()
-        return ours
 
 
 class Jail:

@@ -1,4 +1,4 @@
-"""The board's root file system as a list of steps for PID 1 (methods of ``init._Builder``)."""
+"""The board's root file system as a list of steps for PID 1 (methods of ``builder.Builder``)."""
 
 from __future__ import annotations
 
