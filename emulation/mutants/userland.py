@@ -18,6 +18,7 @@ from emulation.userland.jail.calls import mounts
 from emulation.userland.jail.calls.call import Call
 from emulation.userland.jail.fuse import FuseConnection
 from emulation.userland.jail.syscalls import MS_RDONLY
+from emulation.userland.system import board_units
 from emulation.userland.system.units import ProcessUnit
 
 mutants: Final = Registry("userland")
@@ -117,7 +118,7 @@ def supplicant_emulates_rpmb(patches: Patches) -> None:
         argv: Any,
         *rest: Any,
     ) -> None:
-        emulating = (*argv, "--rpmb-emu") if file is board.SUPPLICANT else argv
+        emulating = (*argv, "--rpmb-emu") if file is board_units.SUPPLICANT else argv
         original(self, file, journal, spawner, emulating, *rest)
 
     patches.wrap(ProcessUnit, "__init__", prepare)

@@ -61,6 +61,8 @@ class Jail:
         self._sequence = itertools.count(1)
         self._answers: dict[int, Callable[[Any, int, list[int]], None]] = {}
         self._exits: dict[int, Callable[[int], None]] = {}
+        self._empty = threading.Event()
+        self._empty.set()
         self._watched: list[Callable[[], bool]] = []
         self._connections: list[FuseConnection] = []
         self._listener: Listener | None = None
@@ -136,33 +138,26 @@ class Jail:
 
         A program that cannot be executed says so on descriptor 2 and exits with 126 or 127.
         """
-        future: Future[int] = Future()
 
-        def answered(value: Any, number: int, received: list[int]) -> None:
-            if number == 0:
-                self._exits[value] = on_exit
-            _resolve(future, value, number)
+        def started(pid: int, _: list[int]) -> int:
+            self._empty.clear()
+            self._exits[pid] = on_exit
+            return pid
 
         message = ("spawn", list(argv), dict(env), cwd, uid, gid, controlling_tty)
-        self._send(message, answered, tuple(fds))
-        return self._wait(future)
+        return self._ask(message, started, tuple(fds))
 
     def signal(self, pid: int, number: int) -> None:
         """kill(2) inside the board; raises ``OSError``."""
-        future: Future[int] = Future()
-        self._send(("signal", pid, int(number)), lambda v, e, _: _resolve(future, v, e))
-        self._wait(future)
+        self._ask(("signal", pid, int(number)), lambda *_: None)
 
     def open_pty(self) -> Pty:
         """A new pseudo-terminal of the board's devpts."""
-        future: Future[Pty] = Future()
+        return self._ask(("pty",), lambda name, fds: Pty(fds[0], fds[1], name))
 
-        def answered(value: Any, number: int, received: list[int]) -> None:
-            pty = Pty(received[0], received[1], value) if number == 0 else None
-            _resolve(future, pty, number)
-
-        self._send(("pty",), answered)
-        return self._wait(future)
+    def wait_until_empty(self, timeout: float) -> bool:
+        """Wait for the end of every process that was started here; False after ``timeout`` s."""
+        return self._empty.wait(timeout)
 
     # --- for the kernel model ---
 
@@ -273,7 +268,22 @@ class Jail:
                 del self._answers[sequence]
                 raise
 
-    def _wait(self, future: Future[_T]) -> _T:
+    def _ask(
+        self,
+        message: tuple[object, ...],
+        take: Callable[[Any, list[int]], _T],
+        fds: tuple[int, ...] = (),
+    ) -> _T:
+        """What ``take(value, descriptors)``, in the jail thread, makes of PID 1's answer."""
+        future: Future[_T] = Future()
+
+        def answered(value: Any, number: int, received: list[int]) -> None:
+            if number:
+                future.set_exception(OSError(number, os.strerror(number)))
+            else:
+                future.set_result(take(value, received))
+
+        self._send(message, answered, fds)
         if threading.current_thread() is self._thread:
             raise RuntimeError("the jail thread cannot wait for itself")
         try:
@@ -395,7 +405,10 @@ class Jail:
     def _on_exit(self, fds: list[int], pid: int, status: int) -> None:
         on_exit = self._exits.pop(pid, None)
         if on_exit is not None:
-            on_exit(status)
+            with contextlib.suppress(RuntimeError):  # a loop is closed: nobody is interested
+                on_exit(status)
+        if not self._exits:
+            self._empty.set()
 
     def _bury(self) -> None:
         """PID 1 is gone: tell everybody who waits, close everything."""
@@ -406,9 +419,9 @@ class Jail:
             self._ready.set_exception(JailError("start", errno.ECHILD, "PID 1 died"))
         for answered in answers.values():
             answered(None, errno.ESHUTDOWN, [])
-        for on_exit in self._exits.values():
-            on_exit(signal.SIGKILL)
-        self._exits.clear()
+        for pid in tuple(self._exits):
+            self._on_exit([], pid, signal.SIGKILL)
+        self._empty.set()
         for connection in self._connections:
             connection.close()
         if self._dispatcher is not None:
@@ -424,13 +437,6 @@ class Jail:
             self._wake = self._pidfd = self._proc = -1
         if self._on_death is not None:
             self._on_death()
-
-
-def _resolve(future: Future[Any], value: Any, number: int) -> None:
-    if number:
-        future.set_exception(OSError(number, os.strerror(number)))
-    else:
-        future.set_result(value)
 
 
 def _ways_to_mounts(plan: JailPlan, index: int) -> list[bytes]:

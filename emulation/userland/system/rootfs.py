@@ -13,14 +13,13 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
+from emulation.options import BoardOptions
 from emulation.userland.access.ssh import find_sftp_server
 from emulation.userland.jail.plan import BOARD_PYTHON, Bind, PlacedFile
 from emulation.userland.jail.spawner import Account, UserlandMissing
 from emulation.userland.system.manager import COMMANDS
-
-Userland = Literal["host", "busybox"]
 
 BOARD_PROGRAMS: Final = "/opt/board/sbin"
 """Where the programs of the service manager are; first in the PATH."""
@@ -61,29 +60,17 @@ class RootFs:
     environment: Mapping[str, str]
 
 
-@dataclass(frozen=True)
-class RootFsOptions:
-    """What may differ: ``root_password`` empty lets root in on the console without one;
-    ``supplicant`` is a program of the host to have as tee-supplicant, empty for the board's own;
-    ``efivarfs_read_only``: /etc/fstab mounts it so."""
+def build(options: BoardOptions, state: Path) -> RootFs:
+    """Lay out the root file system; ``state`` holds what persists of it.
 
-    hostname: str
-    userland: Userland = "host"
-    sftp: bool = True
-    root_password: str = ""
-    supplicant: str = ""
-    efivarfs_read_only: bool = False
-
-
-def build(options: RootFsOptions, state: Path) -> RootFs:
-    """Lay out the root file system. Raises :class:`UserlandMissing`."""
+    Raises :class:`UserlandMissing`."""
     busybox = _busybox() if options.userland == "busybox" else None
     shell = "/bin/sh" if busybox or not Path("/bin/bash").exists() else "/bin/bash"
     accounts = _accounts(options, shell)
     path = f"{BOARD_PROGRAMS}:{SYSTEM_PATH}"
     binds, symlinks = _busybox_layout(busybox) if busybox else ([], {})
     files = [
-        *_programs(busybox is None, options.supplicant),
+        *_programs(busybox is None, options.supplicant_program),
         *_etc(options, accounts.values(), path),
     ]
     return RootFs(
@@ -164,7 +151,7 @@ def _persistent(state: Path) -> list[Bind]:
     return made
 
 
-def _accounts(options: RootFsOptions, shell: str) -> dict[str, Account]:
+def _accounts(options: BoardOptions, shell: str) -> dict[str, Account]:
     known = (
         Account("root", 0, 0, "/root", shell, options.root_password),
         Account("tee", 900, 900, "/nonexistent", "/usr/sbin/nologin"),
@@ -174,7 +161,7 @@ def _accounts(options: RootFsOptions, shell: str) -> dict[str, Account]:
     return {account.name: account for account in known}
 
 
-def _etc(options: RootFsOptions, accounts: object, path: str) -> list[PlacedFile]:
+def _etc(options: BoardOptions, accounts: object, path: str) -> list[PlacedFile]:
     known = list(accounts)  # type: ignore[call-overload]
     shadow = {None: "*", "": ""}
     passwd = [f"{a.name}:x:{a.uid}:{a.gid}:{a.gecos or a.name}:{a.home}:{a.shell}" for a in known]
@@ -194,7 +181,7 @@ def _etc(options: RootFsOptions, accounts: object, path: str) -> list[PlacedFile
         "nsswitch.conf": "passwd: files\ngroup: files\nshadow: files\nhosts: files\n",
         "machine-id": "\n",
         "fstab": f"efivarfs {EFIVARFS_AT} efivarfs ro,nosuid,nodev,noexec 0 0\n"
-        if options.efivarfs_read_only
+        if options.mount == "read-only"
         else "# efivarfs is mounted by the service manager\n",
         "login.defs": f"ENV_SUPATH PATH={path}\nENV_PATH PATH={SYSTEM_PATH}\n",
         "environment": f'PATH="{path}"\n',
