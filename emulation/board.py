@@ -33,8 +33,9 @@ from emulation.userland.system.board_units import (
     supplicant_unit,
 )
 from emulation.userland.system.journal import Journal
+from emulation.userland.system.journalctl import Journalctl
 from emulation.userland.system.manager import SOCKET_IN_BOARD, Manager
-from emulation.userland.system.systemctl import Journalctl, Systemctl, UnitTable
+from emulation.userland.system.systemctl import Systemctl, UnitTable
 from emulation.userland.system.units import ProcessUnit, SwitchUnit, Unit
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from emulation.userland.jail.spawner import Pty
 from emulation.userland.system.journal import Journal
-from emulation.userland.system.systemctl import Caller, Journalctl, Reply, Systemctl, UnitTable
+from emulation.userland.system.journalctl import Journalctl
+from emulation.userland.system.systemctl import Caller, Reply, Systemctl, UnitTable
 from emulation.userland.system.units import ProcessUnit, Readiness, UnitFile
 
 ROOT = Caller(0)

@@ -19,7 +19,8 @@ from typing import Final, Protocol
 from emulation.linux.kernel import Task
 from emulation.linux.vfs import Filesystem
 from emulation.userland.system import udev
-from emulation.userland.system.systemctl import Caller, Journalctl, PowerSwitch, Reply, Systemctl
+from emulation.userland.system.journalctl import Journalctl
+from emulation.userland.system.systemctl import Caller, PowerSwitch, Reply, Systemctl
 
 SOCKET_IN_BOARD: Final = "/run/systemd/private"
 """Where systemd's own private socket is."""

@@ -1,6 +1,6 @@
-"""``systemctl`` and ``journalctl`` of the emulated board: arguments in, text and exit status out.
+"""``systemctl`` of the emulated board: arguments in, text and exit status out.
 
-Texts and exit codes are those of systemd 252 to 257 (systemctl(1), journalctl(1)).
+Texts and exit codes are those of systemd 252 to 257 (systemctl(1)).
 """
 
 from __future__ import annotations
@@ -66,14 +66,15 @@ class UnitTable:
         return iter(self._units)
 
     def find(self, name: str) -> Unit | None:
-        full = _full_name(name)
+        full = full_name(name)
         for unit in self._units:
             if full == unit.file.name or full in unit.file.aliases:
                 return unit
         return None
 
 
-def _full_name(name: str) -> str:
+def full_name(name: str) -> str:
+    """A service where the name has no suffix."""
     return name if "." in name else f"{name}.service"
 
 
@@ -191,7 +192,7 @@ class Systemctl:
         reply = Reply()
         if not names:
             return reply.fail(1, "Too few arguments.")
-        for name in map(_full_name, names):
+        for name in map(full_name, names):
             unit = self._units.find(name)
             if not caller.privileged:
                 reply.fail(
@@ -232,7 +233,7 @@ class Systemctl:
         if number is None:
             return Reply().fail(1, f"Failed to parse signal string {options.signal}.")
         reply = Reply()
-        for name in map(_full_name, options.words[1:]):
+        for name in map(full_name, options.words[1:]):
             unit = self._units.find(name)
             if unit is None:
                 reply.fail(1, f"Failed to kill unit {name}: Unit {name} not loaded.")
@@ -246,7 +247,7 @@ class Systemctl:
     async def _reset_failed(self, caller: Caller, options: Options) -> Reply:
         reply = Reply()
         names = options.words[1:] or [unit.file.name for unit in self._units]
-        for name in map(_full_name, names):
+        for name in map(full_name, names):
             unit = self._units.find(name)
             if unit is None:
                 reply.fail(
@@ -298,7 +299,7 @@ class Systemctl:
 
     async def _is_enabled(self, caller: Caller, options: Options) -> Reply:
         reply = Reply()
-        for name in map(_full_name, options.words[1:]):
+        for name in map(full_name, options.words[1:]):
             unit = self._units.find(name)
             if unit is None:
                 reply.fail(
@@ -331,7 +332,7 @@ class Systemctl:
 
     async def _status(self, caller: Caller, options: Options) -> Reply:
         reply = Reply()
-        for name in map(_full_name, options.words[1:]):
+        for name in map(full_name, options.words[1:]):
             unit = self._units.find(name)
             if unit is None:
                 reply.fail(4, f"Unit {name} could not be found.")
@@ -371,7 +372,7 @@ class Systemctl:
     async def _cat(self, caller: Caller, options: Options) -> Reply:
         """The unit's file and its drop-ins, each after a comment with its path."""
         reply = Reply()
-        for name in map(_full_name, options.words[1:]):
+        for name in map(full_name, options.words[1:]):
             unit = self._units.find(name)
             if unit is None:
                 reply.fail(1, f"No files found for {name}.")
@@ -381,7 +382,7 @@ class Systemctl:
         return reply
 
     async def _show(self, caller: Caller, options: Options) -> Reply:
-        names = [_full_name(name) for name in options.words[1:]]
+        names = [full_name(name) for name in options.words[1:]]
         blocks = []
         for name in names:
             table = _properties(self._units.find(name), name)
@@ -397,54 +398,6 @@ class Systemctl:
         for block in blocks:
             out += ([""] if out else []) + block
         return Reply(out=out)
-
-
-class Journalctl:
-    """``journalctl``: the units' lines, and with -k the kernel's."""
-
-    def __init__(self, units: UnitTable, journal: Journal) -> None:
-        self._units = units
-        self._journal = journal
-
-    async def run(self, caller: Caller, arguments: Sequence[str]) -> Reply:
-        """One invocation; paging is never done and following is refused."""
-        unit = identifier = ""
-        output, lines, reverse = "short", None, False
-        rest = list(arguments)
-        while rest:
-            word = rest.pop(0)
-            key, equals, value = word.partition("=")
-            if key in ("-u", "--unit", "-n", "--lines", "-o", "--output", "-t", "--identifier"):
-                value = value if equals else rest.pop(0) if rest else ""
-            if key in ("-u", "--unit"):
-                found = self._units.find(value)
-                unit = found.file.name if found else _full_name(value)
-            elif word.startswith("-u"):
-                unit = _full_name(word[2:])
-            elif key in ("-n", "--lines"):
-                lines = int(value) if value.isdecimal() else None
-            elif word.startswith("-n") and word[2:].isdecimal():
-                lines = int(word[2:])
-            elif key in ("-o", "--output"):
-                output = value
-            elif key in ("-t", "--identifier"):
-                identifier = value
-            elif key in ("-k", "--dmesg"):
-                identifier = "kernel"
-            elif key in ("-r", "--reverse"):
-                reverse = True
-            elif key in ("-f", "--follow"):
-                return Reply().fail(1, "journalctl: following is not supported by this userland")
-        entries = self._journal.entries(unit=unit, identifier=identifier)
-        if lines is not None:
-            entries = entries[-lines:] if lines else []
-        if reverse:
-            entries.reverse()
-        if not entries:
-            return Reply(out=["-- No entries --"])
-        if output == "cat":
-            return Reply(out=[entry.text for entry in entries])
-        return Reply(out=[entry.render(self._journal.hostname) for entry in entries])
 
 
 def _properties(unit: Unit | None, name: str) -> dict[str, str]:
