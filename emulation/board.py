@@ -245,8 +245,6 @@ class RunningBoard:
             Journalctl(units, journal),
             self,
             machine,
-            machine.sysfs,
-            release=machine.release,
         )
         control = self._state / "manager.sock"
         await manager.listen(control)

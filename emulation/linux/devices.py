@@ -13,25 +13,21 @@ class UserMemory(Protocol):
 
     def read(self, address: int, size: int) -> bytes:
         """``size`` bytes at ``address``."""
-        ...
 
     def write(self, address: int, data: bytes) -> None:
         """Store ``data`` at ``address``."""
-        ...
 
 
-class ReturnedFd(Protocol):
-    """Result of an ioctl that returns a new descriptor: ``fd`` is installed in the caller."""
+@dataclass(frozen=True)
+class ReturnedFd:
+    """Result of an ioctl that returns a new descriptor, which is installed in the caller; its
+    number there is the result.
 
-    @property
-    def fd(self) -> int:
-        """The supervisor's descriptor."""
-        ...
+    ``close_after``: the model's copy is to be closed once the caller has its own.
+    """
 
-    @property
-    def close_after(self) -> bool:
-        """Whether the supervisor's copy is to be closed once the caller has its own."""
-        ...
+    fd: int
+    close_after: bool = True
 
 
 class DeviceFile(Protocol):
@@ -41,11 +37,9 @@ class DeviceFile(Protocol):
         self, request: int, argument: int, memory: UserMemory, task: Task
     ) -> int | ReturnedFd:
         """ioctl(2): a result >= 0 or a descriptor; raises ``OSError``."""
-        ...
 
     def close(self) -> None:
         """The last descriptor is gone."""
-        ...
 
 
 class Device(Protocol):
@@ -53,11 +47,9 @@ class Device(Protocol):
 
     def open(self, task: Task, flags: int) -> DeviceFile:
         """open(2), after the permission check; raises ``OSError``."""
-        ...
 
     def may_sleep(self, request: int) -> bool:
         """Whether ioctl ``request`` may wait for something other than computation."""
-        ...
 
 
 class Storage(Protocol):
@@ -66,15 +58,12 @@ class Storage(Protocol):
     @property
     def size(self) -> int:
         """Bytes."""
-        ...
 
     def read(self, offset: int, size: int) -> bytes:
         """At most ``size`` bytes; empty at the end."""
-        ...
 
     def write(self, offset: int, data: bytes) -> int:
         """The number of bytes taken; ``OSError(ENOSPC)`` at the end."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -99,13 +99,11 @@ class Sysfs:
         self.root = self._number(())
 
     def lookup(self, task: Task, parent: int, name: bytes) -> Attr:
-        """See Filesystem."""
         path = (*self._path(parent), name.decode("utf-8", "surrogateescape"))
         self._node(path)
         return self.getattr(task, self._number(path))
 
     def getattr(self, task: Task, ino: int) -> Attr:
-        """See Filesystem."""
         node = self._node(self._path(ino))
         links, size = 1, 0
         if isinstance(node, Directory):
@@ -131,7 +129,6 @@ class Sysfs:
         return self.getattr(task, ino)
 
     def readdir(self, task: Task, ino: int) -> list[Entry]:
-        """See Filesystem."""
         path = self._path(ino)
         node = self._node(path)
         if not isinstance(node, Directory):
@@ -144,7 +141,6 @@ class Sysfs:
         ]
 
     def readlink(self, task: Task, ino: int) -> bytes:
-        """See Filesystem."""
         node = self._node(self._path(ino))
         if not isinstance(node, Link):
             raise OSError(errno.EINVAL, "not a link")
@@ -183,7 +179,6 @@ class Sysfs:
         return opened.content[offset : offset + size]
 
     def write(self, task: Task, handle: int, offset: int, data: bytes) -> int:
-        """See Filesystem."""
         node = self._node(self._handles[handle].path)
         if not isinstance(node, Attribute) or node.store is None:
             raise OSError(errno.EIO, "not writable")
@@ -194,7 +189,6 @@ class Sysfs:
         """noop_fsync (K6 fs/kernfs/file.c)."""
 
     def release(self, handle: int) -> None:
-        """See Filesystem."""
         self._handles.pop(handle, None)
 
     def unlink(self, task: Task, parent: int, name: bytes) -> None:
@@ -210,7 +204,6 @@ class Sysfs:
         raise OSError(errno.ENOTTY, "sysfs")
 
     def statfs(self, task: Task) -> StatFs:
-        """See Filesystem."""
         return StatFs(SYSFS_MAGIC, 4096, 0, 0, 0, 0, 0, 255, 4096)
 
     def may_sleep(self, operation: str) -> bool:

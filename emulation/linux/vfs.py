@@ -56,25 +56,20 @@ class Filesystem(Protocol):
     @property
     def root(self) -> int:
         """Inode number of the root directory."""
-        ...
 
     @property
     def read_only(self) -> bool:
         """The superblock's own flag."""
-        ...
 
     @property
     def write_moves_offset(self) -> bool:
         """Whether write(2) moves the offset of the open file, as it usually does."""
-        ...
 
     def lookup(self, task: Task, parent: int, name: bytes) -> Attr:
         """The inode that ``name`` leads to; ENOENT."""
-        ...
 
     def getattr(self, task: Task, ino: int) -> Attr:
         """stat(2) of an inode."""
-        ...
 
     def setattr(
         self,
@@ -88,58 +83,44 @@ class Filesystem(Protocol):
         mtime: float | None = None,
     ) -> Attr:
         """chmod, chown, truncate, utimes; returns the new attributes."""
-        ...
 
     def readdir(self, task: Task, ino: int) -> list[Entry]:
         """The entries of a directory, without "." and ".."."""
-        ...
 
     def readlink(self, task: Task, ino: int) -> bytes:
         """Target of a symbolic link."""
-        ...
 
     def open(self, task: Task, ino: int, flags: int) -> int:
         """A new handle for an existing file; ``flags`` as open(2) without O_CREAT and O_TRUNC."""
-        ...
 
     def create(
         self, task: Task, parent: int, name: bytes, mode: int, flags: int
     ) -> tuple[Attr, int]:
         """open(2) with O_CREAT of a name that lookup did not find; umask is already applied."""
-        ...
 
     def read(self, task: Task, handle: int, offset: int, size: int) -> bytes:
         """At most ``size`` bytes; empty at the end."""
-        ...
 
     def write(self, task: Task, handle: int, offset: int, data: bytes) -> int:
         """One write(2); the number of bytes taken."""
-        ...
 
     def fsync(self, task: Task, handle: int) -> None:
         """fsync(2); EINVAL where the file system has none."""
-        ...
 
     def release(self, handle: int) -> None:
         """The last descriptor of an open file is gone."""
-        ...
 
     def unlink(self, task: Task, parent: int, name: bytes) -> None:
         """Remove a name."""
-        ...
 
     def getflags(self, task: Task, ino: int) -> int:
         """FS_IOC_GETFLAGS; ENOTTY where the file system has none."""
-        ...
 
     def setflags(self, task: Task, ino: int, flags: int) -> None:
         """FS_IOC_SETFLAGS, after the checks for a read-only mount and for ownership."""
-        ...
 
     def statfs(self, task: Task) -> StatFs:
         """statfs(2)."""
-        ...
 
     def may_sleep(self, operation: str) -> bool:
         """Whether the method named ``operation`` may wait for something other than computation."""
-        ...

@@ -21,6 +21,7 @@ from emulation.userland.jail.plan import (
     PlacedFile,
     Uname,
 )
+from emulation.userland.jail.spawner import Program
 from tests.emulation.memory_filesystem import MemoryFilesystem
 
 EFIVARS = "/sys/firmware/efi/efivars"
@@ -161,14 +162,9 @@ class Running:
         self._read, write = os.pipe()
         null = os.open(os.devnull, os.O_RDONLY)
         try:
-            self.pid = jail.spawn(
-                ["/bin/sh", "-c", command],
-                env={"PATH": PATH, "LC_ALL": "C.UTF-8"},
-                fds=(null, write, write),
-                uid=uid,
-                gid=uid,
-                on_exit=self._exited,
-            )
+            env = {"PATH": PATH, "LC_ALL": "C.UTF-8"}
+            program = Program(["/bin/sh", "-c", command], env, uid=uid, gid=uid)
+            self.pid = jail.spawn(program, (null, write, write), self._exited)
         finally:
             os.close(write)
             os.close(null)

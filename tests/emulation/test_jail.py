@@ -25,6 +25,7 @@ from emulation.userland.jail import probe
 from emulation.userland.jail.jail import Jail
 from emulation.userland.jail.namespaces import IdRange, _free_range, to_board
 from emulation.userland.jail.plan import JailError, JailPlan, WriteSink
+from emulation.userland.jail.spawner import Program
 from emulation.userland.jail.zygote import Zygote
 from tests.emulation.board_processes import BOOT, EFIVARS, NEW, Board
 from tests.emulation.memory_filesystem import MemoryFilesystem
@@ -305,13 +306,9 @@ def test_signal_and_pty(board: Board) -> None:
         board.jail.signal(9999, signal.SIGTERM)
     pty = board.jail.open_pty()
     done = threading.Event()
-    board.jail.spawn(
-        ["sh", "-c", "tty; test -t 0 && echo tty > /dev/tty"],
-        env={"PATH": "/usr/bin:/bin"},
-        fds=(pty.slave, pty.slave, pty.slave),
-        controlling_tty=True,
-        on_exit=lambda status: done.set(),
-    )
+    command = ["sh", "-c", "tty; test -t 0 && echo tty > /dev/tty"]
+    program = Program(command, {"PATH": "/usr/bin:/bin"}, controlling_tty=True)
+    board.jail.spawn(program, (pty.slave,) * 3, lambda status: done.set())
     assert done.wait(10)
     expected = f"{pty.name}\r\ntty\r\n".encode()
     seen = b""
@@ -325,9 +322,7 @@ def test_signal_and_pty(board: Board) -> None:
 def test_program_that_does_not_exist(board: Board) -> None:
     read, write = os.pipe()
     status: Future[int] = Future()
-    board.jail.spawn(
-        ["/no/such/program"], env={}, fds=(write, write, write), on_exit=status.set_result
-    )
+    board.jail.spawn(Program(["/no/such/program"], {}), (write,) * 3, status.set_result)
     os.close(write)
     assert os.waitstatus_to_exitcode(status.result(10)) == 127
     assert b"No such file" in os.read(read, 1000)

@@ -20,9 +20,9 @@ from emulation.userland.jail.syscalls import (
     Architecture,
     NodeStat,
     ProcessMemory,
-    StatFsFields,
     encode_dev,
     host_architecture,
+    pack_statfs,
     pack_utsname,
     raw,
 )
@@ -142,7 +142,7 @@ def test_layouts() -> None:
     assert struct.unpack_from("<2Q4IQ", packed) == (59, 4, 0o60660, 1, 0, 6, 179 << 8 | 1)
     assert struct.unpack_from("<qixxxxqqQqQqQ", packed, 48) == (0, 4096, 0, *(1, 500000000) * 3)
     # include/uapi/asm-generic/statfs.h on a 64-bit architecture
-    packed = StatFsFields(0xDE5E81E4, 1, 2, 3, 4, 5, 6, 7, 255, 9, 0x1020).pack()
+    packed = pack_statfs(0xDE5E81E4, 1, 2, 3, 4, 5, 6, 7, 255, 9, 0x1020)
     assert len(packed) == 120
     assert struct.unpack("<15q", packed)[:11] == (0xDE5E81E4, 1, 2, 3, 4, 5, 6, 7, 255, 9, 0x1020)
     names = pack_utsname("Linux", "n" * 80, "6.12", "#1", "aarch64", "(none)")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     import asyncssh
 
-from emulation.userland.jail.spawner import Account, Spawner
+from emulation.userland.jail.spawner import Account, Program, Spawner
 
 READ_SIZE: Final = 1 << 16
 """Bytes taken from a process at once: the size of a Linux pipe."""
@@ -90,16 +90,16 @@ class SshProcess:
         def exited(status: int) -> None:
             self._loop.call_soon_threadsafe(self._exited, status)
 
-        return self._spawner.spawn(
+        account = self.account
+        program = Program(
             self.argv,
-            env=self._environment(),
-            cwd=self.account.home,
-            fds=fds,
+            self._environment(),
+            account.home,
+            account.uid,
+            account.gid,
             controlling_tty=self._terminal is not None,
-            uid=self.account.uid,
-            gid=self.account.gid,
-            on_exit=exited,
         )
+        return self._spawner.spawn(program, fds, exited)
 
     def _environment(self) -> dict[str, str]:
         assert self.channel is not None

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, Final, TypeVar
 
@@ -25,7 +25,7 @@ from emulation.userland.jail.namespaces import IdMaps, choose_maps, id_maps
 from emulation.userland.jail.nodes import NodeTree
 from emulation.userland.jail.plan import JailError, JailPlan, SyscallHandlers
 from emulation.userland.jail.seccomp import Listener
-from emulation.userland.jail.spawner import Pty
+from emulation.userland.jail.spawner import Program, Pty
 from emulation.userland.jail.workers import Workers
 from emulation.userland.jail.zygote import Zygote
 
@@ -121,30 +121,16 @@ class Jail:
 
     # --- processes ---
 
-    def spawn(
-        self,
-        argv: Sequence[str],
-        *,
-        env: Mapping[str, str],
-        cwd: str = "/",
-        fds: Sequence[int],
-        controlling_tty: bool = False,
-        uid: int = 0,
-        gid: int = 0,
-        on_exit: Callable[[int], None],
-    ) -> int:
-        """Start ``argv`` (looked up in env PATH) in a new session with ``fds`` as 0, 1, 2, ...;
-        ``on_exit`` gets the wait status in the jail thread. Returns the board's process id.
-
-        A program that cannot be executed says so on descriptor 2 and exits with 126 or 127.
-        """
+    def spawn(self, program: Program, fds: Sequence[int], on_exit: Callable[[int], None]) -> int:
+        """As a :class:`Spawner` does; ``on_exit`` is called in the jail thread."""
 
         def started(pid: int, _: list[int]) -> int:
             self._empty.clear()
             self._exits[pid] = on_exit
             return pid
 
-        message = ("spawn", list(argv), dict(env), cwd, uid, gid, controlling_tty)
+        who = (program.uid, program.gid, program.controlling_tty)
+        message = ("spawn", list(program.argv), dict(program.env), program.cwd, *who)
         return self._ask(message, started, tuple(fds))
 
     def signal(self, pid: int, number: int) -> None:

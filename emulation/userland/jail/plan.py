@@ -84,15 +84,12 @@ class MessageSource(Protocol):
 
     def next_message(self) -> bytes | None:
         """The next record, None when the reader has caught up; called in the jail thread."""
-        ...
 
     def written(self, data: bytes) -> None:
         """A write(2) on the descriptor."""
-        ...
 
     def closed(self) -> None:
         """The last descriptor is gone."""
-        ...
 
 
 OpenResult = bytes | WriteSink | MessageSource | socket.socket | None
@@ -110,48 +107,38 @@ class SyscallHandlers(Protocol):
 
     def uname(self) -> Uname:
         """uname(2)."""
-        ...
 
     def syslog(self, task: Task, action: int, size: int) -> int | bytes:
         """syslog(2): bytes are copied to the caller's buffer and their number is returned."""
-        ...
 
     def load_module(self, task: Task, path: str, parameters: str) -> None:
         """finit_module(2) of the file ``path`` (empty for init_module); on a worker thread."""
-        ...
 
     def unload_module(self, task: Task, name: str) -> None:
         """delete_module(2); on a worker thread."""
-        ...
 
     def reboot(self, task: Task, command: int) -> None:
         """reboot(2) by a task with CAP_SYS_BOOT: 0x01234567 restart, 0x4321FEDC power off."""
-        ...
 
     def mount_efivarfs(self, task: Task, first: bool, options: str) -> bool:
         """A mount(2) of type efivarfs; ``first``: no mount exists, so the superblock is new;
         ``options``: the data, with ``ro`` in front for MS_RDONLY.
         Returns whether the superblock is read-only; EOPNOTSUPP without registered efivars."""
-        ...
 
     def shown_options(self, kind: str) -> str:
         """What a file system of type ``kind`` says of itself in /proc/mounts after ro or rw, with
         its leading comma."""
-        ...
 
     def write_efivarfs(self, task: Task, ino: int, data: bytes) -> int:
         """A write(2) of nothing, or of more than one FUSE request carries, to the inode; at most
         :data:`emulation.linux.efivarfs.REFUSED_WRITE` bytes of it.  On a worker thread."""
-        ...
 
     def unmounted_efivarfs(self) -> None:
         """The last mount is gone, and the superblock with it."""
-        ...
 
     def remount_efivarfs(self, task: Task, read_only: bool, options: str) -> None:
         """mount(2) with MS_REMOUNT: efivarfs_reconfigure; EINVAL for rw while SetVariable is
         unsupported.  On success the superblock takes ``read_only``."""
-        ...
 
 
 @dataclass(frozen=True)

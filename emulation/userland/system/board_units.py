@@ -14,7 +14,7 @@ from emulation.linux.tee_stmm_efi import DEVICE_NAME, DRIVER_NAME
 from emulation.machine import TEE_GROUP, Machine
 from emulation.options import BoardOptions
 from emulation.userland.access.console import BoardTty
-from emulation.userland.jail.spawner import Spawner
+from emulation.userland.jail.spawner import Program, Spawner
 from emulation.userland.system import rootfs
 from emulation.userland.system.units import UnitFile
 
@@ -82,11 +82,9 @@ class SupplicantReadiness:
         self._before = 0
 
     def about_to_start(self) -> None:
-        """See :class:`emulation.userland.system.units.Readiness`."""
         self._before = self._queue.attachments
 
     def wait(self, given_up: Callable[[], bool]) -> None:
-        """See :class:`emulation.userland.system.units.Readiness`."""
         with contextlib.suppress(PowerLost):
             self._kernel.wait(
                 lambda: self._queue.attachments > self._before or given_up(),
@@ -95,7 +93,6 @@ class SupplicantReadiness:
             )
 
     def wake(self) -> None:
-        """See :class:`emulation.userland.system.units.Readiness`."""
         self._kernel.wake()
 
 
@@ -124,16 +121,8 @@ class Getty:
     def _spawn(self) -> None:
         command = [f"{rootfs.BOARD_LIBRARY}/agetty", "-IS", f"{rootfs.BOARD_LIBRARY}/getty.py", TTY]
         with contextlib.suppress(OSError):  # the power went meanwhile
-            self._spawner.spawn(
-                command,
-                env=self._environment,
-                cwd="/",
-                fds=(self._tty.slave,) * 3,
-                controlling_tty=True,
-                uid=0,
-                gid=0,
-                on_exit=lambda status: self._ended(),
-            )
+            program = Program(command, self._environment, controlling_tty=True)
+            self._spawner.spawn(program, (self._tty.slave,) * 3, lambda status: self._ended())
 
     def _ended(self) -> None:
         self._loop.call_soon_threadsafe(self._again)

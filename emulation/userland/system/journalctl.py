@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from emulation.userland.system.journal import Journal
-from emulation.userland.system.systemctl import Caller, Reply, UnitTable, full_name
+from emulation.userland.system.systemctl import Reply, UnitTable, full_name
 
 
 class Journalctl:
@@ -15,7 +15,7 @@ class Journalctl:
         self._units = units
         self._journal = journal
 
-    async def run(self, caller: Caller, arguments: Sequence[str]) -> Reply:
+    async def run(self, uid: int, arguments: Sequence[str]) -> Reply:
         """One invocation; paging is never done and following is refused."""
         unit = identifier = ""
         output, lines, reverse = "short", None, False

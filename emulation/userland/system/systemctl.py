@@ -38,18 +38,6 @@ class PowerSwitch(Protocol):
 
     def request(self, action: str, *, force: bool) -> None:
         """``action``: reboot, poweroff or halt; returns at once."""
-        ...
-
-
-@dataclass(frozen=True)
-class Caller:
-    """Who asks: effective user id inside the board."""
-
-    uid: int
-
-    @property
-    def privileged(self) -> bool:
-        return self.uid == 0
 
 
 class UnitTable:
@@ -149,7 +137,7 @@ class Systemctl:
         self._units = units
         self._journal = journal
         self._power = power
-        self._verbs: dict[str, Callable[[Caller, Options], Awaitable[Reply]]] = {
+        self._verbs: dict[str, Callable[[int, Options], Awaitable[Reply]]] = {
             "start": self._start,
             "stop": self._stop,
             "restart": self._restart,
@@ -169,20 +157,31 @@ class Systemctl:
             "halt": self._end_system,
         }
 
-    async def run(self, caller: Caller, arguments: Sequence[str]) -> Reply:
-        """One invocation."""
+    async def run(self, uid: int, arguments: Sequence[str]) -> Reply:
+        """One invocation, by user ``uid`` of the board."""
         options = _parse(arguments)
         verb = options.words[0] if options.words else "list-units"
         action = self._verbs.get(verb)
         if action is None:
             return Reply().fail(1, f"Unknown command verb '{verb}'.")
-        return await action(caller, options)
+        return await action(uid, options)
+
+    def _found(
+        self, names: Sequence[str], reply: Reply, status: int, missing: str
+    ) -> Iterator[Unit]:
+        """The units of these names; ``reply`` fails for each that there is not."""
+        for name in map(full_name, names):
+            unit = self._units.find(name)
+            if unit is None:
+                reply.fail(status, missing.format(name))
+            else:
+                yield unit
 
     # ------------------------------------------------------------ changing
 
     async def _each(
         self,
-        caller: Caller,
+        uid: int,
         options: Options,
         action: Callable[[Unit], Awaitable[None]],
         *,
@@ -194,7 +193,7 @@ class Systemctl:
             return reply.fail(1, "Too few arguments.")
         for name in map(full_name, names):
             unit = self._units.find(name)
-            if not caller.privileged:
+            if uid != 0:
                 reply.fail(
                     1,
                     f"Failed to {verb} {name}: Interactive authentication required.",
@@ -212,13 +211,13 @@ class Systemctl:
                         reply.fail(1, *_start_failed(name))
         return reply
 
-    async def _start(self, caller: Caller, options: Options) -> Reply:
-        return await self._each(caller, options, lambda unit: unit.start(), missing="not found")
+    async def _start(self, uid: int, options: Options) -> Reply:
+        return await self._each(uid, options, lambda unit: unit.start(), missing="not found")
 
-    async def _stop(self, caller: Caller, options: Options) -> Reply:
-        return await self._each(caller, options, lambda unit: unit.stop(), missing="not loaded")
+    async def _stop(self, uid: int, options: Options) -> Reply:
+        return await self._each(uid, options, lambda unit: unit.stop(), missing="not loaded")
 
-    async def _restart(self, caller: Caller, options: Options) -> Reply:
+    async def _restart(self, uid: int, options: Options) -> Reply:
         only_running = options.words[0] == "try-restart"
 
         async def restart(unit: Unit) -> None:
@@ -226,9 +225,9 @@ class Systemctl:
                 await unit.stop()
                 await unit.start()
 
-        return await self._each(caller, options, restart, missing="not found")
+        return await self._each(uid, options, restart, missing="not found")
 
-    async def _kill(self, caller: Caller, options: Options) -> Reply:
+    async def _kill(self, uid: int, options: Options) -> Reply:
         number = _signal_number(options.signal)
         if number is None:
             return Reply().fail(1, f"Failed to parse signal string {options.signal}.")
@@ -244,24 +243,18 @@ class Systemctl:
                 reply.fail(1, f"Failed to kill unit {name}: No main process to kill")
         return reply
 
-    async def _reset_failed(self, caller: Caller, options: Options) -> Reply:
+    async def _reset_failed(self, uid: int, options: Options) -> Reply:
         reply = Reply()
         names = options.words[1:] or [unit.file.name for unit in self._units]
-        for name in map(full_name, names):
-            unit = self._units.find(name)
-            if unit is None:
-                reply.fail(
-                    1,
-                    f"Failed to reset failed state of unit {name}: Unit {name} not loaded.",
-                )
-            else:
-                unit.reset_failed()
+        missing = "Failed to reset failed state of unit {0}: Unit {0} not loaded."
+        for unit in self._found(names, reply, 1, missing):
+            unit.reset_failed()
         return reply
 
-    def reload(self, caller: Caller, files: Mapping[str, str]) -> Reply:
+    def reload(self, uid: int, files: Mapping[str, str]) -> Reply:
         """``daemon-reload``: the units have those drop-ins of ``files`` (path: content) that are
         theirs. Of two of one name the one in /etc counts (systemd.unit(5))."""
-        if not caller.privileged:
+        if uid != 0:
             text = "Failed to reload daemon: Interactive authentication required."
             return Reply().fail(1, text)
         for unit in self._units:
@@ -274,9 +267,9 @@ class Systemctl:
             unit.file = replace(unit.file, drop_ins=drop_ins)
         return Reply()
 
-    async def _end_system(self, caller: Caller, options: Options) -> Reply:
+    async def _end_system(self, uid: int, options: Options) -> Reply:
         verb = options.words[0]
-        if not caller.privileged:
+        if uid != 0:
             return Reply().fail(
                 1,
                 f"Call to {verb.capitalize()} failed: Interactive authentication required.",
@@ -286,35 +279,30 @@ class Systemctl:
 
     # ------------------------------------------------------------- looking
 
-    async def _is_active(self, caller: Caller, options: Options) -> Reply:
+    async def _is_active(self, uid: int, options: Options) -> Reply:
         units = [self._units.find(name) for name in options.words[1:]]
         states = [unit.active if unit else "inactive" for unit in units]
         status = 0 if "active" in states else 3 if any(units) else 4
         return Reply(out=[] if options.quiet else states, status=status)
 
-    async def _is_failed(self, caller: Caller, options: Options) -> Reply:
+    async def _is_failed(self, uid: int, options: Options) -> Reply:
         units = [self._units.find(name) for name in options.words[1:]]
         states = [unit.active if unit else "inactive" for unit in units]
         return Reply(out=[] if options.quiet else states, status=0 if "failed" in states else 1)
 
-    async def _is_enabled(self, caller: Caller, options: Options) -> Reply:
+    async def _is_enabled(self, uid: int, options: Options) -> Reply:
         reply = Reply()
-        for name in map(full_name, options.words[1:]):
-            unit = self._units.find(name)
-            if unit is None:
-                reply.fail(
-                    1, f"Failed to get unit file state for {name}: No such file or directory"
-                )
-            else:
-                reply.out.append(unit.file.file_state)
-                reply.status = max(reply.status, 0 if unit.file.enabled else 1)
+        missing = "Failed to get unit file state for {0}: No such file or directory"
+        for unit in self._found(options.words[1:], reply, 1, missing):
+            reply.out.append(unit.file.file_state)
+            reply.status = max(reply.status, 0 if unit.file.enabled else 1)
         return reply
 
-    async def _is_system_running(self, caller: Caller, options: Options) -> Reply:
+    async def _is_system_running(self, uid: int, options: Options) -> Reply:
         degraded = any(unit.active == "failed" for unit in self._units)
         return Reply(out=["degraded" if degraded else "running"], status=int(degraded))
 
-    async def _list_units(self, caller: Caller, options: Options) -> Reply:
+    async def _list_units(self, uid: int, options: Options) -> Reply:
         rows = [("UNIT", "LOAD", "ACTIVE", "SUB", "DESCRIPTION")]
         rows += [
             (unit.file.name, "loaded", unit.active, unit.sub, unit.file.description)
@@ -330,13 +318,9 @@ class Systemctl:
             out=[*(line.rstrip() for line in lines), "", f"{len(rows) - 1} loaded units listed."]
         )
 
-    async def _status(self, caller: Caller, options: Options) -> Reply:
+    async def _status(self, uid: int, options: Options) -> Reply:
         reply = Reply()
-        for name in map(full_name, options.words[1:]):
-            unit = self._units.find(name)
-            if unit is None:
-                reply.fail(4, f"Unit {name} could not be found.")
-                continue
+        for unit in self._found(options.words[1:], reply, 4, "Unit {0} could not be found."):
             if reply.out:
                 reply.out.append("")
             reply.out += self._status_of(unit)
@@ -369,19 +353,15 @@ class Systemctl:
         recent = self._journal.entries(unit=file.name)[-10:]
         return [*lines, "", *(entry.render(self._journal.hostname) for entry in recent)]
 
-    async def _cat(self, caller: Caller, options: Options) -> Reply:
+    async def _cat(self, uid: int, options: Options) -> Reply:
         """The unit's file and its drop-ins, each after a comment with its path."""
         reply = Reply()
-        for name in map(full_name, options.words[1:]):
-            unit = self._units.find(name)
-            if unit is None:
-                reply.fail(1, f"No files found for {name}.")
-                continue
+        for unit in self._found(options.words[1:], reply, 1, "No files found for {0}."):
             for path, content in ((unit.file.path, unit.file.text), *unit.file.drop_ins):
                 reply.out += ([""] if reply.out else []) + [f"# {path}", *content.splitlines()]
         return reply
 
-    async def _show(self, caller: Caller, options: Options) -> Reply:
+    async def _show(self, uid: int, options: Options) -> Reply:
         names = [full_name(name) for name in options.words[1:]]
         blocks = []
         for name in names:

@@ -11,27 +11,17 @@ from emulation.userland.jail.calls.call import Call
 from emulation.userland.jail.mounts import MountEntry, containing
 from emulation.userland.jail.paths import Named, Opened, absolute
 from emulation.userland.jail.syscalls import (
+    CHANGES_A_MOUNT,
     MS_BIND,
-    MS_MOVE,
     MS_NOATIME,
-    MS_NODEV,
-    MS_NOEXEC,
-    MS_NOSUID,
-    MS_PRIVATE,
     MS_RDONLY,
     MS_RELATIME,
     MS_REMOUNT,
-    MS_SHARED,
-    MS_SLAVE,
-    MS_UNBINDABLE,
-    StatFsFields,
+    PER_MOUNT,
     encode_dev,
+    pack_statfs,
 )
 
-_NOT_A_NEW_MOUNT: Final = (
-    MS_REMOUNT | MS_BIND | MS_MOVE | MS_SHARED | MS_SLAVE | MS_PRIVATE | MS_UNBINDABLE
-)
-_PER_MOUNT: Final = MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_NOATIME
 _ST_OPTIONS: Final = {
     "ro": 1, "nosuid": 2, "nodev": 4, "noexec": 8, "noatime": 1024, "nodiratime": 2048,
     "relatime": 4096,
@@ -55,11 +45,11 @@ def statfs(call: Call) -> None:
             where.inode(task)  # the name has to be there
         st = filesystem.statfs(task)
         major, minor = map(int, where.entry.device.split(":"))
-        fields = StatFsFields(
+        packed = pack_statfs(
             where.mount.magic, st.bsize, st.blocks, st.bfree, st.bavail, st.files, st.ffree,
             encode_dev(major, minor), st.namelen, st.frsize, _st_flags(where.entry),
         )  # fmt: skip
-        caller.memory.write(address, fields.pack())
+        caller.memory.write(address, packed)
         call.reply(0)
 
     call.run(task, work, sleeps=filesystem.may_sleep("statfs"))
@@ -84,7 +74,7 @@ def mount(call: Call) -> None:
         if entry is None or entry.path != path or not call.shared.mounts.is_efivarfs(entry):
             raise Proceed
         _remount(call, path, flags, text(data))
-    elif flags & _NOT_A_NEW_MOUNT == 0 and text(kind) == "efivarfs":
+    elif flags & CHANGES_A_MOUNT == 0 and text(kind) == "efivarfs":
         _mount_efivarfs(call, text(source), path, flags, text(data))
     else:
         raise Proceed
@@ -110,7 +100,7 @@ def _mount_efivarfs(call: Call, source: str, path: str, flags: int, options: str
 
     if first:
         shared.supervisor.request(("superblock", read_only), lambda *_: None)
-    own = flags & _PER_MOUNT
+    own = flags & PER_MOUNT
     own |= 0 if flags & MS_NOATIME else MS_RELATIME
     shared.supervisor.request(("mount", path, own), done)
 
