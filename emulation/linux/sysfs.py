@@ -14,7 +14,7 @@ from itertools import count
 from typing import Final
 
 from emulation.linux.kernel import Task
-from emulation.linux.vfs import Attr, Entry, StatFs
+from emulation.linux.vfs import Attr, Entry, PlainFilesystem, StatFs
 
 SYSFS_MAGIC: Final = 0x62656572
 _ATTRIBUTE_SIZE: Final = 4096
@@ -55,9 +55,13 @@ class Directory:
     """Made to mount upon (sysfs_create_mount_point): it is and stays empty."""
 
     @classmethod
-    def of(cls, content: Mapping[str, Node]) -> Directory:
-        """A directory that never changes."""
-        return cls(lambda: content)
+    def of(cls, content: Tree) -> Directory:
+        """A directory that never changes; a mapping inside is such a one."""
+        nodes = {
+            name: cls.of(node) if isinstance(node, Mapping) else node
+            for name, node in content.items()
+        }
+        return cls(lambda: nodes)
 
     @classmethod
     def mount_point(cls) -> Directory:
@@ -66,6 +70,7 @@ class Directory:
 
 
 Node = Attribute | Link | Directory
+Tree = Mapping[str, "Node | Tree"]
 
 
 def text(value: str) -> Attribute:
@@ -82,7 +87,7 @@ class _Handle:
     content: bytes | None = None
 
 
-class Sysfs:
+class Sysfs(PlainFilesystem):
     """A :class:`Directory` as a file system (emulation.linux.vfs.Filesystem)."""
 
     read_only = False
@@ -185,23 +190,8 @@ class Sysfs:
         node.store(data, task)
         return len(data)
 
-    def fsync(self, task: Task, handle: int) -> None:
-        """noop_fsync (K6 fs/kernfs/file.c)."""
-
     def release(self, handle: int) -> None:
         self._handles.pop(handle, None)
-
-    def unlink(self, task: Task, parent: int, name: bytes) -> None:
-        """Nothing is removed from sysfs by user space."""
-        raise OSError(errno.EPERM, "sysfs")
-
-    def getflags(self, task: Task, ino: int) -> int:
-        """sysfs has no inode flags."""
-        raise OSError(errno.ENOTTY, "sysfs")
-
-    def setflags(self, task: Task, ino: int, flags: int) -> None:
-        """See :meth:`getflags`."""
-        raise OSError(errno.ENOTTY, "sysfs")
 
     def statfs(self, task: Task) -> StatFs:
         return StatFs(SYSFS_MAGIC, 4096, 0, 0, 0, 0, 0, 255, 4096)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -124,3 +126,32 @@ class Filesystem(Protocol):
 
     def may_sleep(self, operation: str) -> bool:
         """Whether the method named ``operation`` may wait for something other than computation."""
+
+
+class PlainFilesystem:
+    """What the VFS answers where a file system lacks the operation."""
+
+    def readlink(self, task: Task, ino: int) -> bytes:
+        """There are no links."""
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    def create(
+        self, task: Task, parent: int, name: bytes, mode: int, flags: int
+    ) -> tuple[Attr, int]:
+        """Nothing is created."""
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    def fsync(self, task: Task, handle: int) -> None:
+        """Every write has arrived when it returns (noop_fsync)."""
+
+    def unlink(self, task: Task, parent: int, name: bytes) -> None:
+        """Nothing is removed."""
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    def getflags(self, task: Task, ino: int) -> int:
+        """There are no inode flags."""
+        raise OSError(errno.ENOTTY, os.strerror(errno.ENOTTY))
+
+    def setflags(self, task: Task, ino: int, flags: int) -> None:
+        """There are no inode flags."""
+        raise OSError(errno.ENOTTY, os.strerror(errno.ENOTTY))

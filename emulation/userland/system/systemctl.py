@@ -78,22 +78,10 @@ class Options:
     signal: str = "TERM"
 
 
-_WITH_VALUE: Final = {
-    "-p": "property",
-    "--property": "property",
-    "-s": "signal",
-    "--signal": "signal",
-    "-n": "lines",
-    "--lines": "lines",
-    "-t": "type",
-    "--type": "type",
-    "--state": "state",
-    "-o": "output",
-    "--output": "output",
-    "--job-mode": "job-mode",
-    "--kill-who": "kill-who",
-    "--kill-whom": "kill-who",
-}
+_WITH_VALUE: Final = (
+    "-p", "--property", "-s", "--signal", "-n", "--lines", "-t", "--type", "--state", "-o",
+    "--output", "--job-mode", "--kill-who", "--kill-whom",
+)  # fmt: skip
 
 
 def _parse(arguments: Sequence[str]) -> Options:
@@ -116,9 +104,9 @@ def _parse(arguments: Sequence[str]) -> Options:
                 continue
         elif not equals:
             value = rest.pop(0) if rest else ""
-        if _WITH_VALUE[key] == "property":
+        if key in ("-p", "--property"):
             properties += value.split(",")
-        elif _WITH_VALUE[key] == "signal":
+        elif key in ("-s", "--signal"):
             chosen_signal = value
     return Options(
         tuple(words),
