@@ -162,11 +162,6 @@ class Machine:
         return self._running.efivarfs
 
     @property
-    def pstore(self) -> EfiPstore:
-        """The efi_pstore module."""
-        return self._running.pstore
-
-    @property
     def sysfs(self) -> Sysfs:
         """The file system of /sys."""
         return self._running.sysfs
@@ -281,7 +276,7 @@ class Machine:
         kernel = self.kernel
         kernel.printk(f"Kernel panic - not syncing: {reason}", KERN_EMERG)
         log = "\n".join(str(record) for record in kernel.log.records(0))
-        self.pstore.dump("Panic", log.encode(), task=Task.kernel("panic"))
+        self._running.pstore.dump("Panic", log.encode(), task=Task.kernel("panic"))
         kernel.printk(f"---[ end Kernel panic - not syncing: {reason} ]---", KERN_EMERG)
 
     # Boot

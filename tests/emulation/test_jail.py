@@ -116,7 +116,7 @@ def test_immutable_flag_by_chattr_and_lsattr(board: Board) -> None:
 
 
 def test_chattr_by_another_user_is_refused(board: Board) -> None:
-    if not board.jail.second_uid:
+    if not board.jail.maps.second_uid:
         pytest.skip("one uid only: install uidmap and give this user a range in /etc/subuid")
     path = f"{EFIVARS}/{BOOT}"
     refused = board.run(f"chattr +i {path}", uid=1000)
@@ -127,7 +127,7 @@ def test_chattr_by_another_user_is_refused(board: Board) -> None:
 
 
 def test_su_and_chown(board: Board) -> None:
-    if not board.jail.second_uid:
+    if not board.jail.maps.second_uid:
         pytest.skip("one uid only: install uidmap and give this user a range in /etc/subuid")
     assert board.text("su tester -c 'id -u; id -g'") == "1000\n1000"
     assert board.text("touch /tmp/x; chown tester /tmp/x; stat -c %U /tmp/x") == "tester"
@@ -244,7 +244,7 @@ def test_second_mount_and_busy_umount(board: Board) -> None:
 
 
 def test_user_without_capabilities_cannot_mount(board: Board) -> None:
-    if not board.jail.second_uid:
+    if not board.jail.maps.second_uid:
         pytest.skip("one uid only: install uidmap and give this user a range in /etc/subuid")
     code = (
         "import ctypes; libc = ctypes.CDLL(None, use_errno=True); "
@@ -393,7 +393,7 @@ def test_device_node() -> None:
         assert echo.closed.wait(5)
         assert len(echo.opened) == 1
         assert board.text("head -c 1 /dev/tee0 | wc -c") == "0"
-        if board.jail.second_uid:
+        if board.jail.maps.second_uid:
             refused = board.run("head -c 1 /dev/tee0", uid=1000)
             assert "Permission denied" in refused.out
             assert board.text("chmod 666 /dev/tee0; su tester -c 'head -c 1 /dev/tee0'") == ""
@@ -745,7 +745,9 @@ def test_id_maps() -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")
 @pytest.mark.skipif(shutil.which("setpriv") is None, reason="setpriv: package util-linux")
 def test_user_without_subordinate_ids_gets_a_single_uid() -> None:
-    code = SUPERVISOR.replace("print(board.jail.pid, flush=True)", "print(board.jail.second_uid)")
+    code = SUPERVISOR.replace(
+        "print(board.jail.pid, flush=True)", "print(board.jail.maps.second_uid)"
+    )
     code = code.replace("time.sleep(60)", "board.jail.kill()")
     result = subprocess.run(
         ["setpriv", "--reuid=4242", "--regid=4242", "--clear-groups", sys.executable, "-c", code,

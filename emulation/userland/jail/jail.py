@@ -44,8 +44,7 @@ _workers = Workers()
 class Jail:
     """One power-on of the board's userland.
 
-    Thread-safe.  ``second_uid`` tells whether the board has user ids besides 0; ``pid`` is the
-    host's number of the board's PID 1.
+    Thread-safe.  ``maps``: which user ids the board has; ``pid`` is the host's number of its PID 1.
     """
 
     def __init__(
@@ -108,11 +107,6 @@ class Jail:
             jail.kill()
             raise
         return jail
-
-    @property
-    def second_uid(self) -> bool:
-        """Whether the board has user ids besides 0."""
-        return self.maps.second_uid
 
     @property
     def alive(self) -> bool:

@@ -7,6 +7,7 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from emulation.faults import PowerLost
 from emulation.linux.devices import DeviceFile, DeviceNode, ReturnedFd
@@ -61,8 +62,7 @@ class Shared:
         self.disks.clear()
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """One call; its handler answers, now or later, or raises :class:`Proceed` or ``OSError``."""
 
     name: str
