@@ -241,10 +241,7 @@ class RunningBoard:
         machine.kernel.log.listen(lambda record: journal.add("kernel", record.text))
         units = UnitTable()
         manager = Manager(
-            Systemctl(units, journal, self),
-            Journalctl(units, journal),
-            self,
-            machine,
+            Systemctl(units, journal, self), Journalctl(units, journal), self, machine
         )
         control = self._state / "manager.sock"
         await manager.listen(control)

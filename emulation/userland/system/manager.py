@@ -33,7 +33,6 @@ COMMANDS: Final = (
 )  # fmt: skip
 """Names under which the client program is installed."""
 
-
 Command = Callable[[int, Sequence[str]], Awaitable[Reply]]
 
 
@@ -41,11 +40,7 @@ class Manager:
     """Answers the control socket. One per power-on."""
 
     def __init__(
-        self,
-        systemctl: Systemctl,
-        journalctl: Journalctl,
-        power: PowerSwitch,
-        machine: Machine,
+        self, systemctl: Systemctl, journalctl: Journalctl, power: PowerSwitch, machine: Machine
     ) -> None:
         self._systemctl = systemctl
         self._power = power

@@ -26,10 +26,9 @@ class Shared:
     """What the calls of one power-on share.
 
     ``nodes``, ``hooks``: by path in the board; ``interesting``: last names of what an open(2) may
-    be answered for.  ``files``: open character devices, by the inode of
-    their socket; ``disks``: open block devices, by the path of their content.  ``undelivered``:
-    the arguments and the result of an ioctl whose caller was interrupted, by thread.  ``records``:
-    open record devices and sinks.
+    be answered for.  ``files``: open character devices, by the inode of their socket; ``disks``:
+    open block devices, by the path of their content.  ``undelivered``: arguments and result of an
+    ioctl whose caller was interrupted, by thread.  ``records``: open record devices and sinks.
     """
 
     supervisor: Supervisor

@@ -6,12 +6,7 @@ import errno
 import os
 from typing import Final
 
-from emulation.userland.jail.caller import (
-    CAP_SYS_ADMIN,
-    CAP_SYS_BOOT,
-    CAP_SYS_MODULE,
-    Proceed,
-)
+from emulation.userland.jail.caller import CAP_SYS_ADMIN, CAP_SYS_BOOT, CAP_SYS_MODULE, Proceed
 from emulation.userland.jail.calls.call import Call
 from emulation.userland.jail.syscalls import pack_utsname
 
