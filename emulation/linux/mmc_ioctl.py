@@ -17,8 +17,8 @@ from typing import Final
 from emulation.emmc.card import EmmcCard, Response
 from emulation.emmc.gpt import read_table
 from emulation.emmc.user_area import UserArea
+from emulation.linux.devices import UserMemory
 from emulation.linux.kernel import Kernel, Task
-from emulation.userland.jail.plan import UserMemory
 from harness.formats.mmc import (
     EXT_CSD_SEC_COUNT,
     IOC_CMD,

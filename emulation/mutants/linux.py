@@ -23,8 +23,8 @@ from emulation.linux.kernel import Task
 from emulation.linux.optee import OpteeDriver
 from emulation.linux.supplicant_queue import SupplicantQueue
 from emulation.linux.tee_stmm_efi import StmmOperations
+from emulation.linux.vfs import Attr, Entry, StatFs
 from emulation.mutants.mutant import Mutant, Original, Patches
-from emulation.userland.jail.fuse import Attr, Entry, StatFs
 from harness.formats.efi import EfiStatus
 
 _ATTRIBUTES: Final = 4

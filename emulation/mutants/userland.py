@@ -11,12 +11,14 @@ from emulation.linux.efivarfs import Efivarfs
 from emulation.linux.efivarfs_names import lookup_key
 from emulation.linux.kernel import Task
 from emulation.mutants.mutant import Mutant, Original, Patches
-from emulation.userland.jail import fuse
-from emulation.userland.jail.dispatch import CAP_LINUX_IMMUTABLE, Caller, Dispatcher, Proceed
+from emulation.userland.handlers import KernelHandlers
+from emulation.userland.jail import dispatch, fuse
+from emulation.userland.jail.caller import CAP_LINUX_IMMUTABLE, Caller, Proceed
+from emulation.userland.jail.calls import mounts
+from emulation.userland.jail.calls.call import Call
 from emulation.userland.jail.fuse import FuseConnection
-from emulation.userland.jail.handlers import KernelHandlers
-from emulation.userland.jail.seccomp import Notification
 from emulation.userland.jail.syscalls import MS_RDONLY
+from emulation.userland.system import board_units
 from emulation.userland.system.units import ProcessUnit
 
 _FUSE_SUPER_MAGIC: Final = 0x65735546
@@ -60,9 +62,17 @@ def links_not_implemented(patches: Patches) -> None:
     patches.replace(fuse, "_REFUSED", {})
 
 
-def seek_accepted(original: Original, self: Dispatcher, *args: Any) -> None:
+def seek_accepted(patches: Patches) -> None:
     """lseek(2) moves in a variable's file"""
-    raise Proceed
+
+    def lseek(call: Call) -> None:
+        raise Proceed
+
+    calls = (
+        replace(call, answer=lseek) if call.name == "lseek" else call
+        for call in dispatch.SYSTEM_CALLS
+    )
+    patches.replace(dispatch, "SYSTEM_CALLS", tuple(calls))
 
 
 def empty_write_accepted(
@@ -82,19 +92,13 @@ def huge_write_truncated(
 
 
 def remount_read_only_ignored(
-    original: Original,
-    self: Dispatcher,
-    notification: Notification,
-    caller: Caller,
-    path: str,
-    flags: int,
-    options: str,
+    original: Original, call: Call, path: str, flags: int, options: str
 ) -> None:
     """remounting with ro has no effect"""
     if flags & MS_RDONLY:
-        self._listener.reply(notification.id, 0)
+        call.reply(0)
     else:
-        original(self, notification, caller, path, flags, options)
+        original(call, path, flags, options)
 
 
 def supplicant_emulates_rpmb(
@@ -102,7 +106,7 @@ def supplicant_emulates_rpmb(
 ) -> None:
     """tee-supplicant is a build with RPMB_EMU, so no write reaches the card"""
     original(self, *args, **kwargs)
-    if self.file is board.SUPPLICANT:
+    if self.file is board_units.SUPPLICANT:
         self._argv = (*self._argv, "--rpmb-emu")
 
 
@@ -111,9 +115,9 @@ MUTANTS: Final = (
     Mutant(chattr_by_anybody, ("immutable", "permissions"), Caller, "has_capability"),
     Mutant(rename_accepted, ("links",)),
     Mutant(links_not_implemented, ("links",)),
-    Mutant(seek_accepted, ("reads",), Dispatcher, "_lseek"),
+    Mutant(seek_accepted, ("reads",)),
     Mutant(empty_write_accepted, ("writes",), KernelHandlers, "write_efivarfs"),
     Mutant(huge_write_truncated, ("sizes",), KernelHandlers, "write_efivarfs"),
-    Mutant(remount_read_only_ignored, ("mounts", "takeover"), Dispatcher, "_remount"),
+    Mutant(remount_read_only_ignored, ("mounts", "takeover"), mounts, "_remount"),
     Mutant(supplicant_emulates_rpmb, ("create",), ProcessUnit, "__init__"),
 )

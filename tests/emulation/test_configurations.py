@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 import pytest
 
+from emulation.linux.vfs import Attr
 from emulation.options import BoardOptions, OptionError
-from emulation.userland.jail.fuse import Attr
 from harness.formats.efi import EfiStatus
 from harness.formats.mm import MM_VARIABLE_GUID, AccessVariable, Message, VariableFunction
 from harness.formats.tee import Param
