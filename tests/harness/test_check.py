@@ -269,7 +269,7 @@ def test_the_command_for_machines(running: RunningBoard) -> None:
 
 _DISCOVERED = """
 import sys
-from harness.cli import main
+from harness.cli.main import main
 bench.serial_adapter("ttyUSB0", serial="A1", terminal=sys.argv[1])
 assert main(["discover", "--write", "found"]) == 0
 print("status", main(["check", "found"]))

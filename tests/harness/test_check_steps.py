@@ -81,7 +81,7 @@ def test_two_supplicants() -> None:
 _LATENCY = """
 import sys
 from types import SimpleNamespace
-from harness.lab.check.cable import latency_timer
+from harness.check.cable import latency_timer
 from harness.links.address import SerialAddress
 bench.add("P: /devices/usb1/1-1/1-1:1.0/ttyUSB0\\nE: SUBSYSTEM=usb-serial\\n"
           f"A: latency_timer={sys.argv[1]}\\n")

@@ -157,8 +157,8 @@ except HostError as error:
 
 
 _BOARD_FILE = """
-from harness import boardfile
-from harness.board import Board
+from harness.board.board import Board
+from harness.boardfile import boardfile
 def board_file(folder, serial):
     path = folder / "desk.toml"
     path.write_text(f'''
@@ -181,7 +181,7 @@ power_cycle = true
 
 def test_a_board_file_s_adapter_is_the_one_that_has_every_property() -> None:
     script = """
-from harness.boardfile import UdevMatch
+from harness.boardfile.boardfile import UdevMatch
 from harness.errors import HostError
 from harness.lab.adapter import node_of
 for n in range(2): bench.serial_adapter(f"ttyUSB{n}", interface=n, serial="PAIR")

@@ -27,7 +27,7 @@ from tests.harness.support.udev_bench import run
 _HIL = [sys.executable, "-m", "harness"]
 _DISCOVER = """
 import sys
-from harness.cli import main
+from harness.cli.main import main
 bench.serial_adapter("ttyUSB0", serial="A1", terminal=sys.argv[1])
 sys.exit(main(["discover", *sys.argv[2:]]))
 """

@@ -263,8 +263,8 @@ def test_a_coordinator_that_dies_stops_the_run(tmp_path: Path) -> None:
 
 HOLDER = """
 import sys, time
-from harness.boardfile import LabgridSection
-from harness.lab.labgrid import LabgridPlace
+from harness.boardfile.boardfile import LabgridSection
+from harness.lab.labgrid.place import LabgridPlace
 LabgridPlace(LabgridSection(coordinator=sys.argv[1], place=sys.argv[2]), board="b").hold()
 print("held", flush=True)
 time.sleep(600)
