@@ -109,12 +109,12 @@ def changes(
             yield Change(*key, tuple(one[key] for one in before), tuple(one[key] for one in now))
 
 
-def compare(other: Path, benchmarks: Sequence[str], pairs: int) -> int:
-    """Measure and print. 1 if a figure is surely worse by more than a tenth."""
+def compare(other: Path, benchmarks: Sequence[str], pairs: int, here: Path = ROOT) -> int:
+    """Measure ``other`` and ``here``. 1 if a figure is surely worse by more than a tenth."""
     found: list[Change] = []
     with tempfile.TemporaryDirectory() as lent:
-        (Path(lent) / "benchmarks").symlink_to(ROOT / "benchmarks")
-        trees = [Tree(other.resolve(), Path(lent)), Tree(ROOT, Path(lent))]
+        (Path(lent) / "benchmarks").symlink_to(here / "benchmarks")
+        trees = [Tree(other.resolve(), Path(lent)), Tree(here, Path(lent))]
         print(f"{'':48}{'there':>10}{'here':>10}      change", flush=True)
         for benchmark in benchmarks:
             taken: list[list[dict[tuple[str, str], float]]] = [[], []]

@@ -12,6 +12,8 @@ import pytest
 
 from tests.harness.support.killed_runs import ROOT, SEED, KilledRuns, moments
 
+pytestmark = pytest.mark.long
+
 COUNT = int(os.environ.get("HIL_KILLED_RUNS", "2"))
 """How many runs are killed; CI at night sets more."""
 
