@@ -157,8 +157,8 @@ except HostError as error:
 
 
 _BOARD_FILE = """
-from harness.board.board import Board
 from harness.boardfile import boardfile
+from harness.board.board import Board
 def board_file(folder, serial):
     path = folder / "desk.toml"
     path.write_text(f'''

@@ -25,6 +25,7 @@ from pydantic import TypeAdapter
 from harness.errors import PowerError
 from harness.power.driver import PowerDriver, PowerState, open_driver
 from harness.power.options import PowerSection
+from tests.harness.support.servers import free_port
 
 _SECTION: TypeAdapter[PowerSection] = TypeAdapter(PowerSection)
 
@@ -160,9 +161,7 @@ def agent(tmp_path: Path) -> Iterator[int]:
     program = shutil.which("snmpd", path=f"{os.environ['PATH']}:/usr/sbin")
     if program is None:
         pytest.skip("needs an SNMP agent (Debian package snmpd)")
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
+    port = free_port(socket.SOCK_DGRAM)
     configuration = tmp_path / "snmpd.conf"
     configuration.write_text(
         f"rwcommunity private 127.0.0.1\nrocommunity public 127.0.0.1\n"
