@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
+HANGS: Final = 250.0
+"""Seconds after which a process that a test started will never end: less than pytest gives the test
+(pyproject.toml), so that what it printed is shown."""
 SPIN: Final = 0.02
 """Seconds of processor that one look takes: several turns of the scheduler."""
 

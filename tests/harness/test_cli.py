@@ -12,6 +12,7 @@ import pytest
 
 from harness.cli import main as cli
 from tests.harness.support.screen import Screen
+from tests.pace import HANGS
 
 SLOW_MODULES = ("pydantic", "paramiko", "pytest", "asyncssh", "cryptography", "serial", "pyudev")
 COMMANDS = {
@@ -25,7 +26,7 @@ def hil(*arguments: str) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-m", "harness", *arguments],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=HANGS,
         check=False,
         env={**os.environ, "COLUMNS": "100"},
     )
