@@ -85,7 +85,7 @@ class EmulatedBoard:
             )
         return self._client
 
-    def run(self, command: str, *, stdin: bytes = b"", timeout: float = 60) -> Outcome:
+    def run(self, command: str, *, stdin: bytes = b"", timeout: float = 20) -> Outcome:
         """Run a command line on the board."""
         channel = self._open_channel(timeout)
         channel.exec_command(command)
