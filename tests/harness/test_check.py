@@ -25,6 +25,7 @@ from harness.lab.lease import LeaseDesk
 from harness.lab.things import things_of
 from tests.harness.support.running_board import RunningBoard
 from tests.harness.support.udev_bench import run
+from tests.pace import HANGS
 
 ROOT = Path(__file__).parents[2]
 EMULATED = loading.load(ROOT / "boards" / "emulated.toml")
@@ -243,7 +244,7 @@ def hil(*words: str | Path) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-m", "harness", "check", *map(str, words)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANGS,
         check=False,
     )
 
@@ -279,7 +280,7 @@ def test_a_discovered_board_file_is_accepted_unchanged(
     running: RunningBoard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HIL_BOARDS", str(tmp_path))
-    shown = run(_DISCOVERED, os.path.realpath(running.ends["serial"]), timeout=120)
+    shown = run(_DISCOVERED, os.path.realpath(running.ends["serial"]), timeout=HANGS)
     assert "not looked at round trip       because not allowed" in shown, shown
     assert shown.splitlines()[-1] == "status 0", shown
 

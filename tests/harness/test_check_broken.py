@@ -24,6 +24,8 @@ from harness.shell import Shell
 from tests.harness.support.line import Line
 from tests.harness.support.running_board import RunningBoard
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[2]
 EMULATED = loading.load(ROOT / "boards" / "emulated.toml")
 TEST_KEY = "d3eb3ec36e334c9f988ce2c0b85954610d2bcf8664844df2ab56e6c61bb701e4"

@@ -16,6 +16,7 @@ from harness.cli.command import GROUPS
 from harness.cli.status import Status
 from harness.resources import recorded_rows
 from tests.harness.support.screen import Screen
+from tests.pace import HANGS
 
 SLOW_MODULES = ("pydantic", "paramiko", "pytest", "asyncssh", "cryptography", "serial", "pyudev")
 COMMANDS = {
@@ -31,7 +32,7 @@ def hil(*arguments: str) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-m", "harness", *arguments],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=HANGS,
         check=False,
         env={**os.environ, "COLUMNS": "100"},
     )

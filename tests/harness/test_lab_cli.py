@@ -23,6 +23,7 @@ from harness.links.address import SerialAddress
 from harness.links.console import Stage
 from tests.harness.support.line import Line
 from tests.harness.support.udev_bench import run
+from tests.pace import HANGS
 
 _HIL = [sys.executable, "-m", "harness"]
 _DISCOVER = """
@@ -159,7 +160,7 @@ def bench_board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def _hil(*words: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*_HIL, *map(str, words)], capture_output=True, text=True, timeout=60, check=False
+        [*_HIL, *map(str, words)], capture_output=True, text=True, timeout=HANGS, check=False
     )
 
 
@@ -203,7 +204,7 @@ def test_a_broken_lease_ends_the_command_with_a_clear_message(bench_board: Path)
         assert holder.stdout is not None
         assert holder.stdout.readline() == "up\n"
         assert "taken from" in _hil("lease", "break", "--reason", "demo", bench_board).stdout
-        _, errors = holder.communicate(timeout=20)
+        _, errors = holder.communicate(timeout=HANGS)
     assert holder.returncode == 1
     assert "the lease was broken: by " in errors
     assert ": demo" in errors

@@ -22,6 +22,8 @@ from tests.harness.support.ktap import Line, parse_ktap
 from tests.harness.support.runs import ROOT
 from tests.harness.support.watched import SECONDS, Watched
 
+pytestmark = pytest.mark.long
+
 INNER = """
 import pytest
 from harness.errors import WrongBoard

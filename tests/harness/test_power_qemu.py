@@ -29,6 +29,7 @@ from harness.links.ssh import SshShell
 from harness.power.driver import PowerState
 from harness.power.qemu import QemuPower, QemuPowerOptions
 from tests.harness.support.arm64_image import Arm64Image, image
+from tests.pace import until
 
 pytestmark = pytest.mark.slow
 
@@ -185,10 +186,7 @@ def test_it_ends_with_the_harness(images: Arm64Image) -> None:
         assert owner.stdout is not None
         pid = int(owner.stdout.readline())
         owner.send_signal(signal.SIGKILL)
-    deadline = time.monotonic() + 10
-    while _lives(pid) and time.monotonic() < deadline:
-        threading.Event().wait(0.05)
-    assert not _lives(pid)
+    until(lambda: not _lives(pid))
 
 
 def _lives(pid: int) -> bool:

@@ -32,6 +32,7 @@ from harness.signing import (
     moment,
     unsigned,
 )
+from tests.pace import HANGS
 
 SIGNED_DATA = bytes.fromhex("06092a864886f70d010702")
 GUID = UUID("6f0e6f5c-2f43-4c0e-9b1f-5a4c8d7be2a1")
@@ -44,7 +45,7 @@ def signer(common_name: str) -> Signer:
 
 def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [str(word) for word in command], capture_output=True, text=True, timeout=30, check=False
+        [str(word) for word in command], capture_output=True, text=True, timeout=HANGS, check=False
     )
 
 
