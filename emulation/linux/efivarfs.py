@@ -2,7 +2,7 @@
 
 The directory is a snapshot taken at mount time; reads and writes go to the firmware each time.
 Longer than other files because the kernel's is one piece: a superblock, its inodes, their lock.
-Source: contract 6, K6 and K7 fs/efivarfs (super.c, inode.c, file.c, vars.c).
+Source: stack 6, K6 and K7 fs/efivarfs (super.c, inode.c, file.c, vars.c).
 """
 
 from __future__ import annotations

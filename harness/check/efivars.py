@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _VARIABLE: Final = "HilCheck"
 _DATA_BYTES: Final = 16
 _RECORD_BYTES: Final = 60 + 2 * (len(_VARIABLE) + 1) + _DATA_BYTES
-"""Header of an authenticated variable store's record, name, data (contract 4.2)."""
+"""Header of an authenticated variable store's record, name, data (stack 4.2)."""
 _LIMIT: Final = "set_variable_ms"
 _HANG_SECONDS: Final = 15.0
 _QUIET_SECONDS: Final = 1.0

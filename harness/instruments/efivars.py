@@ -90,7 +90,7 @@ class Variable:
 @dataclass(frozen=True, slots=True)
 class MountState:
     """One line of /proc/self/mountinfo: the mount's own flag and the superblock's are separate,
-    and only the latter follows the driver (contract 6.1)."""
+    and only the latter follows the driver (stack 6.1)."""
 
     mount_read_only: bool
     superblock_read_only: bool

@@ -145,7 +145,7 @@ class _Judgement:
             return Line(name, Fate.LOST if lost else Fate.KEPT, str(hindrance))
         same = present is None or not present.is_variable
         same = same or (present is not None and present.attributes == former.attributes)
-        # SetVariable refuses other attributes than the stored ones (contract 4.6, row 15).
+        # SetVariable refuses other attributes than the stored ones (stack 4.6, row 15).
         deed = Deed.WRITE if same else Deed.REPLACE
         what = "was deleted" if present is None else "was changed"
         return self._allowed(name, Line(name, Fate.TO_DO, what, deed, former))

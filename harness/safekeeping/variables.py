@@ -83,7 +83,7 @@ _OF_THE_FIRMWARE = {
 
 
 def nature(stored: Stored) -> Nature | None:
-    """What keeps a variable from being written back; None for one that can be (contract 4.6, 4.7,
+    """What keeps a variable from being written back; None for one that can be (stack 4.6, 4.7,
     4.10)."""
     attributes = stored.attributes
     if stored.name.guid in _OF_THE_FIRMWARE:

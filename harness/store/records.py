@@ -22,20 +22,20 @@ class Geometry:
     block: int
     """Of the flash driver, at whose ends it cuts a write."""
     half_sector: int
-    """An RPMB block: a change within one is one RPMB write (contract 2.4)."""
+    """An RPMB block: a change within one is one RPMB write (stack 2.4)."""
     relocation: int
     """RPMB writes that OP-TEE needs to write the store's file anew."""
     reclaim: int
     """RPMB writes of one reclaim."""
     writes_per_byte: float
     """RPMB writes for each byte of the store: a record that crosses a half sector makes OP-TEE
-    write its file anew (contract 2.4)."""
+    write its file anew (stack 2.4)."""
     invisible: int
     """Taken to be in use by variables without run-time access."""
 
     @property
     def capacity(self) -> int:
-        """Bytes for records (contract 4.4)."""
+        """Bytes for records (stack 4.4)."""
         return self.area - self.headers
 
     def position(self, free: int) -> int:
@@ -75,7 +75,7 @@ RECORDED: Final = Geometry(
     block=layout.BLOCK_SIZE,
     half_sector=rpmb.DATA_SIZE,
     relocation=layout.VOLUME_SIZE // rpmb.DATA_SIZE,
-    reclaim=3000,  # contract 4.13, truth fill2
+    reclaim=3000,  # stack 4.13, truth fill2
     writes_per_byte=0.8,
     invisible=1024,
 )
@@ -83,7 +83,7 @@ RECORDED: Final = Geometry(
 
 
 def record_size(name: str, data: int) -> int:
-    """Bytes of a variable record with ``data`` bytes, its alignment included (contract 4.13)."""
+    """Bytes of a variable record with ``data`` bytes, its alignment included (stack 4.13)."""
     characters = len(name.encode("utf-16-le", "surrogatepass")) // 2
     return layout.align(layout.VARIABLE_HEADER_SIZE + 2 * (characters + 1) + data)
 

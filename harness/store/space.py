@@ -1,7 +1,7 @@
 """The variable store as a budget: what is left, what is kept back, and how it is won back.
 
 Nothing that is deleted at run time gives space back. StandaloneMM reclaims when a SetVariable
-*before* ExitBootServices does not fit (contract 4.13), and the firmware is the only one to make
+*before* ExitBootServices does not fit (stack 4.13), and the firmware is the only one to make
 one then. So the store is filled until a boot option that the firmware makes by itself no longer
 fits, that option is deleted, and the board rebooted: the firmware makes it again, and StandaloneMM
 has to reclaim for it (about 3000 RPMB writes).
@@ -41,7 +41,7 @@ CACHED_SECONDS: Final = 3.0
 """How old figures from a cache may be, with a margin: Linux 7 asks the firmware five times in two
 seconds (K7 fs/efivarfs/super.c)."""
 AUTO_CREATED: Final = UUID("8108ac4e-9f11-4d59-850e-e21a522c59b2")
-"""Optional data that ends a boot option which U-Boot makes by itself (contract 8)."""
+"""Optional data that ends a boot option which U-Boot makes by itself (stack 8)."""
 
 FOREIGN: Final = ("Boot[0-9A-F][0-9A-F][0-9A-F][0-9A-F]", "BootOrder")
 """Variables outside our vendor GUID that a reclaim writes, as a ``foreign`` marker names them."""
@@ -142,7 +142,7 @@ class StoreSpace:
 
     def reclaims_by_itself(self) -> bool:
         """Whether StandaloneMM was never told ExitBootServices: it reclaims whenever a variable
-        does not fit (contract 4.13)."""
+        does not fit (stack 4.13)."""
         return not self._board.capabilities.has(Capability.EXIT_BOOT_SERVICES_TOLD)
 
     # --- reclaim ------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What a SetVariable takes from the store, and which free space a row found (contract 3, 5.2).
+"""What a SetVariable takes from the store, and which free space a row found (stack 3, 5.2).
 
 Only to bring the board to a recorded state: what a row must come to is read from the row.
 """
@@ -16,7 +16,7 @@ from harness.truth.rows import Row
 from harness.truth.steps import APPEND, AUTHENTICATED, Written, variable_name
 
 _CERTDB_NAME = "certdb"
-# EFI: GUID, node size, name size, data size; then the name and a SHA-256 (contract 4.6).
+# EFI: GUID, node size, name size, data size; then the name and a SHA-256 (stack 4.6).
 _CERTDB_ENTRY = 16 + 4 + 4 + 4
 _CERTDB_DIGEST = 32
 _CERTDB_EMPTY = 4

@@ -1,7 +1,7 @@
 """Attributes of a variable: which combinations the firmware takes, and with which errno it refuses
 the others.
 
-The errno tells which check came first: contract 4.6, in that order. After ExitBootServices only a
+The errno tells which check came first: stack 4.6, in that order. After ExitBootServices only a
 non-volatile variable of boot and run time can be created.
 """
 
@@ -239,7 +239,7 @@ class TestOverwrite:
     @ONE_RECORD
     @pytest.mark.cases(210)
     def test_no_attributes_delete_whatever_the_data(self, efivars: Efivars) -> None:
-        """Neither boot nor run time is how UEFI spells a deletion (contract 4.6)."""
+        """Neither boot nor run time is how UEFI spells a deletion (stack 4.6)."""
         efivars.write("V", b"gone")
         efivars.overwrite("V", b"DATA", 0)
         assert not efivars.exists("V")
@@ -261,7 +261,7 @@ class TestOverwrite:
 def test_a_variable_of_boot_time_only_is_hidden_and_write_protected(
     efivars: Efivars, attributes: int
 ) -> None:
-    """CustomMode is made by the firmware at every start (contract 4.7)."""
+    """CustomMode is made by the firmware at every start (stack 4.7)."""
     assert not efivars.exists("CustomMode", CUSTOM_MODE_GUID)
     try:
         with efivars.opened("CustomMode", "O_RDWR|O_CREAT", CUSTOM_MODE_GUID) as file:

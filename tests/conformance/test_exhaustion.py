@@ -2,7 +2,7 @@
 
 At run time nothing is reclaimed: a full store refuses whatever would need a record, also one that
 would shrink a variable, and goes on answering and deleting. Deleting gives no room, nor does a
-reboot; the next SetVariable before ExitBootServices that does not fit does (contract 4.13, truth
+reboot; the next SetVariable before ExitBootServices that does not fit does (stack 4.13, truth
 fill, fill2, log-reboot-b1). Filling and reclaiming cost about 6000 RPMB writes, so they are done
 once, in the fixture ``full``; every test judges one part of what was seen.
 """

@@ -83,7 +83,7 @@ class TestValid:
     @pytest.mark.disturbs
     @pytest.mark.cost(store_bytes=record_size("üü", 1))
     def test_a_fresh_mount_shows_each_byte_as_a_character(self, efivars: Efivars) -> None:
-        """The kernel makes a CHAR16 of each byte, and UTF-8 of each CHAR16 (contract 6.2)."""
+        """The kernel makes a CHAR16 of each byte, and UTF-8 of each CHAR16 (stack 6.2)."""
         efivars.write("ü", b"n")
         efivars.unmount()
         efivars.mount()

@@ -242,7 +242,7 @@ class TestPowerCutUnderAWriter:
 def test_the_largest_variable_outlives_a_power_cut_with_all_around_it(
     board: Board, efivars: Efivars, power: PowerSwitch
 ) -> None:
-    """8132 bytes of name and data (contract 4.4), over three blocks of flash: an OP-TEE that loses
+    """8132 bytes of name and data (stack 4.4), over three blocks of flash: an OP-TEE that loses
     what lies behind a long write would lose what is stored behind it."""
     data = bytes(range(256)) * 31 + bytes(8132 - 12 - 256 * 31)
     efivars.write("Large", data, timeout=120)

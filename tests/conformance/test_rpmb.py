@@ -1,7 +1,7 @@
 """What a SetVariable costs in RPMB writes, to the write; who may write the RPMB; who it is.
 
 The store's file is written in half sectors of 256 bytes. A change within one is one write; a
-record that crosses into the next makes OP-TEE copy the whole file, 192 writes more (contract 2.4).
+record that crosses into the next makes OP-TEE copy the whole file, 192 writes more (stack 2.4).
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from harness.store.records import record_size
 pytestmark = [pytest.mark.needs("writable"), pytest.mark.consents("write_rpmb")]
 
 LIMIT = 8132
-"""Bytes of name, with its NUL, and data of a non-volatile variable (contract 4.4)."""
+"""Bytes of name, with its NUL, and data of a non-volatile variable (stack 4.4)."""
 LARGEST = LIMIT - 2 * len("Vx\0")
 """Data of the largest variable with a name of two characters."""
 

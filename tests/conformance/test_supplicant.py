@@ -41,7 +41,7 @@ disturbing = [
 
 def _no_server(board: Board) -> tuple[int, ...]:
     """What a write without a supplicant gets. OP-TEE's error reaches StandaloneMM as one that it
-    knows (FF-A numbers of OP-TEE 4.7 and EDK2 of late 2024) or as any other (contract 3)."""
+    knows (FF-A numbers of OP-TEE 4.7 and EDK2 of late 2024) or as any other (stack 3)."""
     if board.capabilities.has("relocation_keeps_tail"):
         return (recorded(errno.ENOSPC, "kill2-003[1]"),)
     return (errno.ENOSPC, errno.EINVAL)
@@ -307,7 +307,7 @@ class TestBoundAnewWhileStopped:
 
     @pytest.mark.cases(316)
     def test_bind_works_and_reads_do(self, order: Order) -> None:
-        # contract 11: StandaloneMM runs already and needs no flash to be asked
+        # stack 11: StandaloneMM runs already and needs no flash to be asked
         assert order.bind is None
         assert order.writable
         assert order.read == ATTRIBUTES + b"before"

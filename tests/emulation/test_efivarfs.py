@@ -1,4 +1,4 @@
-"""efivarfs of both kernel series over variables in memory: contract 6, rule by rule."""
+"""efivarfs of both kernel series over variables in memory: stack 6, rule by rule."""
 
 from __future__ import annotations
 

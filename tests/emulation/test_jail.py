@@ -195,7 +195,7 @@ def test_remount_rw_refused_without_set_variable() -> None:
     board = Board(read_only=True)
     try:
         board.handlers.writable = False
-        # The superblock is read-only, the mount is not (contract 6.1).
+        # The superblock is read-only, the mount is not (stack 6.1).
         assert " rw,nosuid" in board.text("grep efivarfs /proc/self/mountinfo")
         assert board.text("grep efivarfs /proc/self/mountinfo").endswith("efivarfs ro")
         assert "Read-only file system" in board.run(f"touch {EFIVARS}/{NEW}").out

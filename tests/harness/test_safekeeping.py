@@ -103,7 +103,7 @@ def test_only_what_differs_is_written(own_board: Board, taken: Snapshot) -> None
     own_board.efivars.write("BootNext", b"\1\0", NV_BS_RT, GLOBAL_VARIABLE_GUID)
     before = own_board.rpmb.counter()
     restore(own_board, taken)
-    # A deletion clears one bit of the record's state byte (contract 4.12).
+    # A deletion clears one bit of the record's state byte (stack 4.12).
     assert own_board.rpmb.counter() == before + 1
 
 

@@ -80,7 +80,7 @@ def test_openssl_verifies_what_we_sign(tmp_path: Path, digest: Digest) -> None:
 def test_without_content_info_it_is_the_content_of_the_content_info() -> None:
     bare = signer("one").sign(b"content")
     assert signer("one").sign(b"content", content_info=True).endswith(bare)
-    # Where EDK2 looks for the digest algorithm's OID: contract 4.7.
+    # Where EDK2 looks for the digest algorithm's OID: stack 4.7.
     assert bare[13:22] == bytes.fromhex("608648016503040201")
 
 
