@@ -22,7 +22,7 @@ from harness.instruments.rpmb import Rpmb
 from harness.instruments.tee import Tee
 from harness.lab.powering import power_of
 from harness.power.driver import PowerDriver
-from harness.probe import Probe
+from harness.probe.probe import Probe
 from harness.shell import Shell
 
 if TYPE_CHECKING:

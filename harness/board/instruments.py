@@ -9,7 +9,8 @@ from harness.instruments.efivars import Efivars, VariableName
 from harness.instruments.kernel_log import KernelLog
 from harness.instruments.rpmb import Rpmb
 from harness.instruments.tee import Tee
-from harness.probe import Probe, Step
+from harness.probe.probe import Probe
+from harness.probe.steps import Step
 from harness.shell import Shell
 
 

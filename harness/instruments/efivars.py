@@ -20,8 +20,9 @@ from harness.errors import TargetError
 from harness.formats.efi import Attributes
 from harness.instruments.descriptor import Descriptor, opened
 from harness.instruments.outcomes import succeeded
-from harness.probe import Outcome, Probe, Step
 from harness.probe import steps as do
+from harness.probe.probe import Probe
+from harness.probe.steps import Outcome, Step
 from harness.shell import Shell
 
 NV_BS_RT = Attributes.NON_VOLATILE | Attributes.BOOTSERVICE_ACCESS | Attributes.RUNTIME_ACCESS

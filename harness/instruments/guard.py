@@ -10,8 +10,8 @@ from harness.capabilities import EFIVARS_PATH
 from harness.consents import Consent
 from harness.errors import UndeclaredWrite
 from harness.instruments.efivars import VariableName, is_named, is_ours, name_of_file
-from harness.probe import Step
 from harness.probe import steps as do
+from harness.probe.steps import Step
 
 ANY = "*"
 """Every foreign variable: for tools whose purpose that is."""

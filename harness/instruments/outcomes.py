@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterator
 
 from harness.errors import MissingCapability
-from harness.probe import Outcome
+from harness.probe.steps import Outcome
 
 
 @contextlib.contextmanager

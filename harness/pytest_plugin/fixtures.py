@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from harness.instruments.rpmb import Rpmb
     from harness.instruments.tee import Tee
     from harness.links.console import Console
-    from harness.probe import Probe
+    from harness.probe.probe import Probe
     from harness.shell import Shell
     from harness.store.space import StoreSpace
 

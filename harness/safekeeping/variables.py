@@ -19,8 +19,9 @@ from harness.formats.efi import (
 )
 from harness.instruments.efivars import IMMUTABLE, VariableName, name_of_file
 from harness.instruments.outcomes import succeeded
-from harness.probe import Outcome, Probe, Step
 from harness.probe import steps as do
+from harness.probe.probe import Probe
+from harness.probe.steps import Outcome, Step
 
 MONOTONIC_COUNTER_GUID = UUID("eb704011-1402-11d3-8e77-00a0c969723b")
 """MTC, the upper half of GetNextHighMonotonicCount (edk2 MonotonicCounterRuntimeDxe)."""

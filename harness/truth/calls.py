@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.capabilities import EFIVARS_PATH
-from harness.probe import Outcome, Step
 from harness.probe import steps as do
+from harness.probe.steps import Outcome, Step
 from harness.truth import compare
 from harness.truth.results import Difference, caused, differs
 from harness.truth.rows import Row

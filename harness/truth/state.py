@@ -18,8 +18,8 @@ from harness.board.board import Board
 from harness.capabilities import EFIVARS_PATH, STMM_DRIVER, VENDOR_GUID
 from harness.errors import HilError
 from harness.instruments.tee import routing_model
-from harness.probe import Outcome, Step
 from harness.probe import steps as do
+from harness.probe.steps import Outcome, Step
 from harness.store.records import LARGEST_FILLER, RECORDED, SMALLEST_RECORD, data_for, record_size
 from harness.truth import space
 from harness.truth.needs import FileNeed, Needs, Phase

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from harness.capabilities import EFIVARS_PATH
 from harness.instruments.efivars import IMMUTABLE
-from harness.probe import Outcome, Step
 from harness.probe import steps as do
+from harness.probe.steps import Outcome, Step
 from harness.truth.rows import Row
 
 RECORDER_GUID = "12345678-1234-1234-1234-123456789abc"

@@ -18,8 +18,8 @@ from harness.expectations import recorded
 from harness.formats.efi import Attributes
 from harness.instruments.efivars import NV_BS_RT, Efivars
 from harness.instruments.outcomes import refused
-from harness.probe import Probe
 from harness.probe import steps as do
+from harness.probe.probe import Probe
 from harness.store.records import record_size
 
 pytestmark = [pytest.mark.needs("writable"), pytest.mark.consents("write_rpmb")]

@@ -16,8 +16,8 @@ from harness.capabilities import VENDOR_GUID
 from harness.expectations import recorded
 from harness.instruments.efivars import NV_BS_RT, Efivars
 from harness.instruments.outcomes import accepted, refused
-from harness.probe import Probe
 from harness.probe import steps as do
+from harness.probe.probe import Probe
 from harness.shell import Shell
 from harness.store.records import record_size
 

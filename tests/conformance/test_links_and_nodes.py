@@ -8,8 +8,9 @@ import pytest
 
 from harness.instruments.efivars import Efivars
 from harness.instruments.outcomes import refused, succeeded
-from harness.probe import Probe, Step
 from harness.probe import steps as do
+from harness.probe.probe import Probe
+from harness.probe.steps import Step
 from harness.store.records import record_size
 
 pytestmark = [

@@ -18,8 +18,8 @@ from harness.formats.efi import GLOBAL_VARIABLE_GUID
 from harness.instruments.efivars import Efivars, MountState
 from harness.instruments.outcomes import refused, succeeded
 from harness.instruments.tee import Tee
-from harness.probe import Probe
 from harness.probe import steps as do
+from harness.probe.probe import Probe
 from harness.shell import Shell
 
 pytestmark = [

@@ -16,8 +16,8 @@ from harness.formats.efi import LINUX_RANDOM_SEED_GUID
 from harness.instruments.descriptor import opened
 from harness.instruments.efivars import Efivars, VariableName
 from harness.instruments.outcomes import accepted, refused
-from harness.probe import Probe
 from harness.probe import steps as do
+from harness.probe.probe import Probe
 from harness.store.records import record_size
 
 pytestmark = [pytest.mark.needs("writable"), pytest.mark.consents("write_rpmb")]

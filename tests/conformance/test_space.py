@@ -17,8 +17,8 @@ from harness.board.board import Board
 from harness.formats import variable_store as layout
 from harness.instruments.efivars import Efivars
 from harness.instruments.outcomes import refused
-from harness.probe import Probe
 from harness.probe import steps as do
+from harness.probe.probe import Probe
 from harness.shell import Shell
 from harness.store.gauge import SpaceGauge
 from harness.store.records import record_size

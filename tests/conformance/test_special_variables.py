@@ -31,8 +31,8 @@ from harness.formats.load_option import END_NODE, load_option
 from harness.instruments.efivars import IMMUTABLE, Efivars
 from harness.instruments.outcomes import refused, succeeded
 from harness.instruments.tee import Tee
-from harness.probe import Probe
 from harness.probe import steps as do
+from harness.probe.probe import Probe
 
 pytestmark = [pytest.mark.needs("writable"), pytest.mark.consents("write_rpmb")]
 

@@ -22,8 +22,8 @@ from harness.instruments.efivars import Efivars, VariableName, content_of
 from harness.instruments.outcomes import errno_of, refused, succeeded
 from harness.instruments.tee import Tee
 from harness.instruments.writer import Writer
-from harness.probe import Probe
 from harness.probe import steps as do
+from harness.probe.probe import Probe
 from harness.shell import Shell
 from harness.store import listing
 from harness.store.records import record_size

@@ -25,10 +25,10 @@ FLOORS = {
         "truth check cuts results|pytest_plugin cli|__main__ __init__"
     ),
     "emulation": (
-        "boot_log faults|options|emmc|optee stmm rpmb_transport|uboot linux|machine|mutants|"
-        "userland|board|qemu __main__ __init__"
+        "boot_log faults|options|emmc|optee stmm rpmb_transport|uboot linux|machine|userland|"
+        "board|mutants|qemu __main__ __init__"
     ),
-    "emulation.userland": "__init__ jail|access|system",
+    "emulation.userland": "__init__ jail|handlers access|system",
 }
 """From the ground up: what stands between bars may import what is left of it, and its like."""
 

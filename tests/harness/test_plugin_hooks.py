@@ -24,7 +24,7 @@ def say(board, line):
 
 
 def saved(board):
-    return "saved" if snapshot.pending(state_dir.directory(board)) else "not saved"
+    return "saved" if snapshot.pending(state_dir.directory(board.power, board.file)) else "not saved"
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -10,8 +10,8 @@ import pytest
 
 from harness.errors import LinkTimeout, TargetError
 from harness.links.ssh import SshShell
-from harness.probe import Probe
 from harness.probe import steps as do
+from harness.probe.probe import Probe
 from tests.harness.support.servers import openssh
 from tests.pace import within
 

@@ -23,8 +23,9 @@ from harness.errors import ConsentMissing, HostError, LabError, UndeclaredWrite,
 from harness.formats.efi import GLOBAL_VARIABLE_GUID
 from harness.instruments.efivars import NV_BS_RT, VariableName, name_of_file
 from harness.instruments.guard import ANY
-from harness.probe import Probe, Step
 from harness.probe import steps as do
+from harness.probe.probe import Probe
+from harness.probe.steps import Step
 from harness.safekeeping import snapshot
 from harness.safekeeping.restore import Fate, judge, restore, restore_whatever_it_takes, table
 from harness.safekeeping.snapshot import Snapshot
