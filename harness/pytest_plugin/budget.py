@@ -373,7 +373,7 @@ class Budget:
 
 def _looks_at_space(item: pytest.Item) -> bool:
     needs = (Capability.STATFS_IS_LIVE in one.args for one in item.iter_markers("needs"))
-    return costs.may_write(item) or any(needs)
+    return bool(costs.cost_of(item).store_bytes) or costs.may_write(item) or any(needs)
 
 
 def _excess(cost: costs.Cost, taken: int, ending: int) -> str | None:
