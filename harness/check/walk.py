@@ -13,8 +13,8 @@ from harness.check.survey import Survey
 from harness.errors import HilError
 
 if TYPE_CHECKING:
-    from harness.board.links import LinkName
     from harness.boardfile.sections import BoardFile
+    from harness.links.names import LinkName
 
 Look = Callable[[Survey], Finding]
 

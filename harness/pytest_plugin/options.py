@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.links.names import LINKS
 from harness.pytest_plugin import boards, hookspecs, junit
 from harness.pytest_plugin.bench import BENCH, DEFAULT_BOARD, Bench
 from harness.pytest_plugin.budget import BUDGET, Budget
@@ -64,7 +65,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption(
         "--link",
-        choices=("ssh", "serial"),
+        choices=LINKS,
         help="the link that tests use (default: ssh where the board has it)",
     )
     group.addoption(

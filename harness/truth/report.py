@@ -14,8 +14,8 @@ from harness.truth.rig import Rig
 from harness.truth.rows import OWN_ROWS, Row, load, with_own
 
 if TYPE_CHECKING:
-    from harness.board.links import LinkName
     from harness.boardfile.sections import BoardFile
+    from harness.links.names import LinkName
 
 
 def replay(

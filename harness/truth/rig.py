@@ -24,8 +24,8 @@ from harness.truth.rows import VARIANTS
 from harness.truth.steps import CannotTake
 
 if TYPE_CHECKING:
-    from harness.board.links import LinkName
     from harness.boardfile.sections import BoardFile
+    from harness.links.names import LinkName
     from harness.power.section import Section
 
 _PATIENCE = 4

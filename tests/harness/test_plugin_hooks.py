@@ -24,7 +24,8 @@ def say(board, line):
 
 
 def saved(board):
-    return "saved" if snapshot.pending(state_dir.directory(board.power, board.file)) else "not saved"
+    folder = state_dir.directory(board.power, board.file)
+    return "saved" if snapshot.pending(folder) else "not saved"
 
 
 @pytest.hookimpl(tryfirst=True)
