@@ -206,3 +206,4 @@ except OSError as error:
     print(error.errno)
 """
     assert board.text(f"python3 -c '{code}'") == str(errno.EBADF)
+    board.text(f"chattr -i {EFIVARS}/{NEW}; rm {EFIVARS}/{NEW}")
