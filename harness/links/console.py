@@ -194,6 +194,14 @@ class Console:
         with self._news:
             return bytes(self._data[max(0, mark - self._dropped) :])
 
+    def read(self, mark: int, most: int) -> tuple[bytes, int]:
+        """Up to ``most`` bytes after ``mark``, or after the oldest that is kept, and the position
+        behind them."""
+        with self._news:
+            start = max(mark, self._dropped)
+            data = bytes(self._data[start - self._dropped :][:most])
+            return data, start + len(data)
+
     def text_since(self, mark: int) -> bytes:
         """As :meth:`since`, without escape sequences."""
         return without_escapes(self.since(mark))
