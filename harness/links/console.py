@@ -23,6 +23,7 @@ from harness.errors import (
     LinkRefused,
     LinkTimeout,
 )
+from harness.foreign import escaped
 from harness.links.address import SerialAddress
 from harness.links.capture import FIRMWARE_START, Capture
 from harness.links.readable import is_garbled, without_escapes
@@ -253,9 +254,10 @@ class Console:
 
     def tail(self, lines: int = 4) -> str:
         """The last lines, for messages."""
-        text = without_escapes(bytes(self._data[-2000:])).decode("utf-8", "backslashreplace")
+        text = without_escapes(self.since(self.mark() - 2000)).decode("utf-8", "backslashreplace")
         last = [line.strip() for line in text.splitlines() if line.strip()][-lines:]
-        return "last lines: " + " | ".join(last) if last else "it is silent"
+        shown = " | ".join(escaped(line, most=200) for line in last)
+        return f"last lines: {shown}" if last else "it is silent"
 
     def send_break(self, *, duration: float = 0.25) -> None:
         """Hold the line in break state for ``duration`` seconds. Raises ``LinkLost``."""
