@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness.support.servers import Server, make_key, need, openssh
+from tests.harness.support.servers import Server, need, openssh
 
 SECONDS = 30.0
 
@@ -89,26 +88,22 @@ def test_another_machine_is_refused(
     server: Server, tmp_path: Path, environment: dict[str, str], trusted: str
 ) -> None:
     """Between our connection and ssh's another machine takes the address."""
-    make_key(tmp_path / "other_key")
-    config = tmp_path / "sshd_config"
-    port = server.address.port
-    (tmp_path / "other_config").write_text(
-        config.read_text().replace(f"HostKey {tmp_path}/host_key", f"HostKey {tmp_path}/other_key")
-    )
-    theirs = tmp_path / "their_known_hosts"
+    folder = tmp_path / "other"
+    folder.mkdir()
+    other = openssh(folder)
+    (folder / "authorized_keys").write_text((tmp_path / "authorized_keys").read_text())
+    theirs = folder / "known_hosts"
     if trusted != "nobody":
-        theirs.write_text(f"[127.0.0.1]:{port} {(tmp_path / 'other_key.pub').read_text()}")
-    (tmp_path / "ssh_config").write_text(f"Host *\nUserKnownHostsFile {theirs}\n")
-    assert server.process is not None
+        public = (folder / "host_key.pub").read_text()
+        theirs.write_text(f"[127.0.0.1]:{other.address.port} {public}")
+    (folder / "ssh_config").write_text(f"Host *\nUserKnownHostsFile {theirs}\n")
     path = _ssh_that(
-        tmp_path,
-        f"kill {server.process.pid}\n"
-        f"while ! {server.argv[0]} -f {tmp_path}/other_config 2>/dev/null; do :; done\n"
-        f'set -- -F "{tmp_path}/ssh_config" "$@"',
+        tmp_path, f'shift 2; set -- -F "{folder}/ssh_config" -p {other.address.port} "$@"'
     )
+    other.start()
     try:
         done = _shell(_board_file(tmp_path, server), {**environment, "PATH": path})
     finally:
-        os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
+        other.stop()
     assert "answer-42" not in done.stdout
     assert "Host key verification failed" in done.stderr
