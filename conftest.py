@@ -1,3 +1,3 @@
-"""Every test of this project may run on a board: see ``harness/pytest_plugin.py``."""
+"""Every test of this project may run on a board: see ``harness/pytest_plugin/``."""
 
 pytest_plugins = ["harness.pytest_plugin"]

@@ -12,6 +12,7 @@ import sys
 import time
 
 from benchmarks.emulated import emulated_board
+from benchmarks.figures import figure
 from harness.links.ssh import SshShell
 
 ROUNDS = 5
@@ -45,6 +46,9 @@ def main() -> int:
     print(f"first command answered after           {done * 1000:7.0f} ms   (aim: under 1000)")
     print(f"limit: python + import asyncssh        {limit * 1000:7.0f} ms")
     print(f"ratio first command / limit            {done / limit:7.2f}")
+    figure("boot: SSH answers", ready * 1000)
+    figure("boot: first command", done * 1000)
+    figure("boot: first command / import asyncssh", done / limit, "x")
     return 0
 
 

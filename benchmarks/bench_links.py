@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.emulated import emulated_board
+from benchmarks.figures import figure
 from harness.links.address import SshAddress
 from harness.links.ssh import SshShell
 
@@ -80,6 +81,9 @@ def main() -> int:
     print(f"{'way':28}{'ms a command':>14}{'x persistent lane':>20}")
     for way, cost in costs.items():
         print(f"{way:28}{cost:14.3f}{cost / lane:20.1f}")
+        if way != CONTROL_MASTER:
+            figure(f"links: {way}", cost)
+            figure(f"links: {way} / ControlMaster", cost / costs[CONTROL_MASTER], "x")
     ratio = costs[CONTROL_MASTER] / lane
     print(f"ratio ControlMaster / persistent lane {ratio:.1f}   (required {REQUIRED_RATIO})")
     return 0 if ratio >= REQUIRED_RATIO else 1

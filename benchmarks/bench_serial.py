@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from benchmarks.figures import figure
 from harness.links.address import Login, SerialAddress
 from harness.links.serial import SerialShell
 from tests.harness.support.line import Line, Weather
@@ -114,7 +115,9 @@ def main() -> int:
     peer = labgrids()
     heads = f"{'ms':>8}{'median':>8}{'bytes':>7}{'wire':>8}{'x wire':>8}{'x us':>7}"
     print(f"{'at 115200 baud':38}{heads}")
+    figure("serial: from a login prompt to a command", login * 1000)
     for command, cost in costs.items():
+        figure(f"serial: {command}", cost.quartile)
         rows = [("", cost)] if peer is None else [("", cost), ("  labgrid", peer[1][command])]
         for name, one in rows:
             print(

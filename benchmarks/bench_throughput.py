@@ -20,6 +20,7 @@ from unittest import mock
 
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
+from benchmarks.figures import figure
 from emulation.optee.keys import BlockCipher
 from emulation.options import Variant
 from harness.formats import rpmb
@@ -151,6 +152,8 @@ def throughput(title: str, folder: Path, variant: Variant) -> None:
     print(f"  in HMAC-SHA-256      {milliseconds(macs / UPDATES)}  {macs / whole:6.0%}")
     print(f"  in AES               {milliseconds(aes / UPDATES)}  {aes / whole:6.0%}")
     print(f"  ratio to HMAC + AES  {whole / (macs + aes):8.2f}     (aim: at most 3)")
+    figure(f"SetVariable ({variant})", whole / UPDATES * 1000)
+    figure(f"SetVariable ({variant}) / HMAC + AES", whole / (macs + aes), "x")
 
 
 def milliseconds(duration: float) -> str:
@@ -173,6 +176,8 @@ def growth(folder: Path) -> None:
             whole = seconds(lambda: update(rig, SAMPLES)) / SAMPLES
             writes = (rig.counter - before) / SAMPLES
             listed = len(rig.names())
+            figure(f"SetVariable of {listed} variables", whole * 1000)
+            figure(f"listing {listed} variables", listing * 1000)
             print(
                 f"{listed:9} {milliseconds(whole)} {writes:12.0f} {whole / writes * 1e6:8.0f} us"
                 f"  {milliseconds(listing)} {listing / listed * 1e6:8.0f} us"

@@ -28,14 +28,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from emulation.faults import FaultSpecError
-from emulation.mutants import installed
 from emulation.options import BoardOptions, OptionError
-from emulation.userland.jail.jail import Zygote
 from emulation.userland.jail.plan import JailError
 from emulation.userland.jail.spawner import UserlandMissing
+from emulation.userland.jail.zygote import Zygote
 
 if TYPE_CHECKING:
-    from emulation.board import Board
+    from emulation.board import RunningBoard
 
 CANNOT_RUN = 2
 
@@ -73,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = BoardOptions.parse(chosen.option)
         state_directory = chosen.state or _default_state()
-        with _owned(state_directory) as state, installed(options.mutant):
+        with _broken(options.mutant), _owned(state_directory) as state:
             Zygote.shared()  # gets ready on another processor while this one imports the rest
             return asyncio.run(_run(options, state, chosen))
     except (CannotStart, OptionError, UserlandMissing) as error:
@@ -81,6 +80,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except JailError as error:
         print(_explain(error), file=sys.stderr)
     return CANNOT_RUN
+
+
+def _broken(mutant: str) -> contextlib.AbstractContextManager[None]:
+    """The sabotage that the options ask for. Raises OptionError."""
+    if not mutant:
+        return contextlib.nullcontext()
+    # Late: to know the mutants is to import the whole model.
+    from emulation.mutants.registry import installed
+
+    return installed(mutant)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -156,7 +165,7 @@ def _explain(error: JailError) -> str:
 
 
 async def _run(options: BoardOptions, state: Path, chosen: argparse.Namespace) -> int:
-    from emulation.board import Board
+    from emulation.board import RunningBoard
     from emulation.userland.access.console import SerialLine
     from emulation.userland.access.ssh import ReservedPort
 
@@ -169,7 +178,7 @@ async def _run(options: BoardOptions, state: Path, chosen: argparse.Namespace) -
     except OSError as error:
         raise CannotStart(f"port {chosen.port}: {error.strerror}; choose another") from None
     line = SerialLine(state / "serial", baud=options.baud)
-    board = Board(options, state, line, port)
+    board = RunningBoard(options, state, line, port)
     try:
         if await _unless(stopped, board.power_on()):
             endpoints = Endpoints(
@@ -215,7 +224,7 @@ def _announce(endpoints: Endpoints, state: Path, *, as_json: bool) -> None:
     )
 
 
-def _obey(board: Board, stopped: asyncio.Event) -> None:
+def _obey(board: RunningBoard, stopped: asyncio.Event) -> None:
     """Read commands on a thread of their own: standard input may be anything, even a file."""
     loop = asyncio.get_running_loop()
 
@@ -229,7 +238,7 @@ def _obey(board: Board, stopped: asyncio.Event) -> None:
     threading.Thread(target=read, name="control", daemon=True).start()
 
 
-async def _command(board: Board, words: Sequence[str]) -> dict[str, str]:
+async def _command(board: RunningBoard, words: Sequence[str]) -> dict[str, str]:
     """Carry out one line of the control protocol."""
     try:
         match list(words):

@@ -10,100 +10,40 @@ import asyncio
 import contextlib
 import functools
 import signal
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from emulation.faults import PowerLost
+from emulation.linux.efivarfs import EFIVARFS_MAGIC
 from emulation.linux.kernel import Kernel, Task
-from emulation.linux.tee_stmm_efi import DEVICE_NAME, DRIVER_NAME
-from emulation.machine import TEE_GROUP, Machine
+from emulation.linux.sysfs import SYSFS_MAGIC
+from emulation.machine import Machine
 from emulation.options import BoardOptions
 from emulation.userland.access.console import BoardTty, SerialLine
-from emulation.userland.jail.handlers import KernelHandlers, KmsgReader, SysRq
-from emulation.userland.jail.plan import (
-    EFIVARFS_MAGIC,
-    SYSFS_MAGIC,
-    Bind,
-    BoardFile,
-    FuseMount,
-    JailPlan,
-    OpenHook,
-)
-from emulation.userland.jail.spawner import Pty
+from emulation.userland.handlers import KernelHandlers, KmsgReader, SysRq
+from emulation.userland.jail.plan import Bind, FuseMount, JailPlan, OpenHook, PlacedFile
 from emulation.userland.system import rootfs
+from emulation.userland.system.board_units import (
+    SSHD,
+    TTY,
+    Getty,
+    SupplicantReadiness,
+    supplicant_unit,
+)
 from emulation.userland.system.journal import Journal
+from emulation.userland.system.journalctl import Journalctl
 from emulation.userland.system.manager import SOCKET_IN_BOARD, Manager
-from emulation.userland.system.systemctl import Journalctl, Systemctl, UnitTable
-from emulation.userland.system.units import ProcessUnit, SwitchUnit, Unit, UnitFile
+from emulation.userland.system.systemctl import Systemctl, UnitTable
+from emulation.userland.system.units import ProcessUnit, SwitchUnit, Unit
 
 if TYPE_CHECKING:
     from emulation.userland.access.ssh import ReservedPort, SshServer
     from emulation.userland.jail.jail import Jail
 
-GETTY_RESTART: Final = 0.1
-"""RestartSec= of serial-getty@.service, seconds (systemd's default)."""
-
-START_TIMEOUT: Final = 5.0
-"""Seconds a service may take to say that it serves."""
-
 TERMINATION_TIMEOUT: Final = 2.0
 """Seconds that processes get between SIGTERM and the end at an orderly shutdown."""
-
-TTY: Final = "ttyAMA0"
-"""Name of the serial console."""
-
-_SUPPLICANT_UNIT: Final = """\
-[Unit]
-Description=TEE Supplicant
-DefaultDependencies=no
-Before=sysinit.target
-
-[Service]
-Type=notify
-ExecStart=/usr/sbin/tee-supplicant
-
-[Install]
-WantedBy=sysinit.target
-"""
-
-SUPPLICANT: Final = UnitFile(
-    "tee-supplicant.service",
-    "TEE Supplicant",
-    "/usr/lib/systemd/system/tee-supplicant.service",
-    aliases=("tee-supplicant@teepriv0.service",),
-    text=_SUPPLICANT_UNIT,
-)
-
-_UNBIND: Final = f"echo {DEVICE_NAME} > /sys/bus/tee/drivers/{DRIVER_NAME}/unbind"
-_DROP_INS: Final = f"/etc/systemd/system/{SUPPLICANT.name}.d"
-
-SSHD: Final = UnitFile(
-    "ssh.service",
-    "OpenBSD Secure Shell server",
-    "/usr/lib/systemd/system/ssh.service",
-    aliases=("sshd.service",),
-)
-
-
-def supplicant_unit(options: BoardOptions) -> UnitFile:
-    """The unit of the supplicant with the drop-ins that ``options`` ask for."""
-    file = SUPPLICANT
-    if options.supplicant_unbinds:
-        text = f"[Service]\nExecStop=-/bin/sh -c '{_UNBIND}'\n"
-        drop_in = (f"{_DROP_INS}/unbind.conf", text)
-        file = replace(file, drop_ins=(*file.drop_ins, drop_in))
-    if options.supplicant_user == "tee":
-        drop_in = (f"{_DROP_INS}/user.conf", "[Service]\nUser=tee\n")
-        file = replace(file, uid=TEE_GROUP, drop_ins=(*file.drop_ins, drop_in))
-    return file
-
-
-def _drop_in_files(options: BoardOptions) -> tuple[BoardFile, ...]:
-    drop_ins = supplicant_unit(options).drop_ins
-    return tuple(BoardFile(path, text.encode()) for path, text in drop_ins)
-
 
 _LAST_WORDS: Final = {
     "reboot": ("Rebooting.", "reboot: Restarting system"),
@@ -111,137 +51,6 @@ _LAST_WORDS: Final = {
     "halt": ("Halting system.", "reboot: System halted"),
 }
 """What systemd-shutdown and the kernel say last (truth log-uboot-session2)."""
-
-
-class Userland:
-    """Processes of one power-on: the jail, with a count of those it started."""
-
-    def __init__(self, jail: Jail) -> None:
-        self._jail = jail
-        self._loop = asyncio.get_running_loop()
-        self._alive = 0
-        self.empty = asyncio.Event()
-        self.empty.set()
-
-    def spawn(
-        self,
-        argv: Sequence[str],
-        *,
-        env: Mapping[str, str],
-        cwd: str,
-        fds: Sequence[int],
-        controlling_tty: bool,
-        uid: int,
-        gid: int,
-        on_exit: Callable[[int], None],
-    ) -> int:
-        """See :class:`emulation.userland.jail.spawner.Spawner`."""
-
-        def exited(status: int) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is interested
-                on_exit(status)
-                self._loop.call_soon_threadsafe(self._count, -1)
-
-        self._loop.call_soon_threadsafe(self._count, 1)
-        try:
-            return self._jail.spawn(
-                argv,
-                env=env,
-                cwd=cwd,
-                fds=fds,
-                controlling_tty=controlling_tty,
-                uid=uid,
-                gid=gid,
-                on_exit=exited,
-            )
-        except BaseException:
-            self._loop.call_soon_threadsafe(self._count, -1)
-            raise
-
-    def signal(self, pid: int, number: int) -> None:
-        """See :class:`emulation.userland.jail.spawner.Spawner`."""
-        self._jail.signal(pid, number)
-
-    def open_pty(self) -> Pty:
-        """See :class:`emulation.userland.jail.spawner.Spawner`."""
-        return self._jail.open_pty()
-
-    def _count(self, change: int) -> None:
-        self._alive += change
-        if self._alive:
-            self.empty.clear()
-        else:
-            self.empty.set()
-
-
-class _Serving:
-    """tee-supplicant notifies systemd when it has /dev/teepriv0 (optee_client, tee-supplicant@)."""
-
-    def __init__(self, machine: Machine) -> None:
-        self._kernel = machine.kernel
-        self._queue = machine.optee.queue
-        self._before = 0
-
-    def about_to_start(self) -> None:
-        """See :class:`emulation.userland.system.units.Readiness`."""
-        self._before = self._queue.attachments
-
-    def wait(self, given_up: Callable[[], bool]) -> None:
-        """See :class:`emulation.userland.system.units.Readiness`."""
-        with contextlib.suppress(PowerLost):
-            self._kernel.wait(
-                lambda: self._queue.attachments > self._before or given_up(),
-                task=Task.kernel("systemd"),
-                timeout=START_TIMEOUT,
-            )
-
-    def wake(self) -> None:
-        """See :class:`emulation.userland.system.units.Readiness`."""
-        self._kernel.wake()
-
-
-class Getty:
-    """Keeps a login prompt on the serial terminal (serial-getty@.service, Restart=always)."""
-
-    def __init__(self, userland: Userland, tty: BoardTty, environment: Mapping[str, str]) -> None:
-        self._userland = userland
-        self._tty = tty
-        self._environment = {**environment, "TERM": "vt220"}
-        self._loop = asyncio.get_running_loop()
-        self._wanted = False
-        self._timer: asyncio.TimerHandle | None = None
-
-    def start(self) -> None:
-        """Show the prompt now and after every logout."""
-        self._wanted = True
-        self._loop.run_in_executor(None, self._spawn)
-
-    def stop(self) -> None:
-        """No new prompt."""
-        self._wanted = False
-        if self._timer is not None:
-            self._timer.cancel()
-
-    def _spawn(self) -> None:
-        command = [f"{rootfs.BOARD_LIBRARY}/agetty", "-IS", f"{rootfs.BOARD_LIBRARY}/getty.py", TTY]
-        with contextlib.suppress(OSError):  # the power went meanwhile
-            self._userland.spawn(
-                command,
-                env=self._environment,
-                cwd="/",
-                fds=(self._tty.slave,) * 3,
-                controlling_tty=True,
-                uid=0,
-                gid=0,
-                on_exit=lambda status: self._ended(),
-            )
-
-    def _ended(self) -> None:
-        self._loop.call_soon_threadsafe(self._again)
-
-    def _again(self) -> None:
-        if self._wanted:
-            self._timer = self._loop.call_later(GETTY_RESTART, self.start)
 
 
 def _text_hook(text: Callable[[Task], bytes]) -> OpenHook:
@@ -253,7 +62,6 @@ class _System:
     """Everything that exists only while a system is running."""
 
     jail: Jail
-    userland: Userland
     tty: BoardTty
     getty: Getty
     manager: Manager
@@ -261,7 +69,7 @@ class _System:
     sshd: Unit
 
 
-class Board:
+class RunningBoard:
     """Power switch and glue. All methods belong to the event loop's thread."""
 
     def __init__(
@@ -272,17 +80,7 @@ class Board:
         self._line = line
         self._port = port
         self._ssh: SshServer | None = None
-        self._files = rootfs.build(
-            rootfs.RootFsOptions(
-                hostname=options.hostname,
-                userland=options.userland,
-                sftp=options.sftp,
-                root_password=options.root_password,
-                efivarfs_read_only=options.mount == "read-only",
-                supplicant=options.supplicant_program,
-            ),
-            state,
-        )
+        self._files = rootfs.build(options, state)
         self._machine = Machine(options, state)
         self._machine.faults.cut_power = self._power_failed
         self._loop = asyncio.get_running_loop()
@@ -362,10 +160,10 @@ class Board:
         await system.sshd.stop()
         self._shutdown_says(kernel, "Syncing filesystems and block devices.")
         self._shutdown_says(kernel, "Sending SIGTERM to remaining processes...")
-        with contextlib.suppress(OSError, TimeoutError):
-            system.userland.signal(-1, signal.SIGTERM)
-            system.userland.signal(-1, signal.SIGHUP)  # interactive shells ignore SIGTERM
-            await asyncio.wait_for(system.userland.empty.wait(), TERMINATION_TIMEOUT)
+        with contextlib.suppress(OSError):
+            system.jail.signal(-1, signal.SIGTERM)
+            system.jail.signal(-1, signal.SIGHUP)  # interactive shells ignore SIGTERM
+            await asyncio.to_thread(system.jail.wait_until_empty, TERMINATION_TIMEOUT)
         self._shutdown_says(kernel, "Sending SIGKILL to remaining processes...")
         self._shutdown_says(kernel, "Unmounting file systems.")
         self._shutdown_says(kernel, "All filesystems unmounted.")
@@ -443,12 +241,7 @@ class Board:
         machine.kernel.log.listen(lambda record: journal.add("kernel", record.text))
         units = UnitTable()
         manager = Manager(
-            Systemctl(units, journal, self),
-            Journalctl(units, journal),
-            self,
-            machine,
-            machine.sysfs,
-            release=machine.release,
+            Systemctl(units, journal, self), Journalctl(units, journal), self, machine
         )
         control = self._state / "manager.sock"
         await manager.listen(control)
@@ -462,20 +255,19 @@ class Board:
             raise
         self._jail = jail
         machine.efivarfs.on_read_only = jail.set_efivarfs_read_only
-        userland = Userland(jail)
-        tty = BoardTty(self._line, userland)
+        tty = BoardTty(self._line, jail)
         emulating = self._options.supplicant == "emulation"
         argv = (rootfs.SUPPLICANT_PROGRAM, *(["--rpmb-emu"] if emulating else []))
         unit = supplicant_unit(self._options)
         supplicant = ProcessUnit(
-            unit, journal, userland, argv, files.environment, _Serving(machine)
+            unit, journal, jail, argv, files.environment, SupplicantReadiness(machine)
         )
         sshd = SwitchUnit(
-            SSHD, journal, on=functools.partial(self._sshd_on, userland), off=self._sshd_off
+            SSHD, journal, on=functools.partial(self._sshd_on, jail), off=self._sshd_off
         )
         units.load(supplicant, sshd)
-        getty = Getty(userland, tty, files.environment)
-        return _System(jail, userland, tty, getty, manager, supplicant, sshd)
+        getty = Getty(jail, tty, files.environment)
+        return _System(jail, tty, getty, manager, supplicant, sshd)
 
     def _mount_efivarfs(self) -> bool:
         """What the service manager does at boot; False where it does not or the kernel refuses."""
@@ -490,6 +282,10 @@ class Board:
     def _plan(self, control: Path, mounted: bool) -> JailPlan:
         machine, files = self._machine, self._files
         kernel = machine.kernel
+        drop_ins = (
+            PlacedFile(path, text.encode())
+            for path, text in supplicant_unit(self._options).drop_ins
+        )
         filesystems = (
             FuseMount("/sys", machine.sysfs, "sysfs", SYSFS_MAGIC),
             FuseMount(rootfs.EFIVARFS_AT, machine.efivarfs, "efivarfs", EFIVARFS_MAGIC),
@@ -499,7 +295,7 @@ class Board:
             filesystems=filesystems,
             nodes=machine.nodes,
             binds=(*files.binds, Bind(control, SOCKET_IN_BOARD, writable=True)),
-            files=(*files.files, *_drop_in_files(self._options)),
+            files=(*files.files, *drop_ins),
             symlinks={**files.symlinks, f"/dev/{TTY}": "pts/0", "/dev/console": TTY},
             directories=files.directories,
             open_hooks={
@@ -526,9 +322,9 @@ class Board:
             self._machine.kernel.printk("Kernel panic - not syncing: Attempted to kill init!", 0)
             self._drop(graceful=True)
 
-    async def _sshd_on(self, userland: Userland) -> None:
+    async def _sshd_on(self, jail: Jail) -> None:
         assert self._ssh is not None
-        await self._ssh.start(userland)
+        await self._ssh.start(jail)
 
     def _sshd_off(self) -> None:
         if self._ssh is not None:

@@ -11,7 +11,6 @@ import re
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Final
 
 _SPEC: Final = re.compile(
@@ -29,62 +28,70 @@ class Point:
     ``actions`` maps the action's name to its effect; ``result`` takes a number as its argument.
     """
 
+    name: str
     passed: str
     actions: Mapping[str, str]
 
 
-POINTS: Final[Mapping[str, Point]] = MappingProxyType(
-    {
-        "rpmb.request": Point(
-            "request frames reach the card, before it looks at them",
-            {
-                "lost": "the card never sees them",
-                "busy": "the card stays busy until its host gives up: ETIMEDOUT",
-            },
-        ),
-        "rpmb.read": Point(
-            "the card carries out an authenticated read",
-            {"result": "it fails with RPMB result N"},
-        ),
-        "rpmb.write": Point(
-            "an authenticated write was accepted, before it takes effect",
-            {"result": "it fails with RPMB result N and changes nothing"},
-        ),
-        "rpmb.written": Point(
-            "an authenticated write took effect",
-            {"lost": "its answer is lost: the result register is clear"},
-        ),
-        "rpmb.response": Point(
-            "response frames leave the card",
-            {
-                "lost": "zeros arrive instead",
-                "mac": "one bit of the MAC is wrong",
-                "result": "the result of the last frame is N",
-            },
-        ),
-        "storage.read": Point(
-            "StandaloneMM reads its file (the first time after power-on: all of it, at its start)",
-            {"result": "OP-TEE's file system fails with TEE_Result N"},
-        ),
-        "storage.write": Point(
-            "StandaloneMM writes to its file",
-            {"result": "OP-TEE's file system fails with TEE_Result N"},
-        ),
-        "stmm.start": Point(
-            "OP-TEE starts the StandaloneMM partition", {"panic": "the partition panics"}
-        ),
-        "stmm.call": Point(
-            "OP-TEE hands a message to StandaloneMM", {"panic": "the partition panics"}
-        ),
-        "supplicant.request": Point(
-            "tee-supplicant has taken a request",
-            {"stuck": "it does not go on until it is killed"},
-        ),
-        "driver.allocation": Point(
-            "tee_stmm_efi allocates a message buffer", {"fail": "there is no memory"}
-        ),
-    }
+POINTS: Final = (
+    Point(
+        "rpmb.request",
+        "request frames reach the card, before it looks at them",
+        {
+            "lost": "the card never sees them",
+            "busy": "the card stays busy until its host gives up: ETIMEDOUT",
+        },
+    ),
+    Point(
+        "rpmb.read",
+        "the card carries out an authenticated read",
+        {"result": "it fails with RPMB result N"},
+    ),
+    Point(
+        "rpmb.write",
+        "an authenticated write was accepted, before it takes effect",
+        {"result": "it fails with RPMB result N and changes nothing"},
+    ),
+    Point(
+        "rpmb.written",
+        "an authenticated write took effect",
+        {"lost": "its answer is lost: the result register is clear"},
+    ),
+    Point(
+        "rpmb.response",
+        "response frames leave the card",
+        {
+            "lost": "zeros arrive instead",
+            "mac": "one bit of the MAC is wrong",
+            "result": "the result of the last frame is N",
+        },
+    ),
+    Point(
+        "storage.read",
+        "StandaloneMM reads its file (the first time after power-on: all of it, at its start)",
+        {"result": "OP-TEE's file system fails with TEE_Result N"},
+    ),
+    Point(
+        "storage.write",
+        "StandaloneMM writes to its file",
+        {"result": "OP-TEE's file system fails with TEE_Result N"},
+    ),
+    Point(
+        "stmm.start", "OP-TEE starts the StandaloneMM partition", {"panic": "the partition panics"}
+    ),
+    Point("stmm.call", "OP-TEE hands a message to StandaloneMM", {"panic": "the partition panics"}),
+    Point(
+        "supplicant.request",
+        "tee-supplicant has taken a request",
+        {"stuck": "it does not go on until it is killed"},
+    ),
+    Point(
+        "driver.allocation",
+        "tee_stmm_efi allocates a message buffer",
+        {"fail": "there is no memory"},
+    ),
 )
+_BY_NAME: Final = {point.name: point for point in POINTS}
 
 
 class PowerLost(BaseException):
@@ -124,8 +131,8 @@ class Fault:
                 f"{spec}: write POINT[:N[+]]=ACTION[:ARGUMENT], N from 1, rpmb.write:3=result:5"
             )
         name, action = match["point"], match["action"]
-        _need(name, POINTS, f"{spec}: no point {name}")
-        actions = (*POINTS[name].actions, POWER_CUT)
+        _need(name, _BY_NAME, f"{spec}: no point {name}")
+        actions = (*_BY_NAME[name].actions, POWER_CUT)
         _need(action, actions, f"{spec}: no action {action} at {name}")
         return cls(
             name,

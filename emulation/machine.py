@@ -20,6 +20,7 @@ from emulation.emmc.rpmb import PROFILES
 from emulation.emmc.user_area import UserArea
 from emulation.faults import Faults, PowerLost
 from emulation.linux import sysfs_tree
+from emulation.linux.devices import DeviceNode
 from emulation.linux.efi_pstore import EfiPstore
 from emulation.linux.efivarfs import Efivarfs
 from emulation.linux.efivars import Efivars, KernelSeries
@@ -40,7 +41,6 @@ from emulation.options import BoardOptions, DriverLoading
 from emulation.rpmb_transport import RpmbTransport
 from emulation.uboot.boot import Uboot, UbootWorld
 from emulation.uboot.variables import FileVariables, StmmVariables, VariableServices
-from emulation.userland.jail.plan import DeviceNode
 from harness.formats.efi import GLOBAL_VARIABLE_GUID
 from harness.formats.mmc import MMC_SECTOR, RPMB_UNIT
 
@@ -162,11 +162,6 @@ class Machine:
         return self._running.efivarfs
 
     @property
-    def pstore(self) -> EfiPstore:
-        """The efi_pstore module."""
-        return self._running.pstore
-
-    @property
     def sysfs(self) -> Sysfs:
         """The file system of /sys."""
         return self._running.sysfs
@@ -281,7 +276,7 @@ class Machine:
         kernel = self.kernel
         kernel.printk(f"Kernel panic - not syncing: {reason}", KERN_EMERG)
         log = "\n".join(str(record) for record in kernel.log.records(0))
-        self.pstore.dump("Panic", log.encode(), task=Task.kernel("panic"))
+        self._running.pstore.dump("Panic", log.encode(), task=Task.kernel("panic"))
         kernel.printk(f"---[ end Kernel panic - not syncing: {reason} ]---", KERN_EMERG)
 
     # Boot

@@ -31,16 +31,17 @@ class OptionError(ValueError):
 class BoardOptions:
     """Everything that can differ between two emulated boards.
 
-    ``variant`` is the firmware and RPMB routing (truth/README): ``mm-query`` and ``mm`` keep
-    variables in StMM, with and without QueryVariableInfo at run time; ``file`` is a U-Boot that
-    keeps its own variables in a file; ``mm-kernel-rpmb`` is ``mm`` with RPMB routed in the kernel.
+    ``variant`` is the firmware and RPMB routing (tests/truth/README.md): ``mm-query`` and ``mm``
+    keep variables in StMM, with and without QueryVariableInfo at run time; ``file`` is a U-Boot
+    that keeps its own variables in a file; ``mm-kernel-rpmb`` is ``mm`` with RPMB routed in the
+    kernel.
     """
 
     variant: Variant = "mm-query"
     efivarfs: EfivarfsSeries = "K6"
-    """Kernel series whose efivarfs is modelled (contract 6)."""
+    """Kernel series whose efivarfs is modelled (stack 6)."""
     optee: OpteeRelease = "4.10"
-    """4.1 has the relocation defect of contract 2.4."""
+    """4.1 has the relocation defect of stack 2.4."""
     hostname: str = "stmm-board"
     cid: str = "aa015851454d55212101deadbeef2900"
     """The eMMC's CID, 32 hexadecimal digits."""
@@ -49,7 +50,7 @@ class BoardOptions:
     rpmb_rel_wr_sec_c: int = 1
     """EXT_CSD[222], 1..255."""
     rpmb_profile: RpmbProfile = "qemu"
-    """Whose result codes the RPMB answers with where implementations differ (contract 10.1)."""
+    """Whose result codes the RPMB answers with where implementations differ (stack 10.1)."""
     mmc_postsleep: bool = False
     """MMC commands wait as long as their sender asks for: 20 ms a write with tee-supplicant."""
     write_key: bool = True
@@ -90,7 +91,8 @@ class BoardOptions:
     root_password: str = ""
     """What login on the console asks root for; nothing by default."""
     mutant: str = ""
-    """The one thing that is broken, of docs/mutants.md; nothing by default."""
+    """The one thing that is broken, of docs/mutants.md; nothing by default. Whoever runs the board
+    looks whether there is such a mutant."""
 
     def __post_init__(self) -> None:
         if self.baud < 0:
@@ -105,7 +107,6 @@ class BoardOptions:
             raise OptionError(f"cid={self.cid}: must be 32 hexadecimal digits")
         if self.rpmb_key and not _is_hex(self.rpmb_key, 32):
             raise OptionError(f"rpmb_key={self.rpmb_key}: must be 64 hexadecimal digits")
-        _check_mutant(self.mutant)
         for spec in self.fault:
             try:
                 Fault.parse(spec)
@@ -133,7 +134,7 @@ class BoardOptions:
             if not equals:
                 raise OptionError(f"{word}: write it as key=value; keys are {', '.join(names)}")
             if key not in names:
-                raise OptionError(f"{word}: no option {key}{_nearest(key, names)}")
+                raise OptionError(f"{word}: no option {key}{nearest(key, names)}")
             if key == "fault":
                 values[key] = (*values.get(key, ()), *text.split(","))
             else:
@@ -145,7 +146,7 @@ def _convert(key: str, text: str, kind: object) -> object:
     if get_origin(kind) is Literal:
         choices = [str(choice) for choice in get_args(kind)]
         if text not in choices:
-            raise OptionError(f"{key}={text}: no such value{_nearest(text, choices)}")
+            raise OptionError(f"{key}={text}: no such value{nearest(text, choices)}")
         return text
     if kind is bool:
         if text not in _TRUE + _FALSE:
@@ -159,18 +160,8 @@ def _convert(key: str, text: str, kind: object) -> object:
     return text
 
 
-def _check_mutant(name: str) -> None:
-    if not name:
-        return
-    # Late: to know the mutants is to import the whole model.
-    from emulation.mutants import mutants
-
-    known = mutants()
-    if name not in known:
-        raise OptionError(f"mutant={name}: no such mutant{_nearest(name, list(known))}")
-
-
-def _nearest(word: str, choices: list[str]) -> str:
+def nearest(word: str, choices: list[str]) -> str:
+    """The end of a complaint about ``word``: the choice it is like, and all of them."""
     close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
     hint = f"; did you mean {close[0]}?" if close else ""
     return f"{hint} (one of {', '.join(choices)})"

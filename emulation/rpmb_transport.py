@@ -1,7 +1,7 @@
 """RPMB frames to the card and back, for whoever drives it: U-Boot, or the Linux kernel.
 
 The supplicant does the same from user space (emulation/userland/system/tee_supplicant.py).
-Source: contract 1.6 and 1.7, UB drivers/tee/optee/rpmb.c, K6 drivers/mmc/core/block.c
+Source: stack 1.6 and 1.7, UB drivers/tee/optee/rpmb.c, K6 drivers/mmc/core/block.c
 (mmc_route_rpmb_frames).
 """
 

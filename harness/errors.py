@@ -7,6 +7,8 @@ raises the matching class ``from`` it.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from enum import StrEnum
 from typing import ClassVar
 
@@ -192,3 +194,12 @@ class MissingCapability(HilError):
     """The board cannot do what a step needs; tests turn this into a skip that says why."""
 
     fault = Fault.TEST
+
+
+@contextlib.contextmanager
+def of_board(name: str) -> Iterator[None]:
+    """Errors of lower layers learn which board it was."""
+    try:
+        yield
+    except HilError as error:
+        raise error.located(board=name) from error.__cause__

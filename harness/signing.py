@@ -1,6 +1,6 @@
 """Keys, signature lists and signed updates of authenticated variables, made by the harness.
 
-Sources: UEFI 2.10, sections 8.2.2 and 32.4.1; RFC 2315; contract 4.6 and 4.7.
+Sources: UEFI 2.10, sections 8.2.2 and 32.4.1; RFC 2315; stack 4.6 and 4.7.
 """
 
 from __future__ import annotations

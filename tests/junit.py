@@ -9,7 +9,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 _LACKING = re.compile(r"no (\w+) on this board|(consent to \w+)|(the step \w+)")
-_TEST_MODULE = re.compile(r"^tests\.conformance\.(test_\w+)\.?(.*)$")
+_TEST_MODULE = re.compile(r"^(?:tests\.conformance\.)?(test_\w+)\.?(.*)$")
 _LONGEST_LACK = 60
 
 
@@ -34,8 +34,9 @@ NOT_RUN = Outcome(Verdict.NOT_RUN)
 
 
 def read_report(path: Path) -> dict[str, Outcome]:
-    """Each test's outcome in a JUnit report of ``pytest tests/conformance``. A test that appears
-    twice (it failed, and so did giving the board back) counts as failed."""
+    """Each test's outcome in a JUnit report of ``pytest tests/conformance``, also of an older
+    one, whose names begin with the suite's folder. A test that appears twice (it failed, and so
+    did giving the board back) counts as failed."""
     outcomes: dict[str, Outcome] = {}
     for case in ElementTree.parse(path).getroot().iter("testcase"):
         name = _node_id(case.get("classname", ""), case.get("name", ""))

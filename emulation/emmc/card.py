@@ -1,6 +1,6 @@
 """The eMMC as its host controller sees it: registers, and the commands that Linux and U-Boot use.
 
-Source: JESD84-B51 6.10, 7.2 - 7.4; contract 1.5 and 1.6; QE emmc_set_ext_csd for the values of the
+Source: JESD84-B51 6.10, 7.2 - 7.4; stack 1.5 and 1.6; QE emmc_set_ext_csd for the values of the
 recorded board.
 """
 

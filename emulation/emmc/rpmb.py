@@ -1,6 +1,6 @@
 """The RPMB of an eMMC as a state machine: request frames in, result register, response frames out.
 
-Source: JESD84-B51 6.6.22; contract 1.3, 1.4 and 1.7.  Where implementations differ (contract 10.1)
+Source: JESD84-B51 6.6.22; stack 1.3, 1.4 and 1.7.  Where implementations differ (stack 10.1)
 a :class:`Profile` says whose behaviour this is.
 """
 
@@ -205,7 +205,7 @@ class RpmbPartition:
         )
 
     def _refusal(self, request: RpmbFrame, frames: bytes, reliable: bool) -> RpmbResult | None:
-        """Why a write is not carried out; the order of the checks is contract 1.4's."""
+        """Why a write is not carried out; the order of the checks is stack 1.4's."""
         key = self._image.key
         count = len(frames) // FRAME_SIZE
         profile = self._profile
@@ -266,7 +266,7 @@ class RpmbPartition:
 
 
 def _allowed_frames(profile: Profile, rel_wr_sec_c: int, enhanced: bool) -> frozenset[int]:
-    """How many frames a write may have (contract 1.4)."""
+    """How many frames a write may have (stack 1.4)."""
     if profile.single_write:
         return frozenset({1})
     if enhanced:

@@ -1,7 +1,8 @@
 """efivarfs: EFI variables as files, one superblock for all mounts.
 
 The directory is a snapshot taken at mount time; reads and writes go to the firmware each time.
-Source: contract 6, K6 and K7 fs/efivarfs (super.c, inode.c, file.c, vars.c).
+Longer than other files because the kernel's is one piece: a superblock, its inodes, their lock.
+Source: stack 6, K6 and K7 fs/efivarfs (super.c, inode.c, file.c, vars.c).
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from emulation.linux.kernel import (
     Task,
     running,
 )
-from emulation.userland.jail.fuse import Attr, Entry, StatFs
+from emulation.linux.vfs import Attr, Entry, StatFs
 from harness.formats.efi import LINUX_RANDOM_SEED_GUID, EfiStatus
 
 EFIVARFS_MAGIC: Final = 0xDE5E81E4
@@ -159,7 +160,7 @@ class _SpaceCache:
 class Efivarfs:
     """The file-system type and its single superblock.
 
-    Satisfies :class:`emulation.userland.jail.fuse.Filesystem`.  Errors are OSError with the errno
+    Satisfies :class:`emulation.linux.vfs.Filesystem`.  Errors are OSError with the errno
     that user space sees.  ``on_read_only`` is called with the new value whenever the kernel itself
     flips the superblock (never for a remount), in the thread that registered the operations.
     Per-mount ``ro``, permission bits and umask are the caller's business (VFS).

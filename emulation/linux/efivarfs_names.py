@@ -1,6 +1,6 @@
 """File names of efivarfs and what the kernel checks by a variable's name.
 
-Source: contract 6.2 to 6.4, K6 fs/efivarfs/inode.c, super.c and vars.c, lib/ucs2_string.c.
+Source: stack 6.2 to 6.4, K6 fs/efivarfs/inode.c, super.c and vars.c, lib/ucs2_string.c.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def is_valid_content(name: str, guid: UUID, data: bytes) -> bool:
     """Whether the kernel passes ``data`` on to the firmware (efivar_validate).
 
     The kernel hands the matcher a length that counts the NUL, so a rule for one exact name never
-    matches here; only the ``Boot*`` and ``Driver*`` rules have an effect (contract 6.4).
+    matches here; only the ``Boot*`` and ``Driver*`` rules have an effect (stack 6.4).
     """
     utf8 = char16_to_utf8(name)
     for rule in _RULES:

@@ -1,7 +1,7 @@
 """The efivars core: which operations serve EFI variables, who may call them, and their errno.
 
 One set of operations is registered at a time; file systems learn of a change through a notifier
-chain; a semaphore is held while the firmware works.  Source: contract 5.4 and 5.5, K6
+chain; a semaphore is held while the firmware works.  Source: stack 5.4 and 5.5, K6
 drivers/firmware/efi/vars.c and efi.c.
 """
 
@@ -124,7 +124,7 @@ _ERRNO: Final[dict[int, int]] = {
 
 
 def status_to_errno(status: int) -> int:
-    """The errno of an EFI status, 0 for success; whatever has no row is EINVAL (contract 5.5)."""
+    """The errno of an EFI status, 0 for success; whatever has no row is EINVAL (stack 5.5)."""
     return _ERRNO.get(status, errno.EINVAL)
 
 

@@ -1,7 +1,7 @@
 """EFI runtime services as U-Boot leaves them to Linux, and the operations Linux makes of them.
 
 After ExitBootServices U-Boot serves GetVariable and GetNextVariableName from a copy in RAM and
-SetVariable not at all.  Source: contract 8, UB lib/efi_loader (efi_runtime.c, efi_var_mem.c,
+SetVariable not at all.  Source: stack 8, UB lib/efi_loader (efi_runtime.c, efi_var_mem.c,
 efi_variable.c, efi_variable_tee.c), K6 drivers/firmware/efi/efi.c.
 """
 
@@ -46,7 +46,7 @@ _ENTRY_HEADER_BYTES: Final = 32
 
 
 def advertised_services(variant: Variant) -> RuntimeService:
-    """The RTPROP mask of a board's firmware (truth/README, contract 8)."""
+    """The RTPROP mask of a board's firmware (tests/truth/README.md, stack 8)."""
     if variant in ("mm-query", "file"):
         return _ALWAYS | RuntimeService.QUERY_VARIABLE_INFO
     return _ALWAYS

@@ -1,6 +1,6 @@
 """The MMC block driver's user ABI: ``/dev/mmcblk0``, its partitions and ``/dev/mmcblk0rpmb``.
 
-Source: contract 1.6, K6 drivers/mmc/core/block.c.  A command sequence holds the card from its
+Source: stack 1.6, K6 drivers/mmc/core/block.c.  A command sequence holds the card from its
 first to its last command, as mmc_get_card does, so that the result register one caller reads is
 the one of its own request.
 """
@@ -17,8 +17,8 @@ from typing import Final
 from emulation.emmc.card import EmmcCard, Response
 from emulation.emmc.gpt import read_table
 from emulation.emmc.user_area import UserArea
+from emulation.linux.devices import UserMemory
 from emulation.linux.kernel import Kernel, Task
-from emulation.userland.jail.plan import UserMemory
 from harness.formats.mmc import (
     EXT_CSD_SEC_COUNT,
     IOC_CMD,

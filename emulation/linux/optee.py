@@ -1,7 +1,7 @@
 """The kernel's OP-TEE driver: calls into the secure world, and the requests that come back.
 
 A call into OP-TEE may need the normal world in its middle (RPMB).  Those requests go to the
-supplicant, or, where the kernel routes RPMB itself, straight to the card.  Source: contract 1.8, 7
+supplicant, or, where the kernel routes RPMB itself, straight to the card.  Source: stack 1.8, 7
 and 11; K6 drivers/tee/optee (core.c, smc_abi.c, rpc.c, supp.c, device.c); truth log-kill4.
 """
 
@@ -157,7 +157,7 @@ class OpteeDriver:
     # What OP-TEE asks for
 
     def rpmb_rpc(self, request: bytes, reply_size: int) -> bytes:
-        """NormalWorld: one RPMB request (contract 1.7); sleeps until a supplicant answers.
+        """NormalWorld: one RPMB request (stack 1.7); sleeps until a supplicant answers.
 
         TeeError OUT_OF_MEMORY when no supplicant is there to give memory, COMMUNICATION when the
         caller was killed while waiting, otherwise what the supplicant said.

@@ -14,7 +14,7 @@ from itertools import count
 from typing import Final
 
 from emulation.linux.kernel import Task
-from emulation.userland.jail.fuse import Attr, Entry, StatFs
+from emulation.linux.vfs import Attr, Entry, PlainFilesystem, StatFs
 
 SYSFS_MAGIC: Final = 0x62656572
 _ATTRIBUTE_SIZE: Final = 4096
@@ -55,9 +55,13 @@ class Directory:
     """Made to mount upon (sysfs_create_mount_point): it is and stays empty."""
 
     @classmethod
-    def of(cls, content: Mapping[str, Node]) -> Directory:
-        """A directory that never changes."""
-        return cls(lambda: content)
+    def of(cls, content: Tree) -> Directory:
+        """A directory that never changes; a mapping inside is such a one."""
+        nodes = {
+            name: cls.of(node) if isinstance(node, Mapping) else node
+            for name, node in content.items()
+        }
+        return cls(lambda: nodes)
 
     @classmethod
     def mount_point(cls) -> Directory:
@@ -66,6 +70,7 @@ class Directory:
 
 
 Node = Attribute | Link | Directory
+Tree = Mapping[str, "Node | Tree"]
 
 
 def text(value: str) -> Attribute:
@@ -82,8 +87,8 @@ class _Handle:
     content: bytes | None = None
 
 
-class Sysfs:
-    """A :class:`Directory` as a file system (emulation.userland.jail.fuse.Filesystem)."""
+class Sysfs(PlainFilesystem):
+    """A :class:`Directory` as a file system (emulation.linux.vfs.Filesystem)."""
 
     read_only = False
     write_moves_offset = True
@@ -99,13 +104,11 @@ class Sysfs:
         self.root = self._number(())
 
     def lookup(self, task: Task, parent: int, name: bytes) -> Attr:
-        """See Filesystem."""
         path = (*self._path(parent), name.decode("utf-8", "surrogateescape"))
         self._node(path)
         return self.getattr(task, self._number(path))
 
     def getattr(self, task: Task, ino: int) -> Attr:
-        """See Filesystem."""
         node = self._node(self._path(ino))
         links, size = 1, 0
         if isinstance(node, Directory):
@@ -131,7 +134,6 @@ class Sysfs:
         return self.getattr(task, ino)
 
     def readdir(self, task: Task, ino: int) -> list[Entry]:
-        """See Filesystem."""
         path = self._path(ino)
         node = self._node(path)
         if not isinstance(node, Directory):
@@ -144,7 +146,6 @@ class Sysfs:
         ]
 
     def readlink(self, task: Task, ino: int) -> bytes:
-        """See Filesystem."""
         node = self._node(self._path(ino))
         if not isinstance(node, Link):
             raise OSError(errno.EINVAL, "not a link")
@@ -183,34 +184,16 @@ class Sysfs:
         return opened.content[offset : offset + size]
 
     def write(self, task: Task, handle: int, offset: int, data: bytes) -> int:
-        """See Filesystem."""
         node = self._node(self._handles[handle].path)
         if not isinstance(node, Attribute) or node.store is None:
             raise OSError(errno.EIO, "not writable")
         node.store(data, task)
         return len(data)
 
-    def fsync(self, task: Task, handle: int) -> None:
-        """noop_fsync (K6 fs/kernfs/file.c)."""
-
     def release(self, handle: int) -> None:
-        """See Filesystem."""
         self._handles.pop(handle, None)
 
-    def unlink(self, task: Task, parent: int, name: bytes) -> None:
-        """Nothing is removed from sysfs by user space."""
-        raise OSError(errno.EPERM, "sysfs")
-
-    def getflags(self, task: Task, ino: int) -> int:
-        """sysfs has no inode flags."""
-        raise OSError(errno.ENOTTY, "sysfs")
-
-    def setflags(self, task: Task, ino: int, flags: int) -> None:
-        """See :meth:`getflags`."""
-        raise OSError(errno.ENOTTY, "sysfs")
-
     def statfs(self, task: Task) -> StatFs:
-        """See Filesystem."""
         return StatFs(SYSFS_MAGIC, 4096, 0, 0, 0, 0, 0, 255, 4096)
 
     def may_sleep(self, operation: str) -> bool:

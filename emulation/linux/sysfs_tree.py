@@ -15,7 +15,7 @@ from emulation.linux.kernel import Task
 from emulation.linux.mmc_ioctl import Disk
 from emulation.linux.modules import Module, ModuleLoader
 from emulation.linux.optee import OpteeDriver
-from emulation.linux.sysfs import Attribute, Directory, Link, Node, text
+from emulation.linux.sysfs import Attribute, Directory, Link, Node, Tree, text
 from emulation.linux.tee_bus import BusDriver, TeeDevice
 from harness.formats.mmc import EXT_CSD_REL_WR_SEC_C, EXT_CSD_RPMB_SIZE_MULT
 
@@ -56,36 +56,28 @@ class _Tree:
     def root(self) -> Directory:
         return Directory.of(
             {
-                "block": Directory.of({self._whole.name: Link(f"../{_DISK_PATH}")}),
-                "bus": Directory.of(
-                    {
-                        "mmc": self._mmc_bus(),
-                        "mmc_rpmb": Directory.of(
-                            {
-                                "devices": Directory.of(
-                                    {"mmcblk0rpmb": Link(f"../../../{_CARD_PATH}/mmcblk0rpmb")}
-                                )
-                            }
-                        ),
-                        "tee": self._tee_bus(),
-                    }
-                ),
+                "block": {self._whole.name: Link(f"../{_DISK_PATH}")},
+                "bus": {
+                    "mmc": self._mmc_bus(),
+                    "mmc_rpmb": {
+                        "devices": {"mmcblk0rpmb": Link(f"../../../{_CARD_PATH}/mmcblk0rpmb")}
+                    },
+                    "tee": self._tee_bus(),
+                },
                 "class": self._classes(),
                 "dev": self._device_numbers(),
                 "devices": self._devices(),
-                "firmware": Directory.of({"efi": _efi()}),
-                "fs": Directory.of(
-                    {"cgroup": Directory.mount_point(), "pstore": Directory.mount_point()}
-                ),
+                "firmware": {"efi": _efi()},
+                "fs": {"cgroup": Directory.mount_point(), "pstore": Directory.mount_point()},
                 "kernel": _kernel(),
                 "module": Directory(self._module_directories),
-                "power": Directory.of({"state": text("")}),
+                "power": {"state": text("")},
             }
         )
 
     # tee
 
-    def _tee_bus(self) -> Directory:
+    def _tee_bus(self) -> Tree:
         def devices() -> Mapping[str, Node]:
             return {name: Link(f"../../../devices/{name}") for name in self._bus.devices}
 
@@ -95,14 +87,12 @@ class _Tree:
                 for name, driver in self._bus.drivers.items()
             }
 
-        return Directory.of(
-            {
-                "devices": Directory(devices),
-                "drivers": Directory(drivers),
-                "drivers_autoprobe": text("1"),
-                "uevent": Attribute(store=_ignore),
-            }
-        )
+        return {
+            "devices": Directory(devices),
+            "drivers": Directory(drivers),
+            "drivers_autoprobe": text("1"),
+            "uevent": Attribute(store=_ignore),
+        }
 
     def _tee_driver(self, driver: BusDriver) -> Mapping[str, Node]:
         def bind(data: bytes, task: Task) -> None:
@@ -135,7 +125,7 @@ class _Tree:
             content["driver"] = Link(f"../../bus/tee/drivers/{device.driver.name}")
         return content
 
-    def _tee_nodes(self) -> Directory:
+    def _tee_nodes(self) -> Tree:
         def node(name: str, minor: int) -> dict[str, Node]:
             return {
                 "dev": text(f"{TEE_MAJOR}:{minor}"),
@@ -148,39 +138,33 @@ class _Tree:
 
         tee0 = node("tee0", 0)
         tee0["rpmb_routing_model"] = Attribute(lambda: f"{self._optee.routing_model}\n")
-        return Directory.of(
-            {
-                "tee0": Directory.of(tee0),
-                "teepriv0": Directory.of(node("teepriv0", TEE_PRIVILEGED_MINOR)),
-            }
-        )
+        return {
+            "tee0": tee0,
+            "teepriv0": node("teepriv0", TEE_PRIVILEGED_MINOR),
+        }
 
     # eMMC
 
-    def _mmc_bus(self) -> Directory:
-        driver = Directory.of({_CARD: Link(f"../../../../{_CARD_PATH}")})
-        return Directory.of(
-            {
-                "devices": Directory.of({_CARD: Link(f"../../../{_CARD_PATH}")}),
-                "drivers": Directory.of({"mmcblk": driver}),
-            }
-        )
+    def _mmc_bus(self) -> Tree:
+        driver = {_CARD: Link(f"../../../../{_CARD_PATH}")}
+        return {
+            "devices": {_CARD: Link(f"../../../{_CARD_PATH}")},
+            "drivers": {"mmcblk": driver},
+        }
 
-    def _mmc_host(self) -> Directory:
-        return Directory.of(
-            {
-                _CARD: Directory.of(self._mmc_card()),
-                "subsystem": Link(_up(_HOST_PATH, "class/mmc_host")),
-                "uevent": Attribute(lambda: "", _ignore),
-            }
-        )
+    def _mmc_host(self) -> Tree:
+        return {
+            _CARD: self._mmc_card(),
+            "subsystem": Link(_up(_HOST_PATH, "class/mmc_host")),
+            "uevent": Attribute(lambda: "", _ignore),
+        }
 
-    def _mmc_card(self) -> Mapping[str, Node]:
+    def _mmc_card(self) -> Tree:
         cid = self._card.cid
         registers = self._card.ext_csd
         name = cid[3:9].decode("ascii", "replace")
-        content: dict[str, Node] = {
-            "block": Directory.of({self._whole.name: Directory.of(self._block_device())}),
+        return {
+            "block": {self._whole.name: self._block_device()},
             "cid": text(cid.hex()),
             "date": text(f"{cid[14] >> 4:02d}/{1997 + (cid[14] & 0xF)}"),
             "driver": Link(_up(_CARD_PATH, "bus/mmc/drivers/mmcblk")),
@@ -201,28 +185,25 @@ class _Tree:
                 _ignore,
             ),
         }
-        return content
 
-    def _block_device(self) -> Mapping[str, Node]:
+    def _block_device(self) -> Tree:
         return {
             **_block_attributes(self._whole, _DISK_PATH),
-            **{part.name: Directory.of(_partition(part)) for part in self._partitions},
+            **{part.name: _partition(part) for part in self._partitions},
             "device": Link(f"../../../{_CARD}"),
             "diskseq": text("1"),
             "ext_range": text("8"),
             "hidden": text("0"),
-            "queue": Directory.of(
-                {
-                    "discard_granularity": text("0"),
-                    "discard_max_bytes": text("0"),
-                    "logical_block_size": text("512"),
-                    "minimum_io_size": text("512"),
-                    "optimal_io_size": text("0"),
-                    "physical_block_size": text("512"),
-                    "rotational": text("0"),
-                    "scheduler": text("[none]"),
-                }
-            ),
+            "queue": {
+                "discard_granularity": text("0"),
+                "discard_max_bytes": text("0"),
+                "logical_block_size": text("512"),
+                "minimum_io_size": text("512"),
+                "optimal_io_size": text("0"),
+                "physical_block_size": text("512"),
+                "rotational": text("0"),
+                "scheduler": text("[none]"),
+            },
             "range": text("8"),
             "removable": text("0"),
         }
@@ -252,49 +233,42 @@ class _Tree:
 
     # the rest
 
-    def _classes(self) -> Directory:
-        classes: dict[str, Node] = {
-            "block": Directory.of(self._block_links(lambda disk: disk.name)),
-            "mmc_host": Directory.of({"mmc0": Link(f"../../{_HOST_PATH}")}),
-            "tee": Directory.of(
-                {name: Link(f"../../devices/virtual/tee/{name}") for name in ("tee0", "teepriv0")}
-            ),
+    def _classes(self) -> Tree:
+        classes: dict[str, Node | Tree] = {
+            "block": self._block_links(lambda disk: disk.name),
+            "mmc_host": {"mmc0": Link(f"../../{_HOST_PATH}")},
+            "tee": {
+                name: Link(f"../../devices/virtual/tee/{name}") for name in ("tee0", "teepriv0")
+            },
         }
         if self._optee.routing_model == "kernel":
             rpmb0 = Link(f"../../{_CARD_PATH}/mmcblk0rpmb/rpmb/rpmb0")
-            classes["rpmb"] = Directory.of({"rpmb0": rpmb0})
-        return Directory.of(classes)
+            classes["rpmb"] = {"rpmb0": rpmb0}
+        return classes
 
-    def _device_numbers(self) -> Directory:
+    def _device_numbers(self) -> Tree:
         tee = "../../devices/virtual/tee"
-        return Directory.of(
-            {
-                "block": Directory.of(self._block_links(lambda disk: f"{disk.major}:{disk.minor}")),
-                "char": Directory.of(
-                    {
-                        f"{TEE_MAJOR}:0": Link(f"{tee}/tee0"),
-                        f"{TEE_MAJOR}:{TEE_PRIVILEGED_MINOR}": Link(f"{tee}/teepriv0"),
-                        f"{RPMB_MAJOR}:0": Link(f"../../{_CARD_PATH}/mmcblk0rpmb"),
-                    }
-                ),
-            }
-        )
+        return {
+            "block": self._block_links(lambda disk: f"{disk.major}:{disk.minor}"),
+            "char": {
+                f"{TEE_MAJOR}:0": Link(f"{tee}/tee0"),
+                f"{TEE_MAJOR}:{TEE_PRIVILEGED_MINOR}": Link(f"{tee}/teepriv0"),
+                f"{RPMB_MAJOR}:0": Link(f"../../{_CARD_PATH}/mmcblk0rpmb"),
+            },
+        }
 
     def _devices(self) -> Directory:
-        platform: dict[str, Node] = {"mmc0": self._mmc_host()}
+        platform: Tree = {"mmc0": self._mmc_host()}
         for name in reversed(_HOST_PARENT):
-            platform = {name: Directory.of(platform)}
-        fixed: dict[str, Node] = {
-            **platform,
-            "virtual": Directory.of({"tee": self._tee_nodes()}),
-        }
+            platform = {name: platform}
+        fixed = Directory.of({**platform, "virtual": {"tee": self._tee_nodes()}})
 
         def content() -> Mapping[str, Node]:
             on_bus: dict[str, Node] = {
                 device.name: Directory(partial(self._tee_device, device))
                 for device in tuple(self._bus.devices.values())
             }
-            return {**fixed, **on_bus}
+            return {**fixed.content(), **on_bus}
 
         return Directory(content)
 
@@ -343,29 +317,25 @@ def _partition(disk: Disk) -> Mapping[str, Node]:
     }
 
 
-def _efi() -> Directory:
-    return Directory.of(
-        {
-            "efivars": Directory.mount_point(),
-            "fw_platform_size": text("64"),
-            "systab": Attribute(lambda: "SMBIOS3=0xbe6fb000\n", mode=0o400),
-        }
-    )
+def _efi() -> Tree:
+    return {
+        "efivars": Directory.mount_point(),
+        "fw_platform_size": text("64"),
+        "systab": Attribute(lambda: "SMBIOS3=0xbe6fb000\n", mode=0o400),
+    }
 
 
-def _kernel() -> Directory:
-    return Directory.of(
-        {
-            "address_bits": text("64"),
-            "config": Directory.of({}),
-            "cpu_byteorder": text("little"),
-            "debug": Directory.of({}),
-            "kexec_loaded": text("0"),
-            "profiling": text("0"),
-            "security": Directory.of({}),
-            "tracing": Directory.of({}),
-        }
-    )
+def _kernel() -> Tree:
+    return {
+        "address_bits": text("64"),
+        "config": {},
+        "cpu_byteorder": text("little"),
+        "debug": {},
+        "kexec_loaded": text("0"),
+        "profiling": text("0"),
+        "security": {},
+        "tracing": {},
+    }
 
 
 def _word(data: bytes) -> str:

@@ -13,8 +13,8 @@ import os
 from collections.abc import Callable
 from typing import Final, Protocol
 
+from emulation.linux.devices import UserMemory
 from emulation.linux.kernel import Kernel
-from emulation.userland.jail.plan import UserMemory
 
 PAGE_SIZE: Final = 4096
 
@@ -41,15 +41,12 @@ class MemfdPages:
         self._map = mmap.mmap(self.descriptor, size)
 
     def read(self, offset: int, length: int) -> bytes:
-        """See :class:`Pages`."""
         return self._map[offset : offset + length]
 
     def write(self, offset: int, data: bytes) -> None:
-        """See :class:`Pages`."""
         self._map[offset : offset + len(data)] = data
 
     def close(self) -> None:
-        """See :class:`Pages`."""
         self._map.close()
         os.close(self.descriptor)
 
@@ -66,11 +63,9 @@ class RegisteredPages:
         self._address = address
 
     def read(self, offset: int, length: int) -> bytes:
-        """See :class:`Pages`."""
         return self._memory.read(self._address + offset, length)
 
     def write(self, offset: int, data: bytes) -> None:
-        """See :class:`Pages`."""
         with contextlib.suppress(OSError):
             self._memory.write(self._address + offset, data)
 

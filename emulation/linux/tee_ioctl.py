@@ -10,10 +10,11 @@ import errno
 import os
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final, Literal
 from uuid import UUID
 
+from emulation.linux.devices import ReturnedFd, UserMemory
 from emulation.linux.kernel import Task
 from emulation.linux.optee import OpteeDriver
 from emulation.linux.supplicant_queue import META_PARAM
@@ -25,7 +26,6 @@ from emulation.linux.tee_core import (
     TeeContext,
 )
 from emulation.optee.errors import TeeError
-from emulation.userland.jail.plan import UserMemory
 from harness.formats.tee import Param, ParamType, TeeOrigin, TeeResult
 from harness.formats.tee_ioctl import (
     BUF_DATA,
@@ -93,17 +93,6 @@ _SHM_MAX: Final = 64 << 20
 pages."""
 
 
-@dataclass(frozen=True)
-class NewFd:
-    """A descriptor for the transport to install in the caller; its number there is the result.
-
-    ``close_after``: the model's copy is to be closed once it is installed.
-    """
-
-    fd: int
-    close_after: bool = True
-
-
 class TeeNode:
     """A TEE device node."""
 
@@ -133,7 +122,9 @@ class TeeFile:
         self._context = context
         self._closed = False
 
-    def ioctl(self, request: int, argument: int, memory: UserMemory, task: Task) -> int | NewFd:
+    def ioctl(
+        self, request: int, argument: int, memory: UserMemory, task: Task
+    ) -> int | ReturnedFd:
         """Carry out one ioctl; raises OSError; SUPPL_RECV, OPEN_SESSION and INVOKE may sleep."""
         if request == TEE_IOC_VERSION:
             version = VERSION_DATA.pack(TEE_IMPL_ID_OPTEE, TEE_OPTEE_CAP_TZ, self.gen_caps)
@@ -154,7 +145,7 @@ class TeeFile:
         self._context.close()
         self._driver.kernel.wake()
 
-    def _allocate(self, arg: int, memory: UserMemory) -> NewFd:
+    def _allocate(self, arg: int, memory: UserMemory) -> ReturnedFd:
         size, flags, _number = SHM_ALLOC_DATA.unpack(memory.read(arg, SHM_ALLOC_DATA.size))
         if flags:
             raise OSError(errno.EINVAL, "flags must be 0")
@@ -164,9 +155,9 @@ class TeeFile:
         pages = MemfdPages(size)
         shared = self._context.share(size, pages)
         memory.write(arg, SHM_ALLOC_DATA.pack(size, 0, shared.number))
-        return NewFd(pages.descriptor, close_after=False)
+        return ReturnedFd(pages.descriptor, close_after=False)
 
-    def _register(self, arg: int, memory: UserMemory) -> NewFd:
+    def _register(self, arg: int, memory: UserMemory) -> ReturnedFd:
         address, length, flags, _number = SHM_REGISTER_DATA.unpack(
             memory.read(arg, SHM_REGISTER_DATA.size)
         )
@@ -176,7 +167,7 @@ class TeeFile:
         shared = self._context.share(length, RegisteredPages(memory, address))
         memory.write(arg, SHM_REGISTER_DATA.pack(address, length, 0, shared.number))
         # The descriptor only stands for the registration; there is nothing to map behind it.
-        return NewFd(os.memfd_create("tee-shm", os.MFD_CLOEXEC))
+        return ReturnedFd(os.memfd_create("tee-shm", os.MFD_CLOEXEC))
 
     def _argument(
         self, arg: int, memory: UserMemory, layout: struct.Struct

@@ -1,6 +1,6 @@
 """The driver ``tee_stmm_efi``: EFI variable operations by messages to StandaloneMM in OP-TEE.
 
-Source: contract 5.1 to 5.3, K6 and K7 drivers/firmware/efi/stmm/tee_stmm_efi.c.
+Source: stack 5.1 to 5.3, K6 and K7 drivers/firmware/efi/stmm/tee_stmm_efi.c.
 """
 
 from __future__ import annotations

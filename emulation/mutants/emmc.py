@@ -8,10 +8,8 @@ from weakref import WeakKeyDictionary
 from emulation.emmc.card import EmmcCard
 from emulation.emmc.image import RpmbImage
 from emulation.emmc.rpmb import RpmbPartition
-from emulation.mutants.registry import Original, Patches, Registry
+from emulation.mutants.mutant import Mutant, Original, Patches
 from harness.formats.rpmb import DATA_SIZE, RpmbFrame, RpmbRequest, RpmbResult
-
-mutants: Final = Registry("eMMC")
 
 _Undo = list[tuple[int, bytes]]
 """What was at a half sector before each write, oldest first."""
@@ -39,18 +37,18 @@ def _forget_at_power_cycle(patches: Patches, keep: int | None) -> None:
     patches.wrap(EmmcCard, "power_cycle", power_cycle)
 
 
-@mutants("the card keeps RPMB writes in a cache that dies with the power", "persist")
 def flash_forgets_everything(patches: Patches) -> None:
+    """the card keeps RPMB writes in a cache that dies with the power"""
     _forget_at_power_cycle(patches, None)
 
 
-@mutants("the last RPMB write before the power goes never reaches the flash", "persist")
 def flash_forgets_last_write(patches: Patches) -> None:
+    """the last RPMB write before the power goes never reaches the flash"""
     _forget_at_power_cycle(patches, 1)
 
 
-@mutants("reading the write counter answers its value at power-on", "rpmb")
 def counter_stands_still(patches: Patches) -> None:
+    """reading the write counter answers its value at power-on"""
     at_power_on: WeakKeyDictionary[RpmbPartition, int] = WeakKeyDictionary()
 
     def power_cycle(original: Original, self: RpmbPartition) -> None:
@@ -79,31 +77,38 @@ def _ignore(patches: Patches, ignored: RpmbResult) -> None:
     patches.wrap(RpmbPartition, "_refusal", refusal)
 
 
-@mutants("the card takes RPMB writes whose MAC was made with another key", "rpmb")
 def wrong_key_accepted(patches: Patches) -> None:
+    """the card takes RPMB writes whose MAC was made with another key"""
     _ignore(patches, RpmbResult.AUTHENTICATION_FAILURE)
 
 
-@mutants("the card takes an authenticated write whose counter was used before", "rpmb")
 def rpmb_replay_accepted(patches: Patches) -> None:
+    """the card takes an authenticated write whose counter was used before"""
     _ignore(patches, RpmbResult.COUNTER_FAILURE)
 
 
-@mutants("a write with a wrong MAC is reported as a general failure", "rpmb")
-def wrong_key_is_general_failure(patches: Patches) -> None:
-    def refusal(original: Original, self: RpmbPartition, *args: Any) -> RpmbResult | None:
-        result: RpmbResult | None = original(self, *args)
-        return RpmbResult.GENERAL_FAILURE if result == RpmbResult.AUTHENTICATION_FAILURE else result
+def wrong_key_is_general_failure(
+    original: Original, self: RpmbPartition, *args: Any
+) -> RpmbResult | None:
+    """a write with a wrong MAC is reported as a general failure"""
+    result: RpmbResult | None = original(self, *args)
+    return RpmbResult.GENERAL_FAILURE if result == RpmbResult.AUTHENTICATION_FAILURE else result
 
-    patches.wrap(RpmbPartition, "_refusal", refusal)
+
+def refused_write_counts(original: Original, self: RpmbPartition, *args: Any) -> RpmbResult | None:
+    """a write with a wrong MAC moves the write counter"""
+    result: RpmbResult | None = original(self, *args)
+    if result == RpmbResult.AUTHENTICATION_FAILURE:
+        self._image.commit(self.write_counter + 1)
+    return result
 
 
-@mutants("a write with a wrong MAC moves the write counter", "rpmb")
-def refused_write_counts(patches: Patches) -> None:
-    def refusal(original: Original, self: RpmbPartition, *args: Any) -> RpmbResult | None:
-        result: RpmbResult | None = original(self, *args)
-        if result == RpmbResult.AUTHENTICATION_FAILURE:
-            self._image.commit(self.write_counter + 1)
-        return result
-
-    patches.wrap(RpmbPartition, "_refusal", refusal)
+MUTANTS: Final = (
+    Mutant(flash_forgets_everything, ("persist",)),
+    Mutant(flash_forgets_last_write, ("persist",)),
+    Mutant(counter_stands_still, ("rpmb",)),
+    Mutant(wrong_key_accepted, ("rpmb",)),
+    Mutant(rpmb_replay_accepted, ("rpmb",)),
+    Mutant(wrong_key_is_general_failure, ("rpmb",), RpmbPartition, "_refusal"),
+    Mutant(refused_write_counts, ("rpmb",), RpmbPartition, "_refusal"),
+)

@@ -1,104 +1,40 @@
-"""How a mutant is declared, and how it replaces a part of the model."""
+"""All mutants, and how one is put in."""
 
 from __future__ import annotations
 
-import functools
-import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from types import MappingProxyType
+from typing import Final
 
-Original = Callable[..., Any]
-"""What a replaced function was; methods take their ``self`` first."""
+from emulation.mutants import emmc, linux, optee, stmm, uboot, userland
+from emulation.mutants.mutant import Mutant, Patches
+from emulation.options import OptionError, nearest
+
+LAYERS: Final[Mapping[str, tuple[Mutant, ...]]] = MappingProxyType(
+    {
+        "eMMC": emmc.MUTANTS,
+        "OP-TEE": optee.MUTANTS,
+        "StandaloneMM": stmm.MUTANTS,
+        "U-Boot": uboot.MUTANTS,
+        "Linux": linux.MUTANTS,
+        "userland": userland.MUTANTS,
+    }
+)
+"""From the flash upwards."""
+
+MUTANTS: Final[Mapping[str, Mutant]] = MappingProxyType(
+    {mutant.name: mutant for members in LAYERS.values() for mutant in members}
+)
 
 
-class StaleMutant(Exception):
-    """A mutant replaces something that the model does not have (any more)."""
+def installed(name: str) -> AbstractContextManager[None]:
+    """Break the model of this process inside the block.
 
-
-@dataclass(frozen=True)
-class Mutant:
-    """One broken board.
-
-    ``broken`` says what an engineer would see; ``first`` are words in the names of test files that
-    should notice, which are run first.
+    Raises :class:`OptionError` naming the nearest mutant for an unknown name, and inside
+    :class:`emulation.mutants.mutant.StaleMutant` when the model no longer has what the mutant
+    replaces.
     """
-
-    name: str
-    layer: str
-    broken: str
-    first: tuple[str, ...]
-    install: Callable[[Patches], None]
-
-
-class Registry:
-    """The mutants of one layer."""
-
-    def __init__(self, layer: str) -> None:
-        self.layer = layer
-        self.mutants: list[Mutant] = []
-
-    def __call__(
-        self, broken: str, *first: str
-    ) -> Callable[[Callable[[Patches], None]], Callable[[Patches], None]]:
-        """Declare the decorated function a mutant of its own name."""
-
-        def declare(install: Callable[[Patches], None]) -> Callable[[Patches], None]:
-            self.mutants.append(Mutant(install.__name__, self.layer, broken, first, install))
-            return install
-
-        return declare
-
-
-class Patches:
-    """Replacements of attributes of classes and modules, which can be taken back."""
-
-    def __init__(self) -> None:
-        self._undo: list[Callable[[], None]] = []
-
-    @contextmanager
-    def applied(self, install: Callable[[Patches], None]) -> Iterator[None]:
-        """Install inside the block."""
-        try:
-            install(self)
-            yield
-        finally:
-            while self._undo:
-                self._undo.pop()()
-
-    def replace(self, owner: object, name: str, value: object) -> None:
-        """Give the attribute ``name``, defined by ``owner`` itself, another value."""
-        before = self._defined(owner, name)
-        if value == before:
-            raise StaleMutant(f"{_shown(owner)}.{name} is {value!r} already")
-        self._set(owner, name, value, before)
-
-    def wrap(self, owner: object, name: str, replacement: Callable[..., Any]) -> None:
-        """Call ``replacement(original, ...)`` instead of a function, method or static method."""
-        before = self._defined(owner, name)
-        original = before.__func__ if isinstance(before, staticmethod) else before
-        if not inspect.isfunction(original):
-            raise StaleMutant(f"{_shown(owner)}.{name} is no function")
-
-        @functools.wraps(original)
-        def mutated(*args: Any, **kwargs: Any) -> Any:
-            return replacement(original, *args, **kwargs)
-
-        value = staticmethod(mutated) if isinstance(before, staticmethod) else mutated
-        self._set(owner, name, value, before)
-
-    @staticmethod
-    def _defined(owner: object, name: str) -> Any:
-        try:
-            return vars(owner)[name]
-        except KeyError:
-            raise StaleMutant(f"{_shown(owner)} has no {name}") from None
-
-    def _set(self, owner: object, name: str, value: object, before: object) -> None:
-        setattr(owner, name, value)
-        self._undo.append(lambda: setattr(owner, name, before))
-
-
-def _shown(owner: object) -> str:
-    return str(getattr(owner, "__qualname__", None) or getattr(owner, "__name__", owner))
+    if name not in MUTANTS:
+        raise OptionError(f"mutant={name}: no such mutant{nearest(name, list(MUTANTS))}")
+    return Patches().applied(MUTANTS[name].install)

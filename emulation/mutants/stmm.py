@@ -1,196 +1,156 @@
-"""StandaloneMM's variable service, broken."""
+"""StandaloneMM's variable service, broken.
+
+A catalogue, one entry after the other: it grows with the mutants, and is not for reading through.
+"""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import Any, Final
 
-from emulation.mutants.registry import Original, Patches, Registry
+from emulation.mutants.mutant import Mutant, Original, Patches
 from emulation.stmm import authenticated, pkcs7, signature_lists, standalone_mm
+from emulation.stmm.attributes import APPEND, AT, BS, NV, RT
 from emulation.stmm.authenticated import AuthenticatedVariables, Request, Trust
 from emulation.stmm.fvb import FirmwareVolumeBlock
-from emulation.stmm.store import Found, Record, VariableStore
+from emulation.stmm.refusal import Refused, refuse_if
+from emulation.stmm.store import Change, Found, Record, VariableStore
 from emulation.stmm.var_check import READ_ONLY, Property, VarCheck
-from emulation.stmm.variables import APPEND, AT, BS, NV, RT, Space, VariableService
+from emulation.stmm.variables import Space, VariableService
 from harness.formats.efi import GLOBAL_VARIABLE_GUID, EfiStatus, encode_name
 from harness.formats.variable_store import STORE_SIZE, VARIABLE_HEADER_SIZE
 
-mutants: Final = Registry("StandaloneMM")
-
 _GLOBAL: Final = GLOBAL_VARIABLE_GUID.bytes_le
-_PK: Final = encode_name("PK")
-_SETUP_MODE: Final = encode_name("SetupMode")
-_BOOT_NEXT: Final = encode_name("BootNext")
+_PK: Final = (encode_name("PK"), _GLOBAL)
+_SETUP_MODE: Final = (encode_name("SetupMode"), _GLOBAL)
+_BOOT_NEXT: Final = (encode_name("BootNext"), _GLOBAL)
 
 
-def _update(
-    patches: Patches,
-    change: Callable[[Original, VariableService, Found | None, list[Any]], EfiStatus],
-) -> None:
-    """Replace the update of the store; ``change`` gets name, GUID, data, attributes and time."""
-
-    def update(
-        original: Original, self: VariableService, found: Found | None, *rest: Any
-    ) -> EfiStatus:
-        return change(original, self, found, list(rest))
-
-    patches.wrap(VariableService, "_update", update)
-
-
-def _set(
-    patches: Patches,
-    change: Callable[[Original, VariableService, bytes, bytes, int, bytes], EfiStatus],
-) -> None:
-    patches.wrap(VariableService, "set", change)
+@contextmanager
+def _before_exit(service: VariableService, *, when: bool = True) -> Iterator[None]:
+    """The service takes the block for something that happens before ExitBootServices."""
+    at_runtime = service.at_runtime
+    service.at_runtime = at_runtime and not when
+    try:
+        yield
+    finally:
+        service.at_runtime = at_runtime
 
 
 # --- attributes -------------------------------------------------------------------------------
 
 
-def _update_as_before_exit(
-    patches: Patches, accepted: Callable[[Found | None, int, bytes], bool]
-) -> None:
-    def change(
-        original: Original, self: VariableService, found: Found | None, rest: list[Any]
-    ) -> EfiStatus:
-        at_runtime = self.at_runtime
-        if accepted(found, rest[3], rest[2]):
-            self.at_runtime = False
-        try:
-            status: EfiStatus = original(self, found, *rest)
-        finally:
-            self.at_runtime = at_runtime
-        return status
+def _create_as_before_exit(patches: Patches, missing: int) -> None:
+    """A variable that lacks the attribute can be created at run time."""
 
-    _update(patches, change)
+    def update(
+        original: Original, self: VariableService, found: Found | None, change: Change
+    ) -> None:
+        with _before_exit(self, when=found is None and not change.attributes & missing):
+            original(self, found, change)
+
+    patches.wrap(VariableService, "_update", update)
 
 
-@mutants("a volatile variable can be created at run time", "attributes")
 def volatile_create_accepted(patches: Patches) -> None:
-    _update_as_before_exit(patches, lambda found, attributes, _: not found and not attributes & NV)
+    """a volatile variable can be created at run time"""
+    _create_as_before_exit(patches, NV)
 
 
-@mutants("a variable without run-time access can be created at run time", "attributes")
 def boot_only_create_accepted(patches: Patches) -> None:
-    _update_as_before_exit(patches, lambda found, attributes, _: not found and not attributes & RT)
+    """a variable without run-time access can be created at run time"""
+    _create_as_before_exit(patches, RT)
 
 
-@mutants("run-time access without boot-service access is accepted", "attributes")
-def runtime_without_boot_accepted(patches: Patches) -> None:
-    def check(original: Original, self: VariableService, attributes: int) -> EfiStatus:
-        status: EfiStatus = original(self, attributes | BS if attributes & RT else attributes)
-        return status
-
-    patches.wrap(VariableService, "_check_attributes", check)
+def runtime_without_boot_accepted(
+    original: Original, self: VariableService, attributes: int
+) -> None:
+    """run-time access without boot-service access is accepted"""
+    original(self, attributes | BS if attributes & RT else attributes)
 
 
-@mutants("an overwrite with other attributes is accepted and changes the data", "attributes")
-def attribute_mismatch_accepted(patches: Patches) -> None:
-    def change(
-        original: Original,
-        self: VariableService,
-        name: bytes,
-        guid: bytes,
-        attributes: int,
-        data: bytes,
-    ) -> EfiStatus:
-        found = self._find(name, guid, ignore_runtime=True)
-        if found is not None and attributes and not found.store.volatile:
-            attributes = found.record.attributes | attributes & APPEND
-        status: EfiStatus = original(self, name, guid, attributes, data)
-        return status
-
-    _set(patches, change)
+def attribute_mismatch_accepted(original: Original, self: VariableService, change: Change) -> None:
+    """an overwrite with other attributes is accepted and changes the data"""
+    found = self._find(*change.key, ignore_runtime=True)
+    if found is not None and change.attributes and not found.store.volatile:
+        attributes = found.record.attributes | change.attributes & APPEND
+        change = replace(change, attributes=attributes)
+    original(self, change)
 
 
-@mutants("a write stores its attributes without the boot-service bit", "attributes")
-def boot_service_bit_lost(patches: Patches) -> None:
-    def change(
-        original: Original, self: VariableService, found: Found | None, rest: list[Any]
-    ) -> EfiStatus:
-        if found is None and rest[3] == NV | BS | RT and self.at_runtime:
-            rest[3] = NV | RT
-        status: EfiStatus = original(self, found, *rest)
-        return status
-
-    _update(patches, change)
+def boot_service_bit_lost(
+    original: Original, self: VariableService, found: Found | None, change: Change
+) -> None:
+    """a write stores its attributes without the boot-service bit"""
+    if found is None and change.attributes == NV | BS | RT and self.at_runtime:
+        change = replace(change, attributes=NV | RT)
+    original(self, found, change)
 
 
-@mutants("the append bit is stored with the variable", "writes", "attributes")
-def append_bit_stored(patches: Patches) -> None:
-    def change(
-        original: Original, self: VariableService, found: Found | None, rest: list[Any]
-    ) -> EfiStatus:
-        status: EfiStatus = original(self, found, *rest)
-        if rest[3] & APPEND and not status.is_error and rest[2]:
-            now = self._find(rest[0], rest[1])
-            if now is not None:
-                now.record.attributes |= APPEND
-        return status
-
-    _update(patches, change)
+def append_bit_stored(
+    original: Original, self: VariableService, found: Found | None, change: Change
+) -> None:
+    """the append bit is stored with the variable"""
+    original(self, found, change)
+    now = self._find(*change.key)
+    if change.append and change.data and now is not None:
+        now.record.attributes |= APPEND
 
 
 # --- what is stored ---------------------------------------------------------------------------
 
 
-@mutants("rewriting a variable with the same data writes the flash", "rpmb", "space")
-def identical_rewrite_writes(patches: Patches) -> None:
-    def change(
-        original: Original, self: VariableService, found: Found | None, rest: list[Any]
-    ) -> EfiStatus:
-        same = found is not None and found.record.data == rest[2] != b""
-        if found is None or not same or rest[3] & APPEND or not self.at_runtime:
-            status: EfiStatus = original(self, found, *rest)
-            return status
-        before = found.record.data
-        found.record.data = b""
-        try:
-            status = original(self, found, *rest)
-        finally:
-            found.record.data = before
-        return status
-
-    _update(patches, change)
+def identical_rewrite_writes(
+    original: Original, self: VariableService, found: Found | None, change: Change
+) -> None:
+    """rewriting a variable with the same data writes the flash"""
+    same = found is not None and found.record.data == change.data != b""
+    if found is None or not same or change.append or not self.at_runtime:
+        original(self, found, change)
+        return
+    before = found.record.data
+    found.record.data = b""
+    try:
+        original(self, found, change)
+    finally:
+        found.record.data = before
 
 
-@mutants("an append replaces the data", "writes")
+def _append_not(patches: Patches, when: Callable[[Change], bool]) -> None:
+    """An append to what exists is taken for a plain write if ``when`` says so."""
+
+    def update(
+        original: Original, self: VariableService, found: Found | None, change: Change
+    ) -> None:
+        if found is not None and when(change):
+            change = replace(change, attributes=change.attributes & ~APPEND)
+        original(self, found, change)
+
+    patches.wrap(VariableService, "_update", update)
+
+
 def append_replaces(patches: Patches) -> None:
-    def change(
-        original: Original, self: VariableService, found: Found | None, rest: list[Any]
-    ) -> EfiStatus:
-        if found is not None and rest[2] and not rest[3] & AT:
-            rest[3] &= ~APPEND
-        status: EfiStatus = original(self, found, *rest)
-        return status
-
-    _update(patches, change)
+    """an append replaces the data"""
+    _append_not(patches, lambda change: bool(change.data) and not change.attributes & AT)
 
 
-@mutants("an append of nothing deletes the variable", "writes")
 def append_nothing_deletes(patches: Patches) -> None:
-    def change(
-        original: Original, self: VariableService, found: Found | None, rest: list[Any]
-    ) -> EfiStatus:
-        if found is not None and not rest[2]:
-            rest[3] &= ~APPEND
-        status: EfiStatus = original(self, found, *rest)
-        return status
-
-    _update(patches, change)
+    """an append of nothing deletes the variable"""
+    _append_not(patches, lambda change: not change.data)
 
 
-@mutants("deleting a variable that does not exist succeeds", "delete")
-def missing_delete_succeeds(patches: Patches) -> None:
-    def change(
-        original: Original, self: VariableService, found: Found | None, rest: list[Any]
-    ) -> EfiStatus:
-        status: EfiStatus = original(self, found, *rest)
-        missing = found is None and status == EfiStatus.NOT_FOUND and self.at_runtime
-        return EfiStatus.SUCCESS if missing else status
-
-    _update(patches, change)
+def missing_delete_succeeds(
+    original: Original, self: VariableService, found: Found | None, change: Change
+) -> None:
+    """deleting a variable that does not exist succeeds"""
+    try:
+        original(self, found, change)
+    except Refused as refused:
+        missing = found is None and refused.status == EfiStatus.NOT_FOUND
+        if not (missing and self.at_runtime):
+            raise
 
 
 def _grow_limit(patches: Patches, by: int) -> None:
@@ -201,144 +161,100 @@ def _grow_limit(patches: Patches, by: int) -> None:
     patches.wrap(VariableService, "_max_size", max_size)
 
 
-@mutants("a variable four bytes larger than the maximum is accepted", "size")
 def maximum_too_large(patches: Patches) -> None:
+    """a variable four bytes larger than the maximum is accepted"""
     _grow_limit(patches, 4)
 
 
-@mutants("a variable of the maximum size is refused", "size")
 def maximum_refused(patches: Patches) -> None:
+    """a variable of the maximum size is refused"""
     _grow_limit(patches, -1)
 
 
-@mutants("upper and lower case of a variable's name are the same", "names")
-def name_case_folded(patches: Patches) -> None:
-    def find(
-        original: Original, self: VariableStore, name: bytes, guid: bytes, required: int = 0
-    ) -> Found | None:
-        known = {r.name.lower(): r.name for r in self.records if r.live and r.guid == guid}
-        found: Found | None = original(self, known.get(name.lower(), name), guid, required)
-        return found
-
-    patches.wrap(VariableStore, "find", find)
+def name_case_folded(
+    original: Original, self: VariableStore, name: bytes, guid: bytes, required: int = 0
+) -> Found | None:
+    """upper and lower case of a variable's name are the same"""
+    known = {r.name.lower(): r.name for r in self.records if r.live and r.guid == guid}
+    found: Found | None = original(self, known.get(name.lower(), name), guid, required)
+    return found
 
 
-@mutants("variables of one name are the same whatever their vendor GUID", "create")
-def guid_ignored(patches: Patches) -> None:
-    def find(
-        original: Original, self: VariableStore, name: bytes, guid: bytes, required: int = 0
-    ) -> Found | None:
-        found: Found | None = original(self, name, guid, required)
-        other = next((r.guid for r in self.records if r.live and r.name == name), guid)
-        return found or original(self, name, other, required)
-
-    patches.wrap(VariableStore, "find", find)
+def guid_ignored(
+    original: Original, self: VariableStore, name: bytes, guid: bytes, required: int = 0
+) -> Found | None:
+    """variables of one name are the same whatever their vendor GUID"""
+    found: Found | None = original(self, name, guid, required)
+    other = next((r.guid for r in self.records if r.live and r.name == name), guid)
+    return found or original(self, name, other, required)
 
 
-@mutants("SetVariable of BootNext succeeds and stores nothing", "boot_entries")
-def boot_next_dropped(patches: Patches) -> None:
-    def change(
-        original: Original,
-        self: VariableService,
-        name: bytes,
-        guid: bytes,
-        attributes: int,
-        data: bytes,
-    ) -> EfiStatus:
-        if (name, guid) == (_BOOT_NEXT, _GLOBAL):
-            return EfiStatus.SUCCESS
-        status: EfiStatus = original(self, name, guid, attributes, data)
-        return status
-
-    _set(patches, change)
+def boot_next_dropped(original: Original, self: VariableService, change: Change) -> None:
+    """SetVariable of BootNext succeeds and stores nothing"""
+    if change.key != _BOOT_NEXT:
+        original(self, change)
 
 
-@mutants("SetupMode can be written", "special")
 def setup_mode_writable(patches: Patches) -> None:
+    """SetupMode can be written"""
+
     def property_of(
         original: Original, self: VarCheck, name: bytes, guid: bytes
     ) -> Property | None:
         prop: Property | None = original(self, name, guid)
-        if prop is not None and (name, guid) == (_SETUP_MODE, _GLOBAL):
-            prop = dataclasses.replace(prop, property=prop.property & ~READ_ONLY)
+        if prop is not None and (name, guid) == _SETUP_MODE:
+            prop = replace(prop, property=prop.property & ~READ_ONLY)
         return prop
 
-    def change(
-        original: Original,
-        self: VariableService,
-        name: bytes,
-        guid: bytes,
-        attributes: int,
-        data: bytes,
-    ) -> EfiStatus:
-        found = self._find(name, guid)
-        if found is not None and (name, guid) == (_SETUP_MODE, _GLOBAL) and self.at_runtime:
-            self.overwrite_volatile(found.record, data[:1] or b"\0")
-            return EfiStatus.SUCCESS
-        status: EfiStatus = original(self, name, guid, attributes, data)
-        return status
+    def change(original: Original, self: VariableService, change: Change) -> None:
+        found = self._find(*change.key)
+        if found is not None and change.key == _SETUP_MODE and self.at_runtime:
+            self.overwrite_volatile(found.record, change.data[:1] or b"\0")
+        else:
+            original(self, change)
 
     patches.wrap(VarCheck, "property_of", property_of)
-    _set(patches, change)
+    patches.wrap(VariableService, "set", change)
 
 
-@mutants("GetVariable spoils the last byte of a value above 4 KiB", "sizes")
-def large_value_spoilt(patches: Patches) -> None:
-    def get(original: Original, variables: VariableService, payload: bytearray) -> EfiStatus:
-        status: EfiStatus = original(variables, payload)
-        if status == EfiStatus.SUCCESS and len(payload) > 4096:
-            payload[-5] = 0
-        return status
-
-    patches.wrap(standalone_mm, "_get", get)
+def large_value_spoilt(original: Original, variables: VariableService, payload: bytearray) -> None:
+    """GetVariable spoils the last byte of a value above 4 KiB"""
+    original(variables, payload)
+    if len(payload) > 4096:
+        payload[-5] = 0
 
 
-@mutants("GetNextVariableName leaves the newest variable out", "mounts")
-def enumeration_misses_newest(patches: Patches) -> None:
-    def following(
-        original: Original, self: VariableService, name: bytes, guid: bytes
-    ) -> Record | EfiStatus:
-        found: Record | EfiStatus = original(self, name, guid)
-        newest = next((r for r in reversed(self._nv.records) if r.live and r.attributes & RT), None)
-        return EfiStatus.NOT_FOUND if found is newest and self.at_runtime else found
-
-    patches.wrap(VariableService, "next", following)
+def enumeration_misses_newest(
+    original: Original, self: VariableService, name: bytes, guid: bytes
+) -> Record:
+    """GetNextVariableName leaves the newest variable out"""
+    found: Record = original(self, name, guid)
+    newest = next((r for r in reversed(self._nv.records) if r.live and r.attributes & RT), None)
+    refuse_if(found is newest and self.at_runtime, EfiStatus.NOT_FOUND)
+    return found
 
 
-@mutants("GetVariable asks the flash and fails while it is out of reach", "supplicant")
-def reads_need_the_flash(patches: Patches) -> None:
-    def get(original: Original, variables: VariableService, payload: bytearray) -> EfiStatus:
-        if variables.at_runtime and variables._flash._storage.read(0, 16)[0]:
-            return EfiStatus.DEVICE_ERROR
-        status: EfiStatus = original(variables, payload)
-        return status
-
-    patches.wrap(standalone_mm, "_get", get)
+def reads_need_the_flash(
+    original: Original, variables: VariableService, payload: bytearray
+) -> None:
+    """GetVariable asks the flash and fails while it is out of reach"""
+    fails = variables.at_runtime and variables._flash._storage.read(0, 16)[0]
+    refuse_if(fails, EfiStatus.DEVICE_ERROR)
+    original(variables, payload)
 
 
 # --- flash and space --------------------------------------------------------------------------
 
 
-@mutants("a change of run time stays in memory and is gone after a reboot", "persist")
-def runtime_writes_not_stored(patches: Patches) -> None:
-    def change(
-        original: Original,
-        self: VariableService,
-        name: bytes,
-        guid: bytes,
-        attributes: int,
-        data: bytes,
-    ) -> EfiStatus:
-        storage = self._flash._storage
-        if self.at_runtime:
-            self._flash._storage = _Nowhere()
-        try:
-            status: EfiStatus = original(self, name, guid, attributes, data)
-        finally:
-            self._flash._storage = storage
-        return status
-
-    _set(patches, change)
+def runtime_writes_not_stored(original: Original, self: VariableService, change: Change) -> None:
+    """a change of run time stays in memory and is gone after a reboot"""
+    storage = self._flash._storage
+    if self.at_runtime:
+        self._flash._storage = _Nowhere()
+    try:
+        original(self, change)
+    finally:
+        self._flash._storage = storage
 
 
 class _Nowhere:
@@ -351,27 +267,25 @@ class _Nowhere:
         return 0
 
 
-@mutants("a state byte is written twice", "rpmb")
-def state_written_twice(patches: Patches) -> None:
-    def write(original: Original, self: FirmwareVolumeBlock, offset: int, data: bytes) -> EfiStatus:
-        status: EfiStatus = original(self, offset, data)
-        if len(data) == 1 and not status.is_error:
-            status = original(self, offset, data)
-        return status
+def state_written_twice(
+    original: Original, self: FirmwareVolumeBlock, offset: int, data: bytes
+) -> EfiStatus:
+    """a state byte is written twice"""
+    status: EfiStatus = original(self, offset, data)
+    if len(data) == 1 and not status.is_error:
+        status = original(self, offset, data)
+    return status
 
-    patches.wrap(FirmwareVolumeBlock, "write", write)
 
-
-@mutants("the last byte of a new record never reaches the flash", "persist")
-def record_torn(patches: Patches) -> None:
-    def write(original: Original, self: FirmwareVolumeBlock, offset: int, data: bytes) -> EfiStatus:
-        whole = len(data) > 1 and offset + len(data) <= STORE_SIZE
-        status: EfiStatus = original(self, offset, data[: len(data) - 1] if whole else data)
-        if whole and not status.is_error:
-            self.image[offset : offset + len(data)] = data
-        return status
-
-    patches.wrap(FirmwareVolumeBlock, "write", write)
+def record_torn(
+    original: Original, self: FirmwareVolumeBlock, offset: int, data: bytes
+) -> EfiStatus:
+    """the last byte of a new record never reaches the flash"""
+    whole = len(data) > 1 and offset + len(data) <= STORE_SIZE
+    status: EfiStatus = original(self, offset, data[: len(data) - 1] if whole else data)
+    if whole and not status.is_error:
+        self.image[offset : offset + len(data)] = data
+    return status
 
 
 def _reclaimed(patches: Patches, change: Callable[[list[Record]], list[Record]]) -> None:
@@ -382,13 +296,14 @@ def _reclaimed(patches: Patches, change: Callable[[list[Record]], list[Record]])
     patches.wrap(VariableStore, "survivors", survivors)
 
 
-@mutants("a reclaim loses a variable", "exhaust")
 def reclaim_loses_variable(patches: Patches) -> None:
+    """a reclaim loses a variable"""
     _reclaimed(patches, lambda kept: kept[:-1])
 
 
-@mutants("a reclaim spoils the last byte of every value", "exhaust")
 def reclaim_spoils_data(patches: Patches) -> None:
+    """a reclaim spoils the last byte of every value"""
+
     def spoil(kept: list[Record]) -> list[Record]:
         for record in kept:
             if len(record.data) > 4:
@@ -398,8 +313,9 @@ def reclaim_spoils_data(patches: Patches) -> None:
     _reclaimed(patches, spoil)
 
 
-@mutants("a reclaim forgets the run-time access of variables", "exhaust")
 def reclaim_loses_attributes(patches: Patches) -> None:
+    """a reclaim forgets the run-time access of variables"""
+
     def strip(kept: list[Record]) -> list[Record]:
         for record in kept:
             raw = bytearray(record.raw)
@@ -410,115 +326,92 @@ def reclaim_loses_attributes(patches: Patches) -> None:
     _reclaimed(patches, strip)
 
 
-@mutants("a reclaim brings deleted variables back", "exhaust")
-def reclaim_revives_deleted(patches: Patches) -> None:
-    def survivors(original: Original, self: VariableStore, found: Found | None) -> list[Record]:
-        kept: list[Record] = original(self, found)
-        names = {(record.name, record.guid) for record in kept}
-        room = self.capacity - sum(record.size for record in kept) - 1024
-        for record in reversed(self.records):
-            if (record.name, record.guid) not in names and record.name and record.size <= room:
-                names.add((record.name, record.guid))
-                room -= record.size
-                kept.append(record)
-        return kept
-
-    patches.wrap(VariableStore, "survivors", survivors)
-
-
-@mutants("the store is never reclaimed", "exhaust")
-def reclaim_never(patches: Patches) -> None:
-    def reclaim(
-        original: Original, self: VariableService, found: Any, new: Any, store: Any = None
-    ) -> EfiStatus:
-        if store is None or not store.volatile:
-            return EfiStatus.OUT_OF_RESOURCES
-        status: EfiStatus = original(self, found, new, store)
-        return status
-
-    patches.wrap(VariableService, "_reclaim", reclaim)
+def reclaim_revives_deleted(
+    original: Original, self: VariableStore, found: Found | None
+) -> list[Record]:
+    """a reclaim brings deleted variables back"""
+    kept: list[Record] = original(self, found)
+    names = {(record.name, record.guid) for record in kept}
+    room = self.capacity - sum(record.size for record in kept) - 1024
+    for record in reversed(self.records):
+        if (record.name, record.guid) not in names and record.name and record.size <= room:
+            names.add((record.name, record.guid))
+            room -= record.size
+            kept.append(record)
+    return kept
 
 
-@mutants("the store is reclaimed at run time as well", "exhaust")
-def reclaim_at_runtime(patches: Patches) -> None:
-    def store_new(
-        original: Original, self: VariableService, store: VariableStore, record: Record, found: Any
-    ) -> EfiStatus:
-        at_runtime = self.at_runtime
-        self.at_runtime = False
-        try:
-            status: EfiStatus = original(self, store, record, found)
-        finally:
-            self.at_runtime = at_runtime
-        return status
-
-    patches.wrap(VariableService, "_store_new", store_new)
+def reclaim_never(
+    original: Original, self: VariableService, found: Any, new: Any, store: Any = None
+) -> None:
+    """the store is never reclaimed"""
+    refuse_if(store is None or not store.volatile, EfiStatus.OUT_OF_RESOURCES)
+    original(self, found, new, store)
 
 
-@mutants("a full store is reported as a device error", "exhaust")
-def full_store_is_device_error(patches: Patches) -> None:
-    def store_new(original: Original, self: VariableService, *args: Any) -> EfiStatus:
-        status: EfiStatus = original(self, *args)
-        full = status == EfiStatus.OUT_OF_RESOURCES
-        return EfiStatus.DEVICE_ERROR if full else status
-
-    patches.wrap(VariableService, "_store_new", store_new)
+def reclaim_at_runtime(original: Original, self: VariableService, *args: Any) -> None:
+    """the store is reclaimed at run time as well"""
+    with _before_exit(self):
+        original(self, *args)
 
 
-@mutants("an overwrite that does not fit loses the old value", "exhaust")
-def refused_overwrite_deletes(patches: Patches) -> None:
-    def change(
-        original: Original, self: VariableService, found: Found | None, rest: list[Any]
-    ) -> EfiStatus:
-        status: EfiStatus = original(self, found, *rest)
-        if status == EfiStatus.OUT_OF_RESOURCES and found is not None:
+def full_store_is_device_error(original: Original, self: VariableService, *args: Any) -> None:
+    """a full store is reported as a device error"""
+    try:
+        original(self, *args)
+    except Refused as refused:
+        full = refused.status == EfiStatus.OUT_OF_RESOURCES
+        refuse_if(full, EfiStatus.DEVICE_ERROR)
+        raise
+
+
+def refused_overwrite_deletes(
+    original: Original, self: VariableService, found: Found | None, change: Change
+) -> None:
+    """an overwrite that does not fit loses the old value"""
+    try:
+        original(self, found, change)
+    except Refused as refused:
+        if refused.status == EfiStatus.OUT_OF_RESOURCES and found is not None:
             self._delete(found)
-        return status
-
-    _update(patches, change)
+        raise
 
 
-@mutants("QueryVariableInfo does not count deleted records at run time", "space")
-def delete_frees_at_once(patches: Patches) -> None:
-    def query(original: Original, self: VariableService, attributes: int) -> Space | EfiStatus:
-        at_runtime = self.at_runtime
-        self.at_runtime = False
-        try:
-            space: Space | EfiStatus = original(self, attributes)
-        finally:
-            self.at_runtime = at_runtime
-        return space
-
-    patches.wrap(VariableService, "query", query)
+def delete_frees_at_once(original: Original, self: VariableService, attributes: int) -> Space:
+    """QueryVariableInfo does not count deleted records at run time"""
+    with _before_exit(self):
+        space: Space = original(self, attributes)
+    return space
 
 
 def _query(patches: Patches, change: Callable[[VariableService, Space], Space]) -> None:
-    def query(original: Original, self: VariableService, attributes: int) -> Space | EfiStatus:
-        space: Space | EfiStatus = original(self, attributes)
-        return change(self, space) if isinstance(space, Space) else space
+    def query(original: Original, self: VariableService, attributes: int) -> Space:
+        return change(self, original(self, attributes))
 
     patches.wrap(VariableService, "query", query)
 
 
-@mutants("QueryVariableInfo repeats its first answer", "space")
 def space_never_changes(patches: Patches) -> None:
+    """QueryVariableInfo repeats its first answer"""
     first: dict[int, Space] = {}
     _query(patches, lambda service, space: first.setdefault(id(service), space))
 
 
-@mutants("QueryVariableInfo leaves the headers of the records out", "space")
 def record_headers_not_counted(patches: Patches) -> None:
+    """QueryVariableInfo leaves the headers of the records out"""
+
     def change(service: VariableService, space: Space) -> Space:
         headers = len(service._nv.records) * VARIABLE_HEADER_SIZE
-        return dataclasses.replace(space, remaining_storage=space.remaining_storage + headers)
+        return replace(space, remaining_storage=space.remaining_storage + headers)
 
     _query(patches, change)
 
 
-@mutants("QueryVariableInfo reports the whole volume as room for variables", "space")
 def capacity_too_large(patches: Patches) -> None:
+    """QueryVariableInfo reports the whole volume as room for variables"""
+
     def change(service: VariableService, space: Space) -> Space:
-        return dataclasses.replace(space, maximum_storage=3 * space.maximum_storage)
+        return replace(space, maximum_storage=3 * space.maximum_storage)
 
     _query(patches, change)
 
@@ -526,134 +419,144 @@ def capacity_too_large(patches: Patches) -> None:
 # --- authenticated variables ------------------------------------------------------------------
 
 
-@mutants("signatures of authenticated variables are not checked", "authenticated")
-def signature_not_checked(patches: Patches) -> None:
-    def check(original: Original, self: AuthenticatedVariables, *args: Any) -> EfiStatus:
+def signature_not_checked(original: Original, self: AuthenticatedVariables, *args: Any) -> None:
+    """signatures of authenticated variables are not checked"""
+    with suppress(Refused):
         original(self, *args)
-        return EfiStatus.SUCCESS
-
-    patches.wrap(AuthenticatedVariables, "_check_signature", check)
 
 
-@mutants("an older time stamp is accepted", "authenticated")
 def timestamp_not_compared(patches: Patches) -> None:
+    """an older time stamp is accepted"""
     patches.wrap(authenticated, "is_not_later", lambda original, first, second: False)
 
 
-@mutants("the same signed message is accepted twice", "authenticated")
-def replay_accepted(patches: Patches) -> None:
-    def is_not_later(original: Original, first: bytes, second: bytes) -> bool:
-        return first != second and bool(original(first, second))
-
-    patches.wrap(authenticated, "is_not_later", is_not_later)
+def replay_accepted(original: Original, first: bytes, second: bytes) -> bool:
+    """the same signed message is accepted twice"""
+    return first != second and bool(original(first, second))
 
 
-@mutants("any signer may overwrite a private authenticated variable", "authenticated")
-def other_signer_accepted(patches: Patches) -> None:
-    def is_owner(
-        original: Original,
-        self: AuthenticatedVariables,
-        request: Request,
-        stored: Record | None,
-        digest: str,
-        found: pkcs7.Signers,
-        content: bytes,
-    ) -> bool:
-        if stored is not None:
-            return pkcs7.verify(request.message, found.first, content)
-        return bool(original(self, request, stored, digest, found, content))
-
-    patches.wrap(AuthenticatedVariables, "_is_owner", is_owner)
+def other_signer_accepted(
+    original: Original,
+    self: AuthenticatedVariables,
+    request: Request,
+    stored: Record | None,
+    digest: str,
+    found: pkcs7.Signers,
+    content: bytes,
+) -> bool:
+    """any signer may overwrite a private authenticated variable"""
+    if stored is not None:
+        return pkcs7.verify(request.message, found.first, content)
+    return bool(original(self, request, stored, digest, found, content))
 
 
-@mutants("whoever signs may replace the platform key", "secure_boot")
 def any_platform_key_accepted(patches: Patches) -> None:
+    """whoever signs may replace the platform key"""
     patches.wrap(AuthenticatedVariables, "_is_platform_key", lambda *_: True)
 
 
-@mutants("a signature by a KEK does not change db", "secure_boot")
-def kek_not_trusted(patches: Patches) -> None:
-    def with_kek(original: Original, self: AuthenticatedVariables, *args: Any) -> EfiStatus:
-        if self._setup_mode:
-            status: EfiStatus = original(self, *args)
-            return status
-        return EfiStatus.SECURITY_VIOLATION
-
-    patches.wrap(AuthenticatedVariables, "_with_kek", with_kek)
+def kek_not_trusted(original: Original, self: AuthenticatedVariables, change: Change) -> None:
+    """a signature by a KEK does not change db"""
+    refuse_if(not self._setup_mode, EfiStatus.SECURITY_VIOLATION)
+    original(self, change)
 
 
-@mutants("an append to dbx repeats entries that it has", "secure_boot")
 def dbx_append_duplicates(patches: Patches) -> None:
+    """an append to dbx repeats entries that it has"""
     patches.wrap(signature_lists, "without_known", lambda original, stored, added: added)
 
 
-@mutants("an append to a signature database replaces it", "secure_boot")
-def dbx_append_replaces(patches: Patches) -> None:
-    def update(original: Original, self: AuthenticatedVariables, request: Request) -> EfiStatus:
-        plain = dataclasses.replace(request, attributes=request.attributes & ~APPEND)
-        status: EfiStatus = original(self, plain)
-        return status
-
-    patches.wrap(AuthenticatedVariables, "_update", update)
+def dbx_append_replaces(original: Original, self: AuthenticatedVariables, request: Request) -> None:
+    """an append to a signature database replaces it"""
+    original(self, replace(request, attributes=request.attributes & ~APPEND))
 
 
-@mutants("enrolling a platform key does not end setup mode", "secure_boot")
 def setup_mode_stays(patches: Patches) -> None:
-    patches.wrap(AuthenticatedVariables, "_enter_mode", lambda *_, **__: EfiStatus.SUCCESS)
+    """enrolling a platform key does not end setup mode"""
+    patches.wrap(AuthenticatedVariables, "_enter_mode", lambda *_, **__: None)
 
 
-@mutants("the platform key can be deleted like any file", "secure_boot")
-def platform_key_unlinked(patches: Patches) -> None:
-    def process(
-        original: Original,
-        self: AuthenticatedVariables,
-        name: bytes,
-        guid: bytes,
-        attributes: int,
-        data: bytes,
-    ) -> EfiStatus:
-        if (name, guid) == (_PK, _GLOBAL) and not attributes and not data:
-            self._variables.update(name, guid, b"", 0)
-            return self._enter_mode(setup=True)
-        status: EfiStatus = original(self, name, guid, attributes, data)
-        return status
-
-    patches.wrap(AuthenticatedVariables, "process", process)
+def platform_key_unlinked(original: Original, self: AuthenticatedVariables, change: Change) -> None:
+    """the platform key can be deleted like any file"""
+    if change.key == _PK and not change.attributes and not change.data:
+        self._variables.update(change)
+        self._enter_mode(setup=True)
+    else:
+        original(self, change)
 
 
-@mutants("a private authenticated variable can be deleted like any file", "authenticated")
-def private_variable_unlinked(patches: Patches) -> None:
-    def private(
-        original: Original,
-        self: AuthenticatedVariables,
-        name: bytes,
-        guid: bytes,
-        attributes: int,
-        data: bytes,
-    ) -> EfiStatus:
-        if not attributes and not data:
-            return self._variables.update(name, guid, b"", 0)
-        status: EfiStatus = original(self, name, guid, attributes, data)
-        return status
-
-    patches.wrap(AuthenticatedVariables, "_private", private)
+def private_variable_unlinked(
+    original: Original, self: AuthenticatedVariables, change: Change
+) -> None:
+    """a private authenticated variable can be deleted like any file"""
+    if not change.attributes and not change.data:
+        self._variables.update(change)
+    else:
+        original(self, change)
 
 
-@mutants("the platform key may be any data, not one signature list", "secure_boot")
 def signature_lists_not_checked(patches: Patches) -> None:
+    """the platform key may be any data, not one signature list"""
     patches.wrap(signature_lists, "well_formed", lambda *_, **__: True)
 
 
-@mutants("a private authenticated variable is stored with its descriptor", "authenticated")
-def descriptor_stored(patches: Patches) -> None:
-    def store(
-        original: Original, self: AuthenticatedVariables, request: Request, trust: Trust
-    ) -> tuple[EfiStatus, bool]:
-        status: EfiStatus
-        status, deleted = original(self, request, trust)
-        if trust is Trust.PRIVATE and not status.is_error and not deleted and request.payload:
-            whole = request.time + request.certificate + request.payload
-            self._variables.update(request.name, request.guid, whole, request.attributes)
-        return status, deleted
+def descriptor_stored(
+    original: Original, self: AuthenticatedVariables, request: Request, trust: Trust
+) -> bool:
+    """a private authenticated variable is stored with its descriptor"""
+    deleted: bool = original(self, request, trust)
+    if trust is Trust.PRIVATE and not deleted and request.payload:
+        whole = request.time + request.certificate + request.payload
+        self._variables.update(Change(*request.key, request.attributes, whole))
+    return deleted
 
-    patches.wrap(AuthenticatedVariables, "_store_verified", store)
+
+MUTANTS: Final = (
+    Mutant(volatile_create_accepted, ("attributes",)),
+    Mutant(boot_only_create_accepted, ("attributes",)),
+    Mutant(runtime_without_boot_accepted, ("attributes",), VariableService, "_check_attributes"),
+    Mutant(attribute_mismatch_accepted, ("attributes",), VariableService, "set"),
+    Mutant(boot_service_bit_lost, ("attributes",), VariableService, "_update"),
+    Mutant(append_bit_stored, ("writes", "attributes"), VariableService, "_update"),
+    Mutant(identical_rewrite_writes, ("rpmb", "space"), VariableService, "_update"),
+    Mutant(append_replaces, ("writes",)),
+    Mutant(append_nothing_deletes, ("writes",)),
+    Mutant(missing_delete_succeeds, ("delete",), VariableService, "_update"),
+    Mutant(maximum_too_large, ("size",)),
+    Mutant(maximum_refused, ("size",)),
+    Mutant(name_case_folded, ("names",), VariableStore, "find"),
+    Mutant(guid_ignored, ("create",), VariableStore, "find"),
+    Mutant(boot_next_dropped, ("boot_entries",), VariableService, "set"),
+    Mutant(setup_mode_writable, ("special",)),
+    Mutant(large_value_spoilt, ("sizes",), standalone_mm, "_get"),
+    Mutant(enumeration_misses_newest, ("mounts",), VariableService, "next"),
+    Mutant(reads_need_the_flash, ("supplicant",), standalone_mm, "_get"),
+    Mutant(runtime_writes_not_stored, ("persist",), VariableService, "set"),
+    Mutant(state_written_twice, ("rpmb",), FirmwareVolumeBlock, "write"),
+    Mutant(record_torn, ("persist",), FirmwareVolumeBlock, "write"),
+    Mutant(reclaim_loses_variable, ("exhaust",)),
+    Mutant(reclaim_spoils_data, ("exhaust",)),
+    Mutant(reclaim_loses_attributes, ("exhaust",)),
+    Mutant(reclaim_revives_deleted, ("exhaust",), VariableStore, "survivors"),
+    Mutant(reclaim_never, ("exhaust",), VariableService, "_reclaim"),
+    Mutant(reclaim_at_runtime, ("exhaust",), VariableService, "_make_room"),
+    Mutant(full_store_is_device_error, ("exhaust",), VariableService, "_make_room"),
+    Mutant(refused_overwrite_deletes, ("exhaust",), VariableService, "_update"),
+    Mutant(delete_frees_at_once, ("space",), VariableService, "query"),
+    Mutant(space_never_changes, ("space",)),
+    Mutant(record_headers_not_counted, ("space",)),
+    Mutant(capacity_too_large, ("space",)),
+    Mutant(signature_not_checked, ("authenticated",), AuthenticatedVariables, "_check_signature"),
+    Mutant(timestamp_not_compared, ("authenticated",)),
+    Mutant(replay_accepted, ("authenticated",), authenticated, "is_not_later"),
+    Mutant(other_signer_accepted, ("authenticated",), AuthenticatedVariables, "_is_owner"),
+    Mutant(any_platform_key_accepted, ("secure_boot",)),
+    Mutant(kek_not_trusted, ("secure_boot",), AuthenticatedVariables, "_with_kek"),
+    Mutant(dbx_append_duplicates, ("secure_boot",)),
+    Mutant(dbx_append_replaces, ("secure_boot",), AuthenticatedVariables, "_update"),
+    Mutant(setup_mode_stays, ("secure_boot",)),
+    Mutant(platform_key_unlinked, ("secure_boot",), AuthenticatedVariables, "process"),
+    Mutant(private_variable_unlinked, ("authenticated",), AuthenticatedVariables, "_private"),
+    Mutant(signature_lists_not_checked, ("secure_boot",)),
+    Mutant(descriptor_stored, ("authenticated",), AuthenticatedVariables, "_store_verified"),
+)

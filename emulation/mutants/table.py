@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from itertools import groupby
 from typing import Final
 
-from emulation.mutants import mutants
+from emulation.mutants.registry import LAYERS
 
 _INTRODUCTION: Final = """\
 # Mutant boards
@@ -43,7 +42,7 @@ a test:
 def document() -> str:
     """docs/mutants.md."""
     parts = [_INTRODUCTION]
-    for layer, members in groupby(mutants().values(), key=lambda mutant: mutant.layer):
+    for layer, members in LAYERS.items():
         rows = [f"| `{mutant.name}` | {mutant.broken} |" for mutant in members]
         parts += [f"\n## {layer}\n", "| mutant | what is broken |", "|---|---|", *rows]
     return "\n".join(parts) + "\n"

@@ -10,35 +10,33 @@ from emulation import board
 from emulation.linux.efivarfs import Efivarfs
 from emulation.linux.efivarfs_names import lookup_key
 from emulation.linux.kernel import Task
-from emulation.mutants.registry import Original, Patches, Registry
-from emulation.userland.jail import fuse
-from emulation.userland.jail.dispatch import CAP_LINUX_IMMUTABLE, Caller, Dispatcher, Proceed
+from emulation.mutants.mutant import Mutant, Original, Patches
+from emulation.userland.handlers import KernelHandlers
+from emulation.userland.jail import dispatch, fuse
+from emulation.userland.jail.caller import CAP_LINUX_IMMUTABLE, Caller, Proceed
+from emulation.userland.jail.calls import mounts
+from emulation.userland.jail.calls.call import Call
 from emulation.userland.jail.fuse import FuseConnection
-from emulation.userland.jail.handlers import KernelHandlers
-from emulation.userland.jail.seccomp import Notification
 from emulation.userland.jail.syscalls import MS_RDONLY
+from emulation.userland.system import board_units
 from emulation.userland.system.units import ProcessUnit
-
-mutants: Final = Registry("userland")
 
 _FUSE_SUPER_MAGIC: Final = 0x65735546
 
 
-@mutants("statfs(2) says that efivarfs is another file system", "mounts", "tools")
 def wrong_file_system_magic(patches: Patches) -> None:
+    """statfs(2) says that efivarfs is another file system"""
     patches.replace(board, "EFIVARFS_MAGIC", _FUSE_SUPER_MAGIC)
 
 
-@mutants("any user may clear the immutable flag", "immutable", "permissions")
-def chattr_by_anybody(patches: Patches) -> None:
-    def has_capability(original: Original, self: Caller, number: int) -> bool:
-        return number == CAP_LINUX_IMMUTABLE or bool(original(self, number))
-
-    patches.wrap(Caller, "has_capability", has_capability)
+def chattr_by_anybody(original: Original, self: Caller, number: int) -> bool:
+    """any user may clear the immutable flag"""
+    return number == CAP_LINUX_IMMUTABLE or bool(original(self, number))
 
 
-@mutants("variables can be renamed", "links")
 def rename_accepted(patches: Patches) -> None:
+    """variables can be renamed"""
+
     def rename(self: FuseConnection, names: memoryview) -> tuple[bytes, ...]:
         filesystem = self.filesystem
         if not isinstance(filesystem, Efivarfs):
@@ -59,68 +57,67 @@ def rename_accepted(patches: Patches) -> None:
     patches.wrap(FuseConnection, "__init__", prepare)
 
 
-@mutants("mkdir, links and renames are not implemented instead of not permitted", "links")
 def links_not_implemented(patches: Patches) -> None:
+    """mkdir, links and renames are not implemented instead of not permitted"""
     patches.replace(fuse, "_REFUSED", {})
 
 
-@mutants("lseek(2) moves in a variable's file", "reads")
 def seek_accepted(patches: Patches) -> None:
-    def lseek(original: Original, self: Dispatcher, *args: Any) -> None:
+    """lseek(2) moves in a variable's file"""
+
+    def lseek(call: Call) -> None:
         raise Proceed
 
-    patches.wrap(Dispatcher, "_lseek", lseek)
+    calls = (
+        replace(call, answer=lseek) if call.name == "lseek" else call
+        for call in dispatch.SYSTEM_CALLS
+    )
+    patches.replace(dispatch, "SYSTEM_CALLS", tuple(calls))
 
 
-@mutants("a write(2) of no bytes succeeds", "writes")
-def empty_write_accepted(patches: Patches) -> None:
-    def write(original: Original, self: KernelHandlers, task: Task, ino: int, data: bytes) -> int:
-        written: int = original(self, task, ino, data) if data else 0
-        return written
-
-    patches.wrap(KernelHandlers, "write_efivarfs", write)
-
-
-@mutants("a write(2) beyond any message is cut off instead of refused", "sizes")
-def huge_write_truncated(patches: Patches) -> None:
-    def write(original: Original, self: KernelHandlers, task: Task, ino: int, data: bytes) -> int:
-        original(self, task, ino, data[:1024])
-        return len(data)
-
-    patches.wrap(KernelHandlers, "write_efivarfs", write)
+def empty_write_accepted(
+    original: Original, self: KernelHandlers, task: Task, ino: int, data: bytes
+) -> int:
+    """a write(2) of no bytes succeeds"""
+    written: int = original(self, task, ino, data) if data else 0
+    return written
 
 
-@mutants("remounting with ro has no effect", "mounts", "takeover")
-def remount_read_only_ignored(patches: Patches) -> None:
-    def remount(
-        original: Original,
-        self: Dispatcher,
-        notification: Notification,
-        caller: Caller,
-        path: str,
-        flags: int,
-        options: str,
-    ) -> None:
-        if flags & MS_RDONLY:
-            self._listener.reply(notification.id, 0)
-        else:
-            original(self, notification, caller, path, flags, options)
-
-    patches.wrap(Dispatcher, "_remount", remount)
+def huge_write_truncated(
+    original: Original, self: KernelHandlers, task: Task, ino: int, data: bytes
+) -> int:
+    """a write(2) beyond any message is cut off instead of refused"""
+    original(self, task, ino, data[:1024])
+    return len(data)
 
 
-@mutants("tee-supplicant is a build with RPMB_EMU, so no write reaches the card", "create")
-def supplicant_emulates_rpmb(patches: Patches) -> None:
-    def prepare(
-        original: Original,
-        self: ProcessUnit,
-        file: Any,
-        journal: Any,
-        spawner: Any,
-        argv: Any,
-        *rest: Any,
-    ) -> None:
-        emulating = (*argv, "--rpmb-emu") if file is board.SUPPLICANT else argv
-        original(self, file, journal, spawner, emulating, *rest)
+def remount_read_only_ignored(
+    original: Original, call: Call, path: str, flags: int, options: str
+) -> None:
+    """remounting with ro has no effect"""
+    if flags & MS_RDONLY:
+        call.reply(0)
+    else:
+        original(call, path, flags, options)
 
-    patches.wrap(ProcessUnit, "__init__", prepare)
+
+def supplicant_emulates_rpmb(
+    original: Original, self: ProcessUnit, *args: Any, **kwargs: Any
+) -> None:
+    """tee-supplicant is a build with RPMB_EMU, so no write reaches the card"""
+    original(self, *args, **kwargs)
+    if self.file is board_units.SUPPLICANT:
+        self._argv = (*self._argv, "--rpmb-emu")
+
+
+MUTANTS: Final = (
+    Mutant(wrong_file_system_magic, ("mounts", "tools")),
+    Mutant(chattr_by_anybody, ("immutable", "permissions"), Caller, "has_capability"),
+    Mutant(rename_accepted, ("links",)),
+    Mutant(links_not_implemented, ("links",)),
+    Mutant(seek_accepted, ("reads",)),
+    Mutant(empty_write_accepted, ("writes",), KernelHandlers, "write_efivarfs"),
+    Mutant(huge_write_truncated, ("sizes",), KernelHandlers, "write_efivarfs"),
+    Mutant(remount_read_only_ignored, ("mounts", "takeover"), mounts, "_remount"),
+    Mutant(supplicant_emulates_rpmb, ("create",), ProcessUnit, "__init__"),
+)

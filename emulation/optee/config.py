@@ -16,8 +16,8 @@ class OpTeeConfig:
     """Build options and what the chip is born with."""
 
     release: Release = "4.10"
-    """4.1 loses what lies behind a relocating write (contract 2.4, mended by 15bbaa331) and gives
-    the secure partition SPM codes instead of FF-A numbers (contract 3)."""
+    """4.1 loses what lies behind a relocating write (stack 2.4, mended by 15bbaa331) and gives
+    the secure partition SPM codes instead of FF-A numbers (stack 3)."""
     test_key: bool = True
     """CFG_RPMB_TESTKEY; otherwise the RPMB key is derived from ``huk`` and the CID."""
     write_key: bool = True

@@ -1,6 +1,6 @@
 """Keys that OP-TEE derives, and the encryption of file blocks in the RPMB.
 
-Source: contract 1.8 and 2.5; OT41 core/tee/tee_fs_key_manager.c, core/kernel/huk_subkey.c.
+Source: stack 1.8 and 2.5; OT41 core/tee/tee_fs_key_manager.c, core/kernel/huk_subkey.c.
 """
 
 from __future__ import annotations

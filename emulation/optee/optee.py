@@ -1,6 +1,6 @@
 """OP-TEE as its callers see it: sessions, invocations, and the list of devices.
 
-Source: contract 1.8, 3; OTH core/kernel/tee_ta_manager.c, core/pta/device.c.
+Source: stack 1.8, 3; OTH core/kernel/tee_ta_manager.c, core/pta/device.c.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class NormalWorld(Protocol):
     """Who answers OP-TEE's remote procedure calls: U-Boot, or the Linux optee driver."""
 
     def rpmb_rpc(self, request: bytes, reply_size: int) -> bytes:
-        """RPC RPMB (contract 1.7): a RequestHeader with frames in, ``reply_size`` bytes out.
+        """RPC RPMB (stack 1.7): a RequestHeader with frames in, ``reply_size`` bytes out.
 
         May block and may raise PowerLost.  Raises TeeError: OUT_OF_MEMORY when the memory for the
         request cannot be had, which is what an absent supplicant comes to, COMMUNICATION when the

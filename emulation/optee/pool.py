@@ -1,6 +1,6 @@
 """The allocator of RPMB space: first fit from the top, in half sectors.
 
-Source: OT41 core/mm/tee_mm.c with TEE_MM_POOL_HI_ALLOC; contract 2.1.
+Source: OT41 core/mm/tee_mm.c with TEE_MM_POOL_HI_ALLOC; stack 2.1.
 """
 
 from __future__ import annotations

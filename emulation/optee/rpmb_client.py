@@ -1,6 +1,6 @@
 """OP-TEE's side of the RPMB protocol: initialisation, verified reads, retried writes.
 
-Source: contract 1.7, 1.8; OTH core/tee/tee_rpmb_fs.c (lower half); truth log-optee-boot1-fresh,
+Source: stack 1.7, 1.8; OTH core/tee/tee_rpmb_fs.c (lower half); truth log-optee-boot1-fresh,
 rpmb-011, p2c.
 """
 
@@ -46,7 +46,7 @@ class RpmbClient:
     After a write that failed :data:`MAX_ATTEMPTS` times nobody knows what is on the card, so the
     client is *dead*: every call raises TeeError COMMUNICATION until the next boot.  A failed read
     does no such harm, and without a supplicant OP-TEE fails to get memory for its first request,
-    a read; that is why SetVariable works again as soon as a supplicant is back (contract 11).
+    a read; that is why SetVariable works again as soon as a supplicant is back (stack 11).
     """
 
     def __init__(self, config: OpTeeConfig, rpc: Rpc, trace: Trace) -> None:
@@ -250,7 +250,7 @@ class RpmbClient:
 
 
 def _check_reply(frames: bytes, request: RpmbRequest, block: int | None = None) -> RpmbFrame:
-    """The last frame of a reply if its result, type and address are right (contract 1.8)."""
+    """The last frame of a reply if its result, type and address are right (stack 1.8)."""
     last = RpmbFrame.unpack(frames, len(frames) - FRAME_SIZE)
     result = last.result & RESULT_MASK
     if result == RpmbResult.KEY_NOT_PROGRAMMED:

@@ -1,6 +1,6 @@
 """OP-TEE's file system in the RPMB.
 
-Source: contract 2; OTH core/tee/tee_rpmb_fs.c (upper half); truth log-optee-boot1-fresh.
+Source: stack 2; OTH core/tee/tee_rpmb_fs.c (upper half); truth log-optee-boot1-fresh.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The secure partition that StandaloneMM runs in, as OP-TEE hosts it.
 
-Source: contract 2.6 and 3; OT41 and OTH core/arch/arm/kernel/stmm_sp.c.
+Source: stack 2.6 and 3; OT41 and OTH core/arch/arm/kernel/stmm_sp.c.
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ class StmmContext:
             raise TeeError(TeeResult.BAD_STATE, TeeOrigin.TEE)
 
     def invoke(self, command: int, params: list[Param]) -> None:
-        """PTA_STMM_CMD_COMMUNICATE; the checks in the order of contract 3, TeeError."""
+        """PTA_STMM_CMD_COMMUNICATE; the checks in the order of stack 3, TeeError."""
         if self.panicked or self._partition is None:
             raise TeeError(TeeResult.TARGET_DEAD, TeeOrigin.TEE)
         if command != CMD_COMMUNICATE or param_types(params) != _COMMUNICATE_TYPES:

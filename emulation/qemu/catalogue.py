@@ -16,7 +16,7 @@ _QUERY_PATCH = _HERE / "u-boot-query.patch"
 
 @dataclass(frozen=True)
 class Configuration:
-    """One of the boards of the record (truth/README.md)."""
+    """One of the boards of the record (tests/truth/README.md)."""
 
     name: str
     u_boot: str

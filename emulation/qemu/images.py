@@ -11,7 +11,7 @@ from emulation.qemu.engine import Built
 
 # Sizes of the record: 2 GiB of memory (TF-A wants BL33 512 MiB above its start), an RPMB of 2 MiB.
 _MACHINE = """\
-# `hil qemu build` wrote this; options of harness.power.options.QemuPowerOptions.
+# `hil qemu build` wrote this; options of harness.power.qemu.QemuPowerOptions.
 machine = "virt,secure=on,gic-version=3"
 cpu = "cortex-a57"
 cpus = 2

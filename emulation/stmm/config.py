@@ -16,14 +16,14 @@ FFA_ERROR_RELEASE: Final = 202502
 
 @dataclass(frozen=True, slots=True)
 class StmmConfig:
-    """Build-time settings (contract 4.4); sizes in bytes.
+    """Build-time settings (stack 4.4); sizes in bytes.
 
     ``release`` is the edk2 stable tag as a number, yyyymm. ``variable_policy`` is whether
     VarCheckPolicyLib is linked: without it the policy engine never starts, so locks are refused
-    and authenticated variables can be deleted by anybody (contract 11). ``storage_codes`` and
+    and authenticated variables can be deleted by anybody (stack 11). ``storage_codes`` and
     ``storage_code_bits`` say how OP-TEE's storage codes are read: FF-A numbers compared as
     32-bit values (edk2-platforms since October 2024), or the older SPM numbers, which on AArch64
-    were compared as 64-bit values and so never matched (contract 3).
+    were compared as 64-bit values and so never matched (stack 3).
     """
 
     release: int = 202502

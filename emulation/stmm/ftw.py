@@ -1,13 +1,15 @@
 """Fault tolerant write: replace blocks so that a power cut leaves the old or the new content.
 
-Source: contract 4.13; ED MdeModulePkg/Universal/FaultTolerantWriteDxe.
+Source: stack 4.13; ED MdeModulePkg/Universal/FaultTolerantWriteDxe.
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Final
 
 from emulation.stmm.fvb import FirmwareVolumeBlock
+from emulation.stmm.refusal import Refused, refuse_if
 from harness.formats.efi import EfiStatus
 from harness.formats.variable_store import (
     BLOCK_SIZE,
@@ -39,10 +41,6 @@ _WORKING_LBA: Final = WORKING_OFFSET // BLOCK_SIZE
 _VALID_HEADER: Final = working_block_header()
 
 
-class _Aborted(Exception):
-    """The flash driver failed; EDK2 answers EFI_ABORTED whatever the reason was."""
-
-
 class FaultTolerantWrite:
     """The FTW driver over one flash volume.
 
@@ -55,30 +53,16 @@ class FaultTolerantWrite:
         self._space = bytearray(b"\xff" * WORKING_SIZE)
         self._last = WORKING_HEADER_SIZE
 
-    def start(self) -> EfiStatus:
+    def start(self) -> None:
         """Make the working space valid and finish or drop an interrupted write (InitFtwProtocol).
 
-        ABORTED if the flash failed on the way; the drivers above start all the same.
+        A failure of the flash ends it; EDK2 only asserts on that, and a release build goes on.
         """
-        try:
+        with suppress(Refused):
             self._refresh()
             if self._space[:WORKING_HEADER_SIZE] != _VALID_HEADER:
                 self._adopt_or_create_space()
             self._settle_last_write()
-        except _Aborted:
-            return EfiStatus.ABORTED
-        return EfiStatus.SUCCESS
-
-    def write(self, lba: int, offset: int, data: bytes) -> EfiStatus:
-        """Replace ``data`` at ``offset`` bytes after block ``lba`` (FtwWrite).
-
-        ABORTED on a flash failure, BAD_BUFFER_SIZE if the blocks do not fit into the spare area,
-        ACCESS_DENIED or NOT_READY if the queue has an unfinished write.
-        """
-        try:
-            return self._write(lba, offset, data)
-        except _Aborted:
-            return EfiStatus.ABORTED
 
     # --- start ----------------------------------------------------------------------------------
 
@@ -117,7 +101,7 @@ class FaultTolerantWrite:
         if header.has(WRITES_COMPLETED) or record.has(DESTINATION_COMPLETED):
             return
         if not record.has(SPARE_COMPLETED):
-            raise _Aborted
+            raise Refused(EfiStatus.ABORTED)
         self._complete(record)
         self._erase(_SPARE_LBA, SPARE_BLOCKS)
 
@@ -132,20 +116,21 @@ class FaultTolerantWrite:
 
     # --- write ----------------------------------------------------------------------------------
 
-    def _write(self, lba: int, offset: int, data: bytes) -> EfiStatus:
+    def write(self, lba: int, offset: int, data: bytes) -> None:
+        """Replace ``data`` at ``offset`` bytes after block ``lba`` (FtwWrite).
+
+        Refused: ABORTED on a flash failure, BAD_BUFFER_SIZE if the blocks do not fit into the spare
+        area, ACCESS_DENIED or NOT_READY if the queue has an unfinished write.
+        """
         self._refresh()
         if not self._entry(self._last, WRITE_HEADER_SIZE).strip(b"\xff"):
-            status = self._allocate()
-            if status.is_error:
-                return status
+            self._allocate()
         header, record = self._last_header(), self._last_record()
-        if header.has(WRITES_COMPLETED) or record.has(DESTINATION_COMPLETED):
-            return EfiStatus.ACCESS_DENIED
-        if record.has(SPARE_COMPLETED):
-            return EfiStatus.NOT_READY
+        over = header.has(WRITES_COMPLETED) or record.has(DESTINATION_COMPLETED)
+        refuse_if(over, EfiStatus.ACCESS_DENIED)
+        refuse_if(record.has(SPARE_COMPLETED), EfiStatus.NOT_READY)
         blocks = _blocks(offset + len(data))
-        if blocks > SPARE_BLOCKS:
-            return EfiStatus.BAD_BUFFER_SIZE
+        refuse_if(blocks > SPARE_BLOCKS, EfiStatus.BAD_BUFFER_SIZE)
         record = WriteRecord(0xFF, lba, offset, len(data), lba * BLOCK_SIZE - SPARE_OFFSET)
         place = self._last + WRITE_HEADER_SIZE
         self._write_space(place, record.pack())
@@ -156,18 +141,16 @@ class FaultTolerantWrite:
         self._set_state(place, SPARE_COMPLETED)
         self._complete(record)
         self._replace(_SPARE_LBA, SPARE_BLOCKS, spare)
-        return EfiStatus.SUCCESS
 
-    def _allocate(self) -> EfiStatus:
+    def _allocate(self) -> None:
         self._refresh()
         header = self._last_header()
-        if header.has(HEADER_ALLOCATED) or header.has(WRITES_ALLOCATED):
-            return EfiStatus.ACCESS_DENIED
+        taken = header.has(HEADER_ALLOCATED) or header.has(WRITES_ALLOCATED)
+        refuse_if(taken, EfiStatus.ACCESS_DENIED)
         if self._last + WRITE_TOTAL_SIZE > WORKING_SIZE:
             self._reclaim_space(preserve=True)
         self._write_space(self._last, WriteHeader(0xFF & ~HEADER_ALLOCATED).pack())
         self._set_state(self._last, WRITES_ALLOCATED)
-        return EfiStatus.SUCCESS
 
     def _complete(self, record: WriteRecord) -> None:
         """Copy the spare area to its destination and mark record and header (FtwWriteRecord)."""
@@ -186,7 +169,7 @@ class FaultTolerantWrite:
             self._reclaim_space(preserve=True)
             self._space[:] = self._flash.read(WORKING_OFFSET, WORKING_SIZE)
             if not self._find_last():
-                raise _Aborted
+                raise Refused(EfiStatus.ABORTED)
 
     def _find_last(self) -> bool:
         """Set ``_last``; False if complete entries fill the space to its end."""
@@ -268,5 +251,5 @@ def _blocks(length: int) -> int:
 
 
 def _check(status: EfiStatus) -> None:
-    if status.is_error:
-        raise _Aborted
+    """EDK2 answers EFI_ABORTED whatever the flash driver's reason was."""
+    refuse_if(status.is_error, EfiStatus.ABORTED)

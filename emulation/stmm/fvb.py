@@ -1,6 +1,6 @@
 """The flash driver: a RAM image in front of OP-TEE's RPMB file.
 
-Source: contract 4.12; EP Drivers/OpTee/OpteeRpmbPkg/OpTeeRpmbFvb.c.
+Source: stack 4.12; EP Drivers/OpTee/OpteeRpmbPkg/OpTeeRpmbFvb.c.
 """
 
 from __future__ import annotations

@@ -1,18 +1,21 @@
 """Memory overwrite request control and its lock.
 
-Source: contract 4.9; ED MdeModulePkg/Universal/Variable/RuntimeDxe/TcgMorLockSmm.c.
+Source: stack 4.9; ED MdeModulePkg/Universal/Variable/RuntimeDxe/TcgMorLockSmm.c.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from contextlib import suppress
+from functools import partial
 from typing import Final, Protocol
 
+from emulation.stmm.attributes import BS, NV, RT
 from emulation.stmm.config import StmmConfig
+from emulation.stmm.refusal import Refused, refuse_if
+from emulation.stmm.store import Change
 from harness.formats.efi import (
     MEMORY_OVERWRITE_CONTROL_GUID,
     MEMORY_OVERWRITE_LOCK_GUID,
-    Attributes,
     EfiStatus,
     encode_name,
 )
@@ -25,18 +28,11 @@ _LOCK: Final = (
     encode_name("MemoryOverwriteRequestControlLock"),
     MEMORY_OVERWRITE_LOCK_GUID.bytes_le,
 )
-_ATTRIBUTES: Final = int(
-    Attributes.NON_VOLATILE | Attributes.BOOTSERVICE_ACCESS | Attributes.RUNTIME_ACCESS
-)
+_ATTRIBUTES: Final = NV | BS | RT
 _KEY_SIZE: Final = 8
 _UNLOCKED: Final = b"\0"
 _LOCKED: Final = b"\x01"
 _LOCKED_WITH_KEY: Final = b"\x02"
-
-
-@dataclass(frozen=True, slots=True)
-class Handled:
-    """The lock did the whole SetVariable; the caller sees success."""
 
 
 class Variables(Protocol):
@@ -44,9 +40,9 @@ class Variables(Protocol):
 
     def find(self, name: bytes, guid: bytes) -> object | None: ...
 
-    def set(self, name: bytes, guid: bytes, attributes: int, data: bytes) -> EfiStatus: ...
+    def set(self, change: Change) -> None: ...
 
-    def lock(self, name: bytes, guid: bytes) -> EfiStatus: ...
+    def lock(self, name: bytes, guid: bytes) -> None: ...
 
 
 class MorLock:
@@ -59,19 +55,21 @@ class MorLock:
         self._key: bytes | None = None
         self._own_write = False
 
-    def check(self, name: bytes, guid: bytes, attributes: int, data: bytes) -> EfiStatus | Handled:
-        """Rule 12 of SetVariable."""
-        if (name, guid) not in (_CONTROL, _LOCK):
-            return EfiStatus.SUCCESS
-        deletion = attributes == 0 or not data
+    def check(self, change: Change) -> bool:
+        """Rule 12 of SetVariable; True: the lock did the whole call. Raises Refused."""
+        if change.key not in (_CONTROL, _LOCK):
+            return False
+        deletion = change.attributes == 0 or not change.data
         if deletion and (not self._policy or self._own_write):
             # Without the policy engine EDK2 lets anybody delete both variables.
-            return EfiStatus.SUCCESS
-        if (name, guid) == _LOCK:
-            return self._check_lock(attributes, data, deletion=deletion)
-        if attributes != _ATTRIBUTES or len(data) != 1:
-            return EfiStatus.INVALID_PARAMETER
-        return EfiStatus.ACCESS_DENIED if self._locked else EfiStatus.SUCCESS
+            return False
+        if change.key == _LOCK:
+            refuse_if(deletion, EfiStatus.WRITE_PROTECTED)
+            return self._check_lock(change.attributes, change.data)
+        malformed = change.attributes != _ATTRIBUTES or len(change.data) != 1
+        refuse_if(malformed, EfiStatus.INVALID_PARAMETER)
+        refuse_if(self._locked, EfiStatus.ACCESS_DENIED)
+        return False
 
     def close(self) -> None:
         """EndOfDxe: a control that exists counts as the platform's, and gets its lock, open.
@@ -79,44 +77,50 @@ class MorLock:
         Without one neither variable is for the OS to make; the policy engine, if there is one,
         sees to that.
         """
-        self._own_write = True
         if self._variables.find(*_CONTROL) is not None:
-            self._variables.set(*_LOCK, _ATTRIBUTES, _UNLOCKED)
+            steps = [partial(self._set_lock, _ATTRIBUTES, _UNLOCKED)]
         else:
-            self._variables.lock(*_CONTROL)
-            self._variables.set(*_LOCK, 0, b"")
-            self._variables.lock(*_LOCK)
-        self._own_write = False
+            steps = [
+                partial(self._variables.lock, *_CONTROL),
+                partial(self._set_lock, 0, b""),
+                partial(self._variables.lock, *_LOCK),
+            ]
+        for step in steps:
+            # EDK2 looks at none of these statuses.
+            with suppress(Refused):
+                step()
 
-    def _check_lock(self, attributes: int, data: bytes, *, deletion: bool) -> EfiStatus | Handled:
-        if deletion:
-            return EfiStatus.WRITE_PROTECTED
-        if attributes != _ATTRIBUTES or len(data) not in (1, _KEY_SIZE):
-            return EfiStatus.INVALID_PARAMETER
+    def _check_lock(self, attributes: int, data: bytes) -> bool:
+        malformed = attributes != _ATTRIBUTES or len(data) not in (1, _KEY_SIZE)
+        refuse_if(malformed, EfiStatus.INVALID_PARAMETER)
         if self._own_write:
-            return EfiStatus.SUCCESS
+            return False
         if self._locked:
-            return self._unlock(data)
-        if len(data) == _KEY_SIZE:
-            return self._store(_LOCKED_WITH_KEY, locked=True, key=data)
-        if data in (_UNLOCKED, _LOCKED):
-            return self._store(data, locked=data == _LOCKED, key=None)
-        return EfiStatus.INVALID_PARAMETER
+            self._unlock(data)
+        elif len(data) == _KEY_SIZE:
+            self._store(_LOCKED_WITH_KEY, locked=True, key=data)
+        else:
+            refuse_if(data not in (_UNLOCKED, _LOCKED), EfiStatus.INVALID_PARAMETER)
+            self._store(data, locked=data == _LOCKED, key=None)
+        return True
 
-    def _unlock(self, data: bytes) -> EfiStatus | Handled:
-        if self._key is None or len(data) != _KEY_SIZE:
-            return EfiStatus.ACCESS_DENIED
+    def _unlock(self, data: bytes) -> None:
+        refuse_if(self._key is None or len(data) != _KEY_SIZE, EfiStatus.ACCESS_DENIED)
         if data == self._key:
-            return self._store(_UNLOCKED, locked=False, key=None)
+            self._store(_UNLOCKED, locked=False, key=None)
+            return
         # One wrong guess and the key is forgotten until the next start, which the value tells.
-        self._store(_LOCKED, locked=True, key=None)
-        return EfiStatus.ACCESS_DENIED
+        with suppress(Refused):
+            self._store(_LOCKED, locked=True, key=None)
+        raise Refused(EfiStatus.ACCESS_DENIED)
 
-    def _store(self, value: bytes, *, locked: bool, key: bytes | None) -> EfiStatus | Handled:
-        self._own_write = True
-        status = self._variables.set(*_LOCK, _ATTRIBUTES, value)
-        self._own_write = False
-        if status.is_error:
-            return status
+    def _store(self, value: bytes, *, locked: bool, key: bytes | None) -> None:
+        self._set_lock(_ATTRIBUTES, value)
         self._locked, self._key = locked, key
-        return Handled()
+
+    def _set_lock(self, attributes: int, value: bytes) -> None:
+        self._own_write = True
+        try:
+            self._variables.set(Change(*_LOCK, attributes, value))
+        finally:
+            self._own_write = False

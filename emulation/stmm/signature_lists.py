@@ -1,6 +1,6 @@
 """Checks and filtering of signature lists, as EDK2 does them.
 
-Source: contract 4.7; ED SecurityPkg AuthService.c:CheckSignatureListFormat, FilterSignatureList.
+Source: stack 4.7; ED SecurityPkg AuthService.c:CheckSignatureListFormat, FilterSignatureList.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The StandaloneMM partition: CPU driver, MM core and the handler of the variable protocol.
 
-Source: contract 4.1 to 4.3; ED StandaloneMmPkg (EventHandle.c, StandaloneMmCore.c) and
+Source: stack 4.1 to 4.3; ED StandaloneMmPkg (EventHandle.c, StandaloneMmCore.c) and
 MdeModulePkg/Universal/Variable/RuntimeDxe/VariableSmm.c:SmmVariableHandler.
 """
 
@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Final
 
 from emulation.stmm.config import StmmConfig
 from emulation.stmm.ftw import FaultTolerantWrite
 from emulation.stmm.fvb import FirmwareVolumeBlock
+from emulation.stmm.refusal import Refused, need, refuse_if
 from emulation.stmm.storage import SecureStorage
-from emulation.stmm.store import Record
+from emulation.stmm.store import Change
 from emulation.stmm.var_check import Property
-from emulation.stmm.variables import StoreUnusable, VariableService
+from emulation.stmm.variables import VariableService
 from harness.formats.efi import EfiStatus
 from harness.formats.mm import (
     ACCESS_VARIABLE_SIZE,
@@ -69,17 +71,13 @@ class StandaloneMm:
     def start(self) -> None:
         """Run the drivers' start code; a flash that cannot be formatted leaves no variable
         service, and its messages come back untouched."""
-        if self._flash.start().is_error:
-            return
-        ftw = FaultTolerantWrite(self._flash)
-        # EDK2 only asserts on a failed start of FTW; a release build goes on.
-        ftw.start()
-        variables = VariableService(self._flash, ftw, self._config)
-        try:
+        with suppress(Refused):
+            need(self._flash.start())
+            ftw = FaultTolerantWrite(self._flash)
+            ftw.start()
+            variables = VariableService(self._flash, ftw, self._config)
             variables.start()
-        except StoreUnusable:
-            return
-        self._variables = variables
+            self._variables = variables
 
     @property
     def variables(self) -> VariableService | None:
@@ -123,53 +121,52 @@ class StandaloneMm:
             return
         (function,) = _U64.unpack_from(buffer, MM_HEADER_SIZE)
         payload = buffer[PAYLOAD_OFFSET : PAYLOAD_OFFSET + size]
-        status = self._call(variables, function, payload, buffer)
-        if status is None:
+        if size < _MINIMUM.get(function, 0):
             return
+        status = EfiStatus.SUCCESS
+        try:
+            self._call(variables, function, payload, buffer)
+        except Refused as refused:
+            status = refused.status
         _U64.pack_into(buffer, _STATUS_OFFSET, status)
         buffer[PAYLOAD_OFFSET : PAYLOAD_OFFSET + size] = payload
 
     def _call(
         self, variables: VariableService, function: int, payload: bytearray, buffer: bytearray
-    ) -> EfiStatus | None:
-        minimum = _MINIMUM.get(function)
-        if minimum is not None and len(payload) < minimum:
-            return None
+    ) -> None:
         match function:
             case VariableFunction.GET_VARIABLE:
-                return _get(variables, payload)
+                _get(variables, payload)
             case VariableFunction.GET_NEXT_VARIABLE_NAME:
-                return _get_next(variables, payload)
+                _get_next(variables, payload)
             case VariableFunction.SET_VARIABLE:
-                return _set(variables, payload)
+                _set(variables, payload)
             case VariableFunction.QUERY_VARIABLE_INFO:
-                return _query(variables, payload)
+                _query(variables, payload)
             case VariableFunction.READY_TO_BOOT:
-                return variables.ready_to_boot()
+                variables.ready_to_boot()
             case VariableFunction.EXIT_BOOT_SERVICE:
                 variables.at_runtime = True
-                return EfiStatus.SUCCESS
             case VariableFunction.LOCK_VARIABLE:
                 guid = bytes(buffer[PAYLOAD_OFFSET : PAYLOAD_OFFSET + 16])
-                return variables.lock(_open_name(buffer, LOCK_VARIABLE_SIZE), guid)
+                variables.lock(_open_name(buffer, LOCK_VARIABLE_SIZE), guid)
             case VariableFunction.VAR_CHECK_PROPERTY_SET:
-                return _set_property(variables, buffer)
+                _set_property(variables, buffer)
             case VariableFunction.VAR_CHECK_PROPERTY_GET:
-                return _get_property(variables, payload)
+                _get_property(variables, payload)
             case VariableFunction.GET_PAYLOAD_SIZE:
                 payload[:PAYLOAD_SIZE_SIZE] = PayloadSize(self._config.max_payload).pack()
-                return EfiStatus.SUCCESS
             case VariableFunction.INIT_RUNTIME_VARIABLE_CACHE:
                 # Its pointers lie in the normal world, which this build never maps.
-                return EfiStatus.ACCESS_DENIED
+                raise Refused(EfiStatus.ACCESS_DENIED)
             case VariableFunction.SYNC_RUNTIME_CACHE:
-                return EfiStatus.SUCCESS
+                pass
             case VariableFunction.GET_RUNTIME_CACHE_INFO:
                 # The structure's padding is not the firmware's to change.
                 info = variables.cache_info().pack()[:_CACHE_INFO_FIELDS]
                 payload[:_CACHE_INFO_FIELDS] = info
-                return EfiStatus.SUCCESS
-        return EfiStatus.UNSUPPORTED
+            case _:
+                raise Refused(EfiStatus.UNSUPPORTED)
 
 
 _MINIMUM: Final[Mapping[int, int]] = {
@@ -184,104 +181,78 @@ _MINIMUM: Final[Mapping[int, int]] = {
 """Payloads shorter than this are left alone, status included."""
 
 
-def _access(payload: bytearray) -> tuple[bytes, bytes, int, int, int] | None:
-    """(name with NUL, GUID, DataSize, Attributes, offset of the data), or None: ACCESS_DENIED."""
+def _access(payload: bytearray) -> tuple[bytes, bytes, int, int, int]:
+    """(name with NUL, GUID, DataSize, Attributes, offset of the data). Refused: ACCESS_DENIED."""
     guid, data_size, name_size, attributes = AccessVariable.unpack_header(payload)
     data_start = ACCESS_VARIABLE_SIZE + name_size
-    if data_start + data_size > min(len(payload), _MAX_UINTN):
-        return None
+    too_long = data_start + data_size > min(len(payload), _MAX_UINTN)
+    refuse_if(too_long, EfiStatus.ACCESS_DENIED)
     name = payload[ACCESS_VARIABLE_SIZE:data_start]
-    if not _ends_with_nul(name):
-        return None
+    refuse_if(not _ends_with_nul(name), EfiStatus.ACCESS_DENIED)
     return _terminated(name), guid, data_size, attributes, data_start
 
 
-def _get(variables: VariableService, payload: bytearray) -> EfiStatus:
-    access = _access(payload)
-    if access is None:
-        return EfiStatus.ACCESS_DENIED
-    name, guid, capacity, _, start = access
+def _get(variables: VariableService, payload: bytearray) -> None:
+    name, guid, capacity, _, start = _access(payload)
     record = variables.get(name, guid)
-    if record is None:
-        return EfiStatus.NOT_FOUND
     size = len(record.data)
     AccessVariable.pack_answer(payload, size, record.attributes)
-    if capacity < size:
-        return EfiStatus.BUFFER_TOO_SMALL
+    refuse_if(capacity < size, EfiStatus.BUFFER_TOO_SMALL)
     payload[start : start + size] = record.data
-    return EfiStatus.SUCCESS
 
 
-def _get_next(variables: VariableService, payload: bytearray) -> EfiStatus:
+def _get_next(variables: VariableService, payload: bytearray) -> None:
     guid, capacity = GetNextVariableName.unpack_header(payload)
-    if GET_NEXT_SIZE + capacity > len(payload):
-        return EfiStatus.ACCESS_DENIED
-    if not _ends_with_nul(payload[GET_NEXT_SIZE:]):
-        return EfiStatus.ACCESS_DENIED
+    refuse_if(GET_NEXT_SIZE + capacity > len(payload), EfiStatus.ACCESS_DENIED)
+    refuse_if(not _ends_with_nul(payload[GET_NEXT_SIZE:]), EfiStatus.ACCESS_DENIED)
     room = payload[GET_NEXT_SIZE : GET_NEXT_SIZE + (capacity & ~1)]
-    if _nul_at(room) is None:
-        return EfiStatus.INVALID_PARAMETER
+    refuse_if(_nul_at(room) is None, EfiStatus.INVALID_PARAMETER)
     found = variables.next(_terminated(room), guid)
-    if not isinstance(found, Record):
-        return found
     size = len(found.name)
     if size > capacity:
         GetNextVariableName.pack_header(payload, guid, size)
-        return EfiStatus.BUFFER_TOO_SMALL
+        raise Refused(EfiStatus.BUFFER_TOO_SMALL)
     GetNextVariableName.pack_header(payload, found.guid, size)
     payload[GET_NEXT_SIZE : GET_NEXT_SIZE + size] = found.name
-    return EfiStatus.SUCCESS
 
 
-def _set(variables: VariableService, payload: bytearray) -> EfiStatus:
-    access = _access(payload)
-    if access is None:
-        return EfiStatus.ACCESS_DENIED
-    name, guid, size, attributes, start = access
-    return variables.set(name, guid, attributes, bytes(payload[start : start + size]))
+def _set(variables: VariableService, payload: bytearray) -> None:
+    name, guid, size, attributes, start = _access(payload)
+    variables.set(Change(name, guid, attributes, bytes(payload[start : start + size])))
 
 
-def _query(variables: VariableService, payload: bytearray) -> EfiStatus:
+def _query(variables: VariableService, payload: bytearray) -> None:
     attributes = QueryVariableInfo.unpack(payload).attributes
     space = variables.query(attributes)
-    if isinstance(space, EfiStatus):
-        return space
     answer = QueryVariableInfo(
         attributes, space.maximum_storage, space.remaining_storage, space.maximum_variable
     )
     # The structure's padding is not the firmware's to change.
     payload[: QUERY_SIZE - 4] = answer.pack()[: QUERY_SIZE - 4]
-    return EfiStatus.SUCCESS
 
 
-def _set_property(variables: VariableService, buffer: bytearray) -> EfiStatus:
+def _set_property(variables: VariableService, buffer: bytearray) -> None:
     guid, _, revision, prop, attributes, smallest, largest = VarCheckProperty.unpack_header(
         buffer[PAYLOAD_OFFSET : PAYLOAD_OFFSET + VAR_CHECK_PROPERTY_SIZE]
     )
     name = _open_name(buffer, VAR_CHECK_PROPERTY_SIZE)
-    return variables.set_property(
-        name, guid, revision, Property(prop, attributes, smallest, largest)
-    )
+    variables.set_property(name, guid, revision, Property(prop, attributes, smallest, largest))
 
 
-def _get_property(variables: VariableService, payload: bytearray) -> EfiStatus:
+def _get_property(variables: VariableService, payload: bytearray) -> None:
     guid, name_size, *_ = VarCheckProperty.unpack_header(payload)
     end = VAR_CHECK_PROPERTY_SIZE + name_size
-    if end > len(payload):
-        return EfiStatus.ACCESS_DENIED
+    refuse_if(end > len(payload), EfiStatus.ACCESS_DENIED)
     raw = payload[VAR_CHECK_PROPERTY_SIZE:end]
-    if not _ends_with_nul(raw):
-        return EfiStatus.ACCESS_DENIED
+    refuse_if(not _ends_with_nul(raw), EfiStatus.ACCESS_DENIED)
     name = _terminated(raw)
-    if name == b"\0\0":
-        return EfiStatus.INVALID_PARAMETER
+    refuse_if(name == b"\0\0", EfiStatus.INVALID_PARAMETER)
     found = variables.var_check.property_of(name, guid)
     if found is None:
-        return EfiStatus.NOT_FOUND
+        raise Refused(EfiStatus.NOT_FOUND)
     VarCheckProperty.pack_answer(
         payload, found.property, found.attributes, found.min_size, found.max_size
     )
-    return EfiStatus.SUCCESS
 
 
 def _open_name(buffer: bytearray, offset: int) -> bytes:

@@ -6,7 +6,7 @@ from typing import Protocol
 
 
 class SecureStorage(Protocol):
-    """The storage service at FF-A endpoint 4 (contract 3).
+    """The storage service at FF-A endpoint 4 (stack 3).
 
     Codes are what arrives in x3 as the partition sees it: 0 is success, anything else is a
     32-bit code zero-extended to 64 bits (0xFFFFFFFE, not -2). Any method may raise

@@ -1,6 +1,6 @@
 """Records of a variable store, and where the next one goes.
 
-Source: contract 4.11; ED MdeModulePkg/Universal/Variable/RuntimeDxe/VariableParsing.c.
+Source: stack 4.11; ED MdeModulePkg/Universal/Variable/RuntimeDxe/VariableParsing.c.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from emulation.stmm.attributes import APPEND, BS, HR, RT
 from harness.formats.variable_store import (
     STATE_ADDED,
     STATE_ADDED_IN_TRANSITION,
@@ -22,6 +23,35 @@ from harness.formats.variable_store import (
 )
 
 _UNSET: Final = 0xFFFFFFFF
+
+Key = tuple[bytes, bytes]
+"""Name with NUL, GUID."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One SetVariable. ``time`` is the stamp of an authenticated one that was found good."""
+
+    name: bytes
+    guid: bytes
+    attributes: int
+    data: bytes
+    time: bytes | None = None
+
+    @property
+    def key(self) -> Key:
+        """Name and GUID."""
+        return (self.name, self.guid)
+
+    @property
+    def append(self) -> bool:
+        """Whether the data is appended."""
+        return bool(self.attributes & APPEND)
+
+    @property
+    def deletes(self) -> bool:
+        """Whether it takes the variable away."""
+        return (not self.append and not self.data) or not self.attributes & (RT | BS)
 
 
 @dataclass(slots=True)
@@ -58,10 +88,10 @@ class Record:
         return bytes(raw).ljust(self.size, b"\xff")
 
     @classmethod
-    def build(
-        cls, offset: int, attributes: int, guid: bytes, name: bytes, data: bytes, time: bytes
-    ) -> Record:
+    def build(cls, offset: int, change: Change, time: bytes) -> Record:
         """A new record, not yet stored: its state is blank."""
+        name, guid, data = change.name, change.guid, change.data
+        attributes = change.attributes & ~APPEND
         header = VariableHeader(STATE_BLANK, attributes, len(name), len(data), guid, time)
         raw = header.pack() + name + data
         return cls(offset, STATE_BLANK, attributes, guid, name, data, time, raw)
@@ -149,7 +179,7 @@ class VariableStore:
         for record in self.records:
             if not all_records and not self._counts(record):
                 continue
-            if record.attributes & 0x08:
+            if record.attributes & HR:
                 hardware += record.size
             else:
                 common += record.size

@@ -1,6 +1,6 @@
 """Variable properties and the checks that EndOfDxe arms.
 
-Source: contract 4.10; ED MdeModulePkg/Library/VarCheckLib and VarCheckUefiLib.
+Source: stack 4.10; ED MdeModulePkg/Library/VarCheckLib and VarCheckUefiLib.
 """
 
 from __future__ import annotations
@@ -10,27 +10,23 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from emulation.stmm.attributes import APPEND, AT, BS, HR, NV, RT
+from emulation.stmm.refusal import refuse_if
+from emulation.stmm.store import Change, Key
 from harness.formats.efi import (
     GLOBAL_VARIABLE_GUID,
     HARDWARE_ERROR_VARIABLE_GUID,
     IMAGE_SECURITY_DATABASE_GUID,
-    Attributes,
     EfiStatus,
     decode_name,
     encode_name,
 )
 
 READ_ONLY: Final = 1
-_NV: Final = int(Attributes.NON_VOLATILE)
-_ACCESS: Final = int(Attributes.BOOTSERVICE_ACCESS | Attributes.RUNTIME_ACCESS)
-_HR: Final = int(Attributes.HARDWARE_ERROR_RECORD)
-_AT: Final = int(Attributes.TIME_BASED_AUTHENTICATED_WRITE_ACCESS)
-_APPEND: Final = int(Attributes.APPEND_WRITE)
+_ACCESS: Final = BS | RT
 _UNLIMITED: Final = (1 << 64) - 1
 _HEX_DIGITS: Final = frozenset("0123456789ABCDEF")
 
-Key = tuple[bytes, bytes]
-"""Name with NUL, GUID."""
 DataCheck = Callable[[bytes, int], bool]
 """(data, the property's smallest size) -> whether the data is well-formed."""
 
@@ -69,42 +65,36 @@ class VarCheck:
         defined = _defined(name, guid)
         return None if defined is None else defined[0]
 
-    def check(self, name: bytes, guid: bytes, attributes: int, data: bytes) -> EfiStatus:
-        """Rule 13 of SetVariable; ``data`` is the value without an authentication descriptor."""
+    def check(self, change: Change) -> None:
+        """Rule 13 of SetVariable, of a value without authentication descriptor. Raises Refused."""
         if not self.armed:
-            return EfiStatus.SUCCESS
-        deletion = (not attributes & _APPEND and not data) or not attributes & _ACCESS
-        prop = self.property_of(name, guid)
+            return
+        prop = self.property_of(*change.key)
         if prop is not None:
-            if prop.property & READ_ONLY:
-                return EfiStatus.WRITE_PROTECTED
-            if not deletion and not _fits(prop, attributes, data):
-                return EfiStatus.INVALID_PARAMETER
-        if (name, guid) in self._locked:
-            return EfiStatus.WRITE_PROTECTED
-        if deletion:
-            return EfiStatus.SUCCESS
-        return _check_defined(name, guid, attributes, data)
+            refuse_if(prop.property & READ_ONLY, EfiStatus.WRITE_PROTECTED)
+            unfit = not change.deletes and not _fits(prop, change)
+            refuse_if(unfit, EfiStatus.INVALID_PARAMETER)
+        refuse_if(change.key in self._locked, EfiStatus.WRITE_PROTECTED)
+        if not change.deletes:
+            refuse_if(not _is_as_defined(change), EfiStatus.INVALID_PARAMETER)
 
 
-def _fits(prop: Property, attributes: int, data: bytes) -> bool:
-    if prop.attributes and attributes & ~_APPEND != prop.attributes:
+def _fits(prop: Property, change: Change) -> bool:
+    if prop.attributes and change.attributes & ~APPEND != prop.attributes:
         return False
-    return not data or prop.min_size <= len(data) <= prop.max_size
+    return not change.data or prop.min_size <= len(change.data) <= prop.max_size
 
 
-def _check_defined(name: bytes, guid: bytes, attributes: int, data: bytes) -> EfiStatus:
-    defined = _defined(name, guid)
-    if attributes & _HR and (defined is None or defined[0] is not _HARDWARE_ERROR[0]):
-        return EfiStatus.INVALID_PARAMETER
-    if guid not in _DEFINED:
-        return EfiStatus.SUCCESS
+def _is_as_defined(change: Change) -> bool:
+    defined = _defined(*change.key)
+    if change.attributes & HR and (defined is None or defined[0] is not _HARDWARE_ERROR[0]):
+        return False
+    if change.guid not in _DEFINED:
+        return True
     if defined is None:
-        return EfiStatus.INVALID_PARAMETER
+        return False
     prop, well_formed = defined
-    if data and well_formed is not None and not well_formed(data, prop.min_size):
-        return EfiStatus.INVALID_PARAMETER
-    return EfiStatus.SUCCESS
+    return not change.data or well_formed is None or well_formed(change.data, prop.min_size)
 
 
 def _ascii_string(data: bytes, _: int) -> bool:
@@ -153,12 +143,12 @@ def _read_only(minimum: int, largest: int) -> Property:
     return Property(READ_ONLY, _ACCESS, minimum, largest)
 
 
-_ALL: Final = _NV | _ACCESS
-_SIGNED: Final = _ALL | _AT
+_ALL: Final = NV | _ACCESS
+_SIGNED: Final = _ALL | AT
 _SIGNATURES: Final[_Defined] = (_plain(_SIGNED, 1, _UNLIMITED), None)
 _DEFAULTS: Final[_Defined] = (_read_only(1, _UNLIMITED), None)
 _MODE: Final[_Defined] = (_read_only(1, 1), None)
-_HARDWARE_ERROR: Final[_Defined] = (_plain(_ALL | _HR, 1, _UNLIMITED), None)
+_HARDWARE_ERROR: Final[_Defined] = (_plain(_ALL | HR, 1, _UNLIMITED), None)
 _OPTION: Final[_Defined] = (_plain(_ALL, 6, _UNLIMITED), _load_option)
 _PATH: Final[_Defined] = (_plain(_ALL, 4, _UNLIMITED), _device_path)
 _VOLATILE_PATH: Final[_Defined] = (_plain(_ACCESS, 4, _UNLIMITED), _device_path)

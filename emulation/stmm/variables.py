@@ -3,25 +3,29 @@
 Names are CHAR16 bytes with their NUL, GUIDs their 16 bytes, attributes plain integers: that is
 what messages and flash hold.
 
-Source: contract 4.4 to 4.8 and 4.13; ED MdeModulePkg/Universal/Variable/RuntimeDxe/Variable.c.
+Source: stack 4.4 to 4.8 and 4.13; ED MdeModulePkg/Universal/Variable/RuntimeDxe/Variable.c.
 """
 
 from __future__ import annotations
 
+import dataclasses
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
+from emulation.stmm.attributes import APPEND, AT, AW, BS, HR, NV, RT
 from emulation.stmm.authenticated import AuthenticatedVariables
 from emulation.stmm.config import StmmConfig
 from emulation.stmm.ftw import FaultTolerantWrite
 from emulation.stmm.fvb import FirmwareVolumeBlock
 from emulation.stmm.language import LanguageSync
-from emulation.stmm.mor import Handled, MorLock
-from emulation.stmm.store import Found, Record, VariableStore
+from emulation.stmm.mor import MorLock
+from emulation.stmm.refusal import Refused, need, refuse_if
+from emulation.stmm.store import Change, Found, Record, VariableStore
 from emulation.stmm.times import is_not_later
 from emulation.stmm.var_check import Property, VarCheck
 from harness.formats.authentication import AUTHENTICATION_1_SIZE, descriptor_size
-from harness.formats.efi import VARIABLE_ERROR_FLAG_GUID, Attributes, EfiStatus, encode_name
+from harness.formats.efi import VARIABLE_ERROR_FLAG_GUID, EfiStatus, encode_name
 from harness.formats.mm import RuntimeCacheInfo
 from harness.formats.variable_store import (
     STATE_ADDED,
@@ -40,13 +44,6 @@ from harness.formats.variable_store import (
     align,
 )
 
-NV: Final = int(Attributes.NON_VOLATILE)
-BS: Final = int(Attributes.BOOTSERVICE_ACCESS)
-RT: Final = int(Attributes.RUNTIME_ACCESS)
-HR: Final = int(Attributes.HARDWARE_ERROR_RECORD)
-AW: Final = int(Attributes.AUTHENTICATED_WRITE_ACCESS)
-AT: Final = int(Attributes.TIME_BASED_AUTHENTICATED_WRITE_ACCESS)
-APPEND: Final = int(Attributes.APPEND_WRITE)
 _ATTRIBUTES_MASK: Final = NV | BS | RT | HR | AT | APPEND
 """EFI_VARIABLE_ATTRIBUTES_MASK: all defined bits but the deprecated AW."""
 
@@ -55,10 +52,6 @@ _ERROR_FLAG_NAME: Final = encode_name("VarErrorFlag")
 _ERROR_FLAG_GUID: Final = VARIABLE_ERROR_FLAG_GUID.bytes_le
 _NO_ERROR: Final = 0xFF
 _SYSTEM_ERROR: Final = 0xEF
-
-
-class StoreUnusable(Exception):
-    """The volume is a variable store's, but the store's header says it is not formatted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,18 +92,20 @@ class VariableService:
         """Read the store and create the variables of the authentication library.
 
         A failure of the flash leaves a service without authenticated variables that still answers.
-        StoreUnusable if the store's header is not that of a formatted, healthy store.
+        Refused if the store's header is not that of a formatted, healthy store.
         """
         header = StoreHeader.unpack(self._flash.image, VOLUME_HEADER_SIZE)
-        if (header.format, header.state) != (STORE_FORMATTED, STORE_HEALTHY):
-            raise StoreUnusable
+        usable = (header.format, header.state) == (STORE_FORMATTED, STORE_HEALTHY)
+        refuse_if(not usable, EfiStatus.VOLUME_CORRUPTED)
         self._load()
         free = self._flash.read(
             VOLUME_HEADER_SIZE + self._nv.last_offset, STORE_SIZE - self._nv.last_offset
         )
-        if free.strip(b"\xff") and self._reclaim(None, None).is_error:
-            return
-        if self._authenticated.start().is_error:
+        try:
+            if free.strip(b"\xff"):
+                self._reclaim(None, None)
+            self._authenticated.start()
+        except Refused:
             return
         self._auth_support = True
         for name, guid, prop in self._authenticated.properties():
@@ -129,40 +124,34 @@ class VariableService:
         found = self._find(_ERROR_FLAG_NAME, _ERROR_FLAG_GUID)
         flag = bytes([self._error_flag])
         if found is None or found.record.data != flag:
-            self._update(found, _ERROR_FLAG_NAME, _ERROR_FLAG_GUID, flag, NV | BS | RT, None)
+            change = Change(_ERROR_FLAG_NAME, _ERROR_FLAG_GUID, NV | BS | RT, flag)
+            with suppress(Refused):
+                self._update(found, change)
 
-    def ready_to_boot(self) -> EfiStatus:
+    def ready_to_boot(self) -> None:
         """Function 5: EndOfDxe if it did not happen, then the one reclaim for the OS."""
-        if self.at_runtime:
-            return EfiStatus.UNSUPPORTED
+        refuse_if(self.at_runtime, EfiStatus.UNSUPPORTED)
         self.enter_end_of_dxe()
         if not self._reclaimed_for_os:
             self._reclaimed_for_os = True
             remaining = self._nv.capacity - self._common_total
             largest = max(self._config.max_variable_size, self._config.max_auth_variable_size)
             if remaining < largest:
-                self._reclaim(None, None)
-        return EfiStatus.SUCCESS
+                with suppress(Refused):
+                    self._reclaim(None, None)
 
-    def lock(self, name: bytes, guid: bytes) -> EfiStatus:
+    def lock(self, name: bytes, guid: bytes) -> None:
         """Function 8: a lock is a variable policy, so NOT_READY where there is no such engine."""
-        if self.end_of_dxe:
-            return EfiStatus.ACCESS_DENIED
-        if not self._config.variable_policy:
-            return EfiStatus.NOT_READY
-        if name == b"\0\0":
-            return EfiStatus.INVALID_PARAMETER
+        refuse_if(self.end_of_dxe, EfiStatus.ACCESS_DENIED)
+        refuse_if(not self._config.variable_policy, EfiStatus.NOT_READY)
+        refuse_if(name == b"\0\0", EfiStatus.INVALID_PARAMETER)
         self.var_check.lock(name, guid)
-        return EfiStatus.SUCCESS
 
-    def set_property(self, name: bytes, guid: bytes, revision: int, prop: Property) -> EfiStatus:
+    def set_property(self, name: bytes, guid: bytes, revision: int, prop: Property) -> None:
         """Function 9."""
-        if self.end_of_dxe:
-            return EfiStatus.ACCESS_DENIED
-        if name == b"\0\0" or revision != 1:
-            return EfiStatus.INVALID_PARAMETER
+        refuse_if(self.end_of_dxe, EfiStatus.ACCESS_DENIED)
+        refuse_if(name == b"\0\0" or revision != 1, EfiStatus.INVALID_PARAMETER)
         self.var_check.set_property(name, guid, prop)
-        return EfiStatus.SUCCESS
 
     # --- reading --------------------------------------------------------------------------------
 
@@ -171,14 +160,17 @@ class VariableService:
         found = self._find(name, guid)
         return None if found is None else found.record
 
-    def get(self, name: bytes, guid: bytes) -> Record | None:
-        """GetVariable without the buffer: None is NOT_FOUND, also for the empty name."""
-        return None if name == b"\0\0" else self.find(name, guid)
+    def get(self, name: bytes, guid: bytes) -> Record:
+        """GetVariable without the buffer. Refused: NOT_FOUND, also for the empty name."""
+        record = None if name == b"\0\0" else self.find(name, guid)
+        if record is None:
+            raise Refused(EfiStatus.NOT_FOUND)
+        return record
 
-    def next(self, name: bytes, guid: bytes) -> Record | EfiStatus:
+    def next(self, name: bytes, guid: bytes) -> Record:
         """The variable after the given one; volatile ones first. The empty name begins.
 
-        INVALID_PARAMETER for a name that does not exist, NOT_FOUND at the end.
+        Refused: INVALID_PARAMETER for a name that does not exist, NOT_FOUND at the end.
         """
         records = [
             (store, record) for store in (self._volatile, self._nv) for record in store.records
@@ -187,7 +179,7 @@ class VariableService:
         if name != b"\0\0":
             found = self._find(name, guid)
             if found is None:
-                return EfiStatus.INVALID_PARAMETER
+                raise Refused(EfiStatus.INVALID_PARAMETER)
             start = 1 + next(i for i, (_, record) in enumerate(records) if record is found.record)
         for store, record in records[start:]:
             if not record.live or not self._visible(record):
@@ -197,13 +189,11 @@ class VariableService:
                 if twin is not None and twin.record.state == STATE_ADDED:
                     continue
             return record
-        return EfiStatus.NOT_FOUND
+        raise Refused(EfiStatus.NOT_FOUND)
 
-    def query(self, attributes: int) -> Space | EfiStatus:
-        """QueryVariableInfo, checks in the order of contract 4.8."""
-        status = self._check_query(attributes)
-        if status.is_error:
-            return status
+    def query(self, attributes: int) -> Space:
+        """QueryVariableInfo, checks in the order of stack 4.8. Raises Refused."""
+        self._check_query(attributes)
         store = self._nv if attributes & NV else self._volatile
         maximum = store.capacity
         if attributes & (NV | HR) == NV | HR:
@@ -220,84 +210,65 @@ class VariableService:
         """Function 14: sizes of the stores; there is no HOB store."""
         return RuntimeCacheInfo(0, self._nv.size, self._volatile.size, self._auth_support)
 
-    def _check_query(self, attributes: int) -> EfiStatus:
+    def _check_query(self, attributes: int) -> None:
         masked = attributes & _ATTRIBUTES_MASK
-        if attributes == 0:
-            return EfiStatus.INVALID_PARAMETER
-        if attributes & AW or masked == 0:
-            return EfiStatus.UNSUPPORTED
-        if masked == NV or attributes & (RT | BS) == RT:
-            return EfiStatus.INVALID_PARAMETER
-        if self.at_runtime and not attributes & RT:
-            return EfiStatus.INVALID_PARAMETER
-        if attributes & (NV | HR) == HR:
-            return EfiStatus.INVALID_PARAMETER
+        refuse_if(attributes == 0, EfiStatus.INVALID_PARAMETER)
+        refuse_if(attributes & AW or masked == 0, EfiStatus.UNSUPPORTED)
+        refuse_if(masked == NV or attributes & (RT | BS) == RT, EfiStatus.INVALID_PARAMETER)
+        refuse_if(self.at_runtime and not attributes & RT, EfiStatus.INVALID_PARAMETER)
+        refuse_if(attributes & (NV | HR) == HR, EfiStatus.INVALID_PARAMETER)
         if attributes & AT:
-            return EfiStatus.SUCCESS if self._auth_support else EfiStatus.UNSUPPORTED
-        if attributes & HR and not self._config.hardware_error_storage:
-            return EfiStatus.UNSUPPORTED
-        return EfiStatus.SUCCESS
+            refuse_if(not self._auth_support, EfiStatus.UNSUPPORTED)
+        elif attributes & HR:
+            refuse_if(not self._config.hardware_error_storage, EfiStatus.UNSUPPORTED)
 
     # --- SetVariable ----------------------------------------------------------------------------
 
-    def set(self, name: bytes, guid: bytes, attributes: int, data: bytes) -> EfiStatus:
-        """SetVariable, checks in the order of contract 4.6."""
-        if name == b"\0\0":
-            return EfiStatus.INVALID_PARAMETER
-        status = self._check_attributes(attributes)
-        if status.is_error:
-            return status
-        payload = self._payload(attributes, data)
-        if isinstance(payload, EfiStatus):
-            return payload
-        if len(name) + len(payload) > self._max_size(attributes) - VARIABLE_HEADER_SIZE:
-            return EfiStatus.INVALID_PARAMETER
-        verdict = self._mor.check(name, guid, attributes, payload)
-        if isinstance(verdict, Handled):
-            return EfiStatus.SUCCESS
-        if verdict.is_error:
-            return verdict
-        status = self.var_check.check(name, guid, attributes, payload)
-        if status.is_error:
-            return status
-        found = self._find(name, guid, ignore_runtime=True)
+    def set(self, change: Change) -> None:
+        """SetVariable, checks in the order of stack 4.6. Raises Refused."""
+        refuse_if(change.name == b"\0\0", EfiStatus.INVALID_PARAMETER)
+        self._check_attributes(change.attributes)
+        bare = self._without_descriptor(change)
+        limit = self._max_size(change.attributes) - VARIABLE_HEADER_SIZE
+        refuse_if(len(bare.name) + len(bare.data) > limit, EfiStatus.INVALID_PARAMETER)
+        if self._mor.check(bare):
+            return
+        self.var_check.check(bare)
+        found = self._find(*change.key, ignore_runtime=True)
         if found is not None:
-            if self.at_runtime and not found.record.attributes & RT:
-                return EfiStatus.WRITE_PROTECTED
-            if attributes and attributes & ~APPEND != found.record.attributes:
-                return EfiStatus.INVALID_PARAMETER
-        status = self._languages.before_set(name, data)
-        if status.is_error:
-            return status
+            stored = found.record.attributes
+            refuse_if(self.at_runtime and not stored & RT, EfiStatus.WRITE_PROTECTED)
+            differ = change.attributes and change.attributes & ~APPEND != stored
+            refuse_if(differ, EfiStatus.INVALID_PARAMETER)
+        self._languages.before_set(change.name, change.data)
         if self._auth_support:
-            return self._authenticated.process(name, guid, attributes, data)
-        return self._update(found, name, guid, data, attributes, None)
+            self._authenticated.process(change)
+        else:
+            self._update(found, change)
 
-    def _check_attributes(self, attributes: int) -> EfiStatus:
+    def _check_attributes(self, attributes: int) -> None:
         """Rules 3 to 8."""
         deprecated = attributes & AW
-        if attributes & ~(_ATTRIBUTES_MASK | AW):
-            return EfiStatus.INVALID_PARAMETER
+        refuse_if(attributes & ~(_ATTRIBUTES_MASK | AW), EfiStatus.INVALID_PARAMETER)
         if attributes & (RT | BS) == RT or attributes & _ATTRIBUTES_MASK == NV:
-            return EfiStatus.UNSUPPORTED if deprecated else EfiStatus.INVALID_PARAMETER
+            raise Refused(EfiStatus.UNSUPPORTED if deprecated else EfiStatus.INVALID_PARAMETER)
         if attributes & (AT | AW):
-            if not self._auth_support:
-                return EfiStatus.INVALID_PARAMETER
-        elif attributes & HR and not self._config.hardware_error_storage:
-            return EfiStatus.INVALID_PARAMETER
-        if attributes & (AT | AW) == AT | AW:
-            return EfiStatus.UNSUPPORTED
-        return EfiStatus.SUCCESS
+            refuse_if(not self._auth_support, EfiStatus.INVALID_PARAMETER)
+        elif attributes & HR:
+            refuse_if(not self._config.hardware_error_storage, EfiStatus.INVALID_PARAMETER)
+        refuse_if(attributes & (AT | AW) == AT | AW, EfiStatus.UNSUPPORTED)
 
     @staticmethod
-    def _payload(attributes: int, data: bytes) -> bytes | EfiStatus:
-        """Rules 9 and 10: the value behind the authentication descriptor."""
-        if attributes & AW:
-            return b"" if len(data) == AUTHENTICATION_1_SIZE else EfiStatus.UNSUPPORTED
-        if attributes & AT:
-            size = descriptor_size(data)
-            return EfiStatus.SECURITY_VIOLATION if size is None else data[size:]
-        return data
+    def _without_descriptor(change: Change) -> Change:
+        """Rules 9 and 10: with the value behind the authentication descriptor."""
+        if change.attributes & AW:
+            refuse_if(len(change.data) != AUTHENTICATION_1_SIZE, EfiStatus.UNSUPPORTED)
+            return dataclasses.replace(change, data=b"")
+        if change.attributes & AT:
+            size = descriptor_size(change.data)
+            refuse_if(size is None, EfiStatus.SECURITY_VIOLATION)
+            return dataclasses.replace(change, data=change.data[size:])
+        return change
 
     def _max_size(self, attributes: int) -> int:
         """Header, name and data of the largest variable of this kind."""
@@ -309,91 +280,85 @@ class VariableService:
 
     # --- update ---------------------------------------------------------------------------------
 
-    def update(
-        self,
-        name: bytes,
-        guid: bytes,
-        data: bytes,
-        attributes: int,
-        time: bytes | None = None,
-    ) -> EfiStatus:
+    def update(self, change: Change) -> None:
         """Store without any check of who asks: the authentication library's way to the store."""
-        found = self._find(name, guid, ignore_runtime=True)
-        return self._update(found, name, guid, data, attributes, time)
+        self._update(self._find(*change.key, ignore_runtime=True), change)
 
     def overwrite_volatile(self, record: Record, data: bytes) -> None:
         """Change a volatile variable's bytes in memory, as EDK2 does with SetupMode."""
         record.data = data
         record.raw = record.raw[: len(record.raw) - len(data)] + data
 
-    def _update(
-        self,
-        found: Found | None,
-        name: bytes,
-        guid: bytes,
-        data: bytes,
-        attributes: int,
-        time: bytes | None,
-    ) -> EfiStatus:
-        append = bool(attributes & APPEND)
-        no_access = not attributes & (RT | BS)
+    def _update(self, found: Found | None, change: Change) -> None:
         if found is None:
-            if append and not data:
-                return EfiStatus.SUCCESS
-            if not data or no_access:
-                return EfiStatus.NOT_FOUND
-            if self.at_runtime and attributes & (NV | RT) != NV | RT:
-                return EfiStatus.INVALID_PARAMETER
+            if change.append and not change.data:
+                return
+            self._check_new(change)
         else:
             old = found.record
-            if self.at_runtime and found.store.volatile:
-                return EfiStatus.WRITE_PROTECTED
-            if self.at_runtime and old.attributes & (NV | RT) != NV | RT:
-                return EfiStatus.INVALID_PARAMETER
-            if (not append and not data) or no_access:
-                return self._delete(found)
-            if old.data == data and not append and time is None:
-                return EfiStatus.SUCCESS
-            if append:
-                limit = self._max_size(attributes) - VARIABLE_HEADER_SIZE - len(old.name)
-                if len(old.data) + len(data) > limit:
-                    return EfiStatus.INVALID_PARAMETER
-                data = old.data + data
-            status = self._set_state(found.store, old, old.state & STATE_IN_DELETED_TRANSITION)
-            if status.is_error:
-                return status
-        stamp = self._stamp(found, attributes, time)
-        store = self._nv if attributes & NV else self._volatile
-        record = Record.build(store.last_offset, attributes & ~APPEND, guid, name, data, stamp)
-        return self._store_new(store, record, found)
+            self._check_old(found)
+            if change.deletes:
+                self._delete(found)
+                return
+            if old.data == change.data and not change.append and change.time is None:
+                return
+            if change.append:
+                change = self._appended(old, change)
+            self._set_state(found.store, old, old.state & STATE_IN_DELETED_TRANSITION)
+        store = self._nv if change.attributes & NV else self._volatile
+        record = Record.build(store.last_offset, change, self._stamp(found, change))
+        self._store_new(store, record, found)
 
-    def _store_new(self, store: VariableStore, record: Record, found: Found | None) -> EfiStatus:
+    def _check_new(self, change: Change) -> None:
+        refuse_if(change.deletes, EfiStatus.NOT_FOUND)
+        stays = change.attributes & (NV | RT) == NV | RT
+        refuse_if(self.at_runtime and not stays, EfiStatus.INVALID_PARAMETER)
+
+    def _check_old(self, found: Found) -> None:
+        if self.at_runtime:
+            refuse_if(found.store.volatile, EfiStatus.WRITE_PROTECTED)
+            stays = found.record.attributes & (NV | RT) == NV | RT
+            refuse_if(not stays, EfiStatus.INVALID_PARAMETER)
+
+    def _appended(self, old: Record, change: Change) -> Change:
+        """With the old data in front of the new."""
+        data = old.data + change.data
+        limit = self._max_size(change.attributes) - VARIABLE_HEADER_SIZE - len(old.name)
+        refuse_if(len(data) > limit, EfiStatus.INVALID_PARAMETER)
+        return dataclasses.replace(change, data=data)
+
+    def _store_new(self, store: VariableStore, record: Record, found: Found | None) -> None:
         if self._over_quota(store, record):
-            if self.at_runtime and not store.volatile:
-                self._record_error()
-                return EfiStatus.OUT_OF_RESOURCES
-            status = self._reclaim(found, record, store)
-            if status.is_error and not store.volatile:
-                self._record_error()
-            return status
+            self._make_room(store, record, found)
+            return
         if not store.volatile:
-            status = self._write(record)
-            if status.is_error:
-                return status
+            self._write(record)
             self._count(record)
         record.state = STATE_ADDED
         store.add(record)
-        return EfiStatus.SUCCESS if found is None else self._delete(found)
+        if found is not None:
+            self._delete(found)
 
-    def _stamp(self, found: Found | None, attributes: int, time: bytes | None) -> bytes:
+    def _make_room(self, store: VariableStore, record: Record, found: Found | None) -> None:
+        """Add a record that is beyond the quota, by a reclaim where one is possible."""
+        try:
+            refuse_if(self.at_runtime and not store.volatile, EfiStatus.OUT_OF_RESOURCES)
+            self._reclaim(found, record, store)
+        except Refused:
+            if not store.volatile:
+                self._record_error()
+            raise
+
+    def _stamp(self, found: Found | None, change: Change) -> bytes:
         """The time stamp to store; an append keeps the later one, and none if it creates."""
-        if time is None or not attributes & AT:
+        if change.time is None or not change.attributes & AT:
             return _NO_TIME
-        if not attributes & APPEND:
-            return time
+        if not change.append:
+            return change.time
         if found is None:
             return _NO_TIME
-        return time if is_not_later(found.record.time, time) else found.record.time
+        old = found.record.time
+        return change.time if is_not_later(old, change.time) else old
 
     def _over_quota(self, store: VariableStore, record: Record) -> bool:
         size = len(record.raw)
@@ -407,7 +372,7 @@ class VariableService:
     def _common_space(self) -> int:
         return self._nv.capacity - self._config.hardware_error_storage
 
-    def _write(self, record: Record) -> EfiStatus:
+    def _write(self, record: Record) -> None:
         """Write a new record and then the state byte that makes it count."""
         place = VOLUME_HEADER_SIZE + record.offset
         steps = [(place, record.raw)]
@@ -419,54 +384,44 @@ class VariableService:
             ]
         steps.append((place + VARIABLE_STATE_OFFSET, bytes([STATE_ADDED])))
         for offset, piece in steps:
-            status = self._flash.write_across_blocks(offset, piece)
-            if status.is_error:
-                return status
-        return EfiStatus.SUCCESS
+            need(self._flash.write_across_blocks(offset, piece))
 
-    def _delete(self, found: Found) -> EfiStatus:
+    def _delete(self, found: Found) -> None:
         for record in (found.leftover, found.record):
             if record is not None:
-                status = self._set_state(found.store, record, record.state & STATE_DELETED)
-                if status.is_error:
-                    return status
-        return EfiStatus.SUCCESS
+                self._set_state(found.store, record, record.state & STATE_DELETED)
 
-    def _set_state(self, store: VariableStore, record: Record, state: int) -> EfiStatus:
+    def _set_state(self, store: VariableStore, record: Record, state: int) -> None:
         if not store.volatile:
             place = VOLUME_HEADER_SIZE + record.offset + VARIABLE_STATE_OFFSET
-            status = self._flash.write(place, bytes([state]))
-            if status.is_error:
-                return status
+            need(self._flash.write(place, bytes([state])))
         record.state = state
-        return EfiStatus.SUCCESS
 
     # --- reclaim --------------------------------------------------------------------------------
 
     def _reclaim(
         self, found: Found | None, new: Record | None, store: VariableStore | None = None
-    ) -> EfiStatus:
+    ) -> None:
         """Drop deleted records and add ``new``; through FTW if the store is in flash."""
         store = store or self._nv
         kept = store.survivors(found if found is not None and found.store is store else None)
         if new is not None:
             kept.append(new)
         total = sum(record.size for record in kept)
-        if new is not None and total > store.capacity:
-            return EfiStatus.OUT_OF_RESOURCES
+        refuse_if(new is not None and total > store.capacity, EfiStatus.OUT_OF_RESOURCES)
         if store.volatile:
             store.replace(kept)
-            return EfiStatus.SUCCESS
+            return
         hardware = sum(record.size for record in kept if record.attributes & HR)
-        if new is not None and (
-            hardware > self._config.hardware_error_storage or total - hardware > self._common_space
-        ):
-            return EfiStatus.OUT_OF_RESOURCES
+        full = hardware > self._config.hardware_error_storage
+        full = full or total - hardware > self._common_space
+        refuse_if(new is not None and full, EfiStatus.OUT_OF_RESOURCES)
         header = self._flash.read(VOLUME_HEADER_SIZE, STORE_HEADER_SIZE)
         image = header + b"".join(record.packed() for record in kept)
-        status = self._ftw.write(0, VOLUME_HEADER_SIZE, image.ljust(STORE_SIZE, b"\xff"))
-        self._load()
-        return status
+        try:
+            self._ftw.write(0, VOLUME_HEADER_SIZE, image.ljust(STORE_SIZE, b"\xff"))
+        finally:
+            self._load()
 
     def _load(self) -> None:
         self._nv.load(self._flash.read(VOLUME_HEADER_SIZE, STORE_SIZE))

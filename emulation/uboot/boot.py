@@ -1,6 +1,6 @@
 """What U-Boot does with EFI variables on its way to Linux.
 
-Source: contract 8, UB lib/efi_loader (efi_setup.c:efi_init_obj_list, efi_var_common.c:
+Source: stack 8, UB lib/efi_loader (efi_setup.c:efi_init_obj_list, efi_var_common.c:
 efi_init_secure_state, efi_bootmgr.c:efi_bootmgr_update_media_device_boot_option); truth state-002
 and p2a for what it leaves.
 """

@@ -1,6 +1,6 @@
 """U-Boot's EFI variable services: over StandaloneMM in OP-TEE, or its own with a file.
 
-Names are Python strings of CHAR16; statuses are EfiStatus.  Source: contract 8, UB
+Names are Python strings of CHAR16; statuses are EfiStatus.  Source: stack 8, UB
 lib/efi_loader (efi_variable_tee.c, efi_variable.c, efi_var_mem.c, efi_var_file.c).
 """
 

@@ -17,6 +17,7 @@ from harness.board.board import Board
 from harness.capabilities import EFIVARS_PATH
 from harness.consents import Consent
 from harness.errors import BoardWedged, HilError, TargetError, WrongBoard
+from harness.instruments.tee import routing_model
 from harness.power.driver import PowerState
 
 PROOF_NAME = "HilProof"
@@ -73,7 +74,7 @@ def recover(board: Board) -> Recovery:
                 board.shell.reconnect(deadline=_STEP_SECONDS)
                 reachable = True
             step.act(board)
-            board.restore_standing()
+            board.standard.restore()
             prove(board)
         except WrongBoard:
             raise
@@ -114,7 +115,7 @@ def prove(board: Board) -> None:
 
 def _store_is_full(board: Board) -> bool:
     space = board.efivars.space()
-    supplied = board.routing_model() == "kernel" or bool(board.tee.supplicant_pids())
+    supplied = routing_model(board.shell) == "kernel" or bool(board.tee.supplicant_pids())
     return supplied and space.free < _RECORD_BYTES
 
 
@@ -122,7 +123,7 @@ def _ladder(board: Board) -> list[Step]:
     """The steps for this board, the gentlest first."""
     if board.power.state() is PowerState.OFF:
         # It did not hang, it lost its power (or the process that is its power supply).
-        return [Step("power on", lambda board: board.power_on(), over_link=False), _POWER_CYCLE]
+        return [Step("power on", lambda board: board.switch.on(), over_link=False), _POWER_CYCLE]
     return [
         Step("fresh lanes", lambda board: None),
         Step("kill the writer", _kill_the_writer),
@@ -133,7 +134,7 @@ def _ladder(board: Board) -> list[Step]:
 
 
 _POWER_CYCLE = Step(
-    "power cycle", lambda board: board.power_cycle(), Consent.POWER_CYCLE, over_link=False
+    "power cycle", lambda board: board.switch.cycle(), Consent.POWER_CYCLE, over_link=False
 )
 
 

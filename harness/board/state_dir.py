@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 from harness.errors import HostError, LabError
 
 if TYPE_CHECKING:
-    from harness.board.board import Board
-    from harness.boardfile.boardfile import BoardFile
+    from harness.boardfile.sections import BoardFile
     from harness.power.driver import PowerDriver
 
 STATE_ENVIRONMENT = "XDG_STATE_HOME"
@@ -20,15 +19,15 @@ _FOLDER = "stmm-hil"
 _PRIVATE = 0o700
 
 
-def directory(board: Board) -> Path:
+def directory(power: PowerDriver, file: BoardFile) -> Path:
     """The directory of the board's snapshot and wear ledger, made private (0700) and for its
-    owner only: variables may hold secrets. The board has been started.
+    owner only: variables may hold secrets. Its power has been switched on.
 
     A board that exists only in software keeps it with the image of its flash; for a real one it
     is ``$XDG_STATE_HOME/stmm-hil/CID`` (default ``~/.local/state``), so that two board files of
     one board share it. Raises :class:`HostError` when it cannot be made.
     """
-    place = _of_board(board.power, board.file)
+    place = _of_board(power, file)
     try:
         place.mkdir(parents=True, exist_ok=True, mode=_PRIVATE)
         place.chmod(_PRIVATE)
@@ -36,7 +35,7 @@ def directory(board: Board) -> Path:
         raise HostError(
             f"cannot make the directory {place}: {error.strerror}",
             remedy=f"make it writable, or set {STATE_ENVIRONMENT} to a directory that is",
-            board=board.name,
+            board=file.name,
         ) from error
     return place
 
@@ -51,9 +50,9 @@ class Claim:
     """The board's directory, held by this process until :meth:`release` or its end: the snapshot
     of a run that still runs is not to be restored by another."""
 
-    def __init__(self, board: Board) -> None:
+    def __init__(self, power: PowerDriver, file: BoardFile) -> None:
         """Raises :class:`LabError` while another process holds it."""
-        self.directory = directory(board)
+        self.directory = directory(power, file)
         self._descriptor = os.open(self.directory, os.O_RDONLY)
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -62,7 +61,7 @@ class Claim:
             raise LabError(
                 "another run is using this board and will restore it",
                 remedy="wait until it has ended",
-                board=board.name,
+                board=file.name,
             ) from error
 
     def release(self) -> None:

@@ -44,7 +44,7 @@ def lease(survey: Survey) -> Finding:
         survey.lease = LeaseDesk().acquire(
             things, board=survey.file.name, purpose="hil check", timeout=0.0
         )
-        survey.board.hold()
+        survey.board.power.hold()
     except BoardHeld as error:
         return fail("somebody else holds the board", cause=error.what, remedy=error.remedy)
     return ok(f"ours: {', '.join(things)}" if things else "nothing to share: made for this check")
@@ -242,7 +242,7 @@ def ssh(survey: Survey) -> Finding:
     error = _reach(survey, timeout)
     if error is None:
         return ok(f"{end.user}@{end.host}:{end.port}, the host key is the expected one")
-    survey.board.do_without("ssh")
+    survey.board.links.do_without("ssh")
     return fail(f"{end.user}@{end.host}:{end.port} refused", cause=error.what, remedy=error.remedy)
 
 
@@ -251,8 +251,8 @@ def _reach(survey: Survey, timeout: float) -> HilError | None:
     deadline = time.monotonic() + timeout
     while True:
         try:
-            survey.board.ssh.reconnect(deadline=max(0.1, deadline - time.monotonic()))
-            survey.board.ssh.run("true", timeout=_ALREADY_ON_SECONDS).check()
+            survey.board.links.ssh.reconnect(deadline=max(0.1, deadline - time.monotonic()))
+            survey.board.links.ssh.run("true", timeout=_ALREADY_ON_SECONDS).check()
         except LinkRefused as error:
             return error  # a wrong key stays wrong
         except (LinkError, CommandFailed) as error:
@@ -267,7 +267,8 @@ def _reach(survey: Survey, timeout: float) -> HilError | None:
 
 def login(survey: Survey) -> Finding:
     """A shell of root on the chosen link: what everything below is looked at with."""
-    if not survey.board.links:
+    links = survey.board.links
+    if not links.names:
         return fail(
             "no link leads to the board",
             cause="neither [ssh] nor [serial] works",
@@ -276,12 +277,12 @@ def login(survey: Survey) -> Finding:
     try:
         user = survey.shell.run("id -un; id -u").check().text.split()
     except HilError as error:
-        return fail(f"no shell over {survey.board.link}", cause=error.what, remedy=error.remedy)
+        return fail(f"no shell over {links.chosen}", cause=error.what, remedy=error.remedy)
     if user[-1] != "0":
         return fail(
             f"{user[0]} over {survey.shell.name}",
             cause="only root may read the RPMB and write variables",
-            remedy=f"log in as root: user in [{survey.board.link}] of the board file",
+            remedy=f"log in as root: user in [{links.chosen}] of the board file",
         )
     return ok(f"{user[0]} over {survey.shell.name}")
 
@@ -298,5 +299,5 @@ def identity(survey: Survey) -> Finding:
         )
     except HilError as error:
         return fail("the links could not be compared", cause=error.what, remedy=error.remedy)
-    links = " and ".join(survey.board.links)
+    links = " and ".join(survey.board.links.names)
     return ok(f"eMMC {survey.file.emmc_cid}, one boot over {links}")

@@ -9,13 +9,12 @@ import time
 from threading import Event
 from typing import TYPE_CHECKING, Final
 
-from harness.capabilities import EFIVARS_PATH
+from harness.capabilities import EFIVARS_PATH, VENDOR_GUID
 from harness.check import tee
 from harness.check.finding import Finding, fail, not_looked_at, ok, warn
 from harness.check.pitfalls import RPMB_EMU, RPMB_EMU_REMEDY, WRONG_KEY, WRONG_KEY_REMEDY
 from harness.consents import Consent
 from harness.errors import ConsentMissing, HilError, LinkTimeout
-from harness.instruments.efivars import VENDOR_GUID
 
 if TYPE_CHECKING:
     from harness.check.survey import Survey
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 _VARIABLE: Final = "HilCheck"
 _DATA_BYTES: Final = 16
 _RECORD_BYTES: Final = 60 + 2 * (len(_VARIABLE) + 1) + _DATA_BYTES
-"""Header of an authenticated variable store's record, name, data (contract 4.2)."""
+"""Header of an authenticated variable store's record, name, data (stack 4.2)."""
 _LIMIT: Final = "set_variable_ms"
 _HANG_SECONDS: Final = 15.0
 _QUIET_SECONDS: Final = 1.0

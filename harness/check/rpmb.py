@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from harness.capabilities import OPTEE_TEST_KEY, STMM_DEVICE
+from harness.capabilities import STMM_DEVICE
 from harness.check.finding import Finding, fail, not_looked_at, ok, warn
 from harness.check.pitfalls import (
     NO_KEY,
@@ -17,7 +17,7 @@ from harness.check.pitfalls import (
 )
 from harness.consents import Consent
 from harness.errors import HilError, MissingCapability, TargetError
-from harness.formats.rpmb import RpmbResult
+from harness.formats.rpmb import OPTEE_TEST_KEY, RpmbResult
 from harness.instruments.rpmb import RpmbRefused
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from harness.check.finding import Finding, Verdict
 from harness.foreign import Shown, escaped, painted, say
 
 if TYPE_CHECKING:
-    from harness.check.walk import Report
+    from harness.check.walk import Walk
 
 _COLOURS: Final = {
     Verdict.OK: "32",
@@ -43,22 +43,22 @@ class Screen:
             first = Shown(f"\r\x1b[K{verdict}{first[13:]}")
         say(first, *rest, file=self._output)
 
-    def summary(self, report: Report, seconds: float) -> None:
+    def summary(self, taken: Walk, seconds: float) -> None:
         """The last line."""
-        failure = report.first_failure
+        failure = taken.first_failure
         outcome = f"stops at {failure.step}: {failure.cause}" if failure else "nothing failed"
-        say(f"{report.board}: {outcome} ({seconds:.1f} s)", file=self._output)
+        say(f"{taken.board}: {outcome} ({seconds:.1f} s)", file=self._output)
 
 
-def as_json(report: Report, seconds: float) -> str:
+def as_json(taken: Walk, seconds: float) -> str:
     """One object: the board, the verdict, and every finding."""
     findings = [
-        {**asdict(finding), "seconds": round(finding.seconds, 3)} for finding in report.findings
+        {**asdict(finding), "seconds": round(finding.seconds, 3)} for finding in taken.findings
     ]
-    failure = report.first_failure
+    failure = taken.first_failure
     return json.dumps(
         {
-            "board": report.board,
+            "board": taken.board,
             "verdict": Verdict.FAIL if failure else Verdict.OK,
             "first_failure": failure.step if failure else None,
             "seconds": round(seconds, 3),

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Self
 from harness.check.target import Target, look
 
 if TYPE_CHECKING:
-    from harness.board.board import Board, LinkName
-    from harness.boardfile.boardfile import BoardFile
+    from harness.board.board import Board
+    from harness.board.links import LinkName
+    from harness.boardfile.sections import BoardFile
     from harness.lab.lease import Lease
     from harness.links.address import SerialAddress
     from harness.links.console import Console
@@ -50,7 +51,7 @@ class Survey:
     def endpoints(self) -> Endpoints:
         """Where the board's links are. Raises :class:`harness.errors.HostError` for an adapter
         that is not there."""
-        return self.board.find_links(just_switched_on=self.switched_on)
+        return self.board.links.find(just_switched_on=self.switched_on)
 
     @property
     def shell(self) -> Shell:
@@ -76,6 +77,6 @@ class Survey:
         ]
 
     def without_serial(self) -> None:
-        """Go on without the adapter that the board file names."""
-        self.file = self.board.file = self.file.model_copy(update={"serial": None})
+        """Go on without the console, whose adapter cannot be opened."""
+        self.board.links.do_without("serial")
         self.__dict__.pop("endpoints", None)

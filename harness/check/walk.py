@@ -13,8 +13,8 @@ from harness.check.survey import Survey
 from harness.errors import HilError
 
 if TYPE_CHECKING:
-    from harness.board.board import LinkName
-    from harness.boardfile.boardfile import BoardFile
+    from harness.board.links import LinkName
+    from harness.boardfile.sections import BoardFile
 
 Look = Callable[[Survey], Finding]
 
@@ -61,7 +61,7 @@ up but who needs its result."""
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class Walk:
     """All findings, in order."""
 
     board: str
@@ -84,14 +84,14 @@ def walk(
     link: LinkName | None = None,
     begun: Callable[[str], None] = lambda name: None,
     done: Callable[[Finding], None] = lambda finding: None,
-) -> Report:
+) -> Walk:
     """Take all steps on the board of ``file``; ``begun`` and ``done`` are told of each."""
     findings: list[Finding] = []
     with Survey(file, link) as survey:
         for finding in _take(survey, begun):
             findings.append(finding)
             done(finding)
-    return Report(file.name, tuple(findings))
+    return Walk(file.name, tuple(findings))
 
 
 def _take(survey: Survey, begun: Callable[[str], None]) -> Iterator[Finding]:

@@ -19,21 +19,21 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from harness.boardfile.places import board_files
+    from harness.boardfile.files import board_files
 
     if options.names:
         say(*sorted({path.stem for path in board_files()}))
         return Status.GOOD
-    from harness.boardfile import boardfile
+    from harness.boardfile import loading, schema
 
     if options.schema:
-        say(Shown(boardfile.schema_text().rstrip("\n")))
+        say(Shown(schema.schema_text().rstrip("\n")))
         return Status.GOOD
     status = Status.GOOD
     described, lines = [], []
     for path in board_files():
         try:
-            board = boardfile.load(path)
+            board = loading.load(path)
         except ConfigurationError as error:
             say(f"{path.stem:<16} {error}", file=sys.stderr)
             described.append({"name": path.stem, "file": path, "error": str(error)})

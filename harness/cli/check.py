@@ -18,8 +18,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _run(options: argparse.Namespace) -> int:
     import time
 
-    from harness.check import walk
     from harness.check.show import Screen, as_json
+    from harness.check.walk import walk
     from harness.cli.progress import progress
 
     file = board_file(options)

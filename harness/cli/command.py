@@ -16,7 +16,7 @@ from harness.links.names import LINKS
 
 if TYPE_CHECKING:
     from harness.board.board import Board
-    from harness.boardfile.boardfile import BoardFile
+    from harness.boardfile.sections import BoardFile
 
 GROUPS = ("board", "bring-up", "tests", "software")
 """As ``hil --help`` shows them."""
@@ -66,9 +66,9 @@ def tell(options: argparse.Namespace, described: object, *lines: str) -> None:
 
 def board_file(options: argparse.Namespace) -> BoardFile:
     """That of the board which a command names. Raises :class:`ConfigurationError`."""
-    from harness.boardfile import boardfile
+    from harness.boardfile import loading
 
-    return boardfile.load(boardfile.find(options.board))
+    return loading.load(loading.find(options.board))
 
 
 @contextlib.contextmanager

@@ -86,7 +86,7 @@ def _session(options: argparse.Namespace, board: Board, folder: Path) -> Console
             board.power.on(board.file.timeouts.power)
 
     def connect() -> Console:
-        address = board.find_links().serial
+        address = board.links.find().serial
         if address is None:
             raise ConfigurationError(
                 "this board has no console",

@@ -12,7 +12,7 @@ from harness.errors import ConfigurationError, HilError, LabError
 from harness.foreign import say
 
 if TYPE_CHECKING:
-    from harness.lab.discovery import Bench, BenchDevice
+    from harness.lab.discovery import DiscoveredDevice, Discovery
     from harness.links.address import SerialAddress
 
 
@@ -38,9 +38,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from harness.lab.discovery import Bench, ambiguous_serials
+    from harness.lab.discovery import Discovery, ambiguous_serials
 
-    bench = Bench()
+    bench = Discovery()
     present = bench.devices()
     if options.write:
         return _write(options, present)
@@ -65,7 +65,7 @@ def _run(options: argparse.Namespace) -> int:
     return Status.GOOD
 
 
-def _described(device: BenchDevice, present: list[BenchDevice]) -> dict[str, Any]:
+def _described(device: DiscoveredDevice, present: list[DiscoveredDevice]) -> dict[str, Any]:
     from dataclasses import asdict
 
     from harness.lab.discovery import udev_match
@@ -76,18 +76,18 @@ def _described(device: BenchDevice, present: list[BenchDevice]) -> dict[str, Any
         return asdict(device) | {"udev": None, "nameless": error.what}
 
 
-def _show(device: BenchDevice, described: dict[str, Any]) -> None:
+def _show(device: DiscoveredDevice, described: dict[str, Any]) -> None:
     say(device)
     if described["udev"] is None:
         say(f"    {described['nameless']}")
     else:
         written = ", ".join(f'{key} = "{value}"' for key, value in described["udev"].items())
         say(f"    udev = {{ {written} }}")
-    if device.driver == "ftdi_sio":
+    if device.usb_driver == "ftdi_sio":
         _show_latency_timer(device)
 
 
-def _show_latency_timer(device: BenchDevice) -> None:
+def _show_latency_timer(device: DiscoveredDevice) -> None:
     from pathlib import Path
 
     timer = Path("/sys/bus/usb-serial/devices", Path(device.node).name, "latency_timer")
@@ -112,7 +112,7 @@ def _probe(node: str, options: argparse.Namespace) -> str:
         return f"cannot be opened: {error.what}"
 
 
-def _watch(bench: Bench, seconds: float) -> None:
+def _watch(bench: Discovery, seconds: float) -> None:
     say(f"watching for {seconds:g} s ...")
     for action, device in bench.watch(timeout=seconds):
         say(f"{'+' if action == 'add' else '-'} {device}")
@@ -120,7 +120,7 @@ def _watch(bench: Bench, seconds: float) -> None:
             _show(device, _described(device, bench.devices()))
 
 
-def _write(options: argparse.Namespace, present: list[BenchDevice]) -> int:
+def _write(options: argparse.Namespace, present: list[DiscoveredDevice]) -> int:
     from pathlib import Path
 
     from harness.lab import suggest
@@ -152,7 +152,7 @@ def _write(options: argparse.Namespace, present: list[BenchDevice]) -> int:
     return Status.GOOD
 
 
-def _console(options: argparse.Namespace, present: list[BenchDevice]) -> SerialAddress:
+def _console(options: argparse.Namespace, present: list[DiscoveredDevice]) -> SerialAddress:
     """The console to log in on, at the rate that answers."""
     from dataclasses import replace
 

@@ -15,7 +15,7 @@ from harness.foreign import Shown, say
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from harness.lab.lease import Holder
+    from harness.lab.holder import Holder
     from harness.lab.lease import Status as Held
 
 _INTERRUPTED_SECONDS = 15.0

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from harness.boardfile.boardfile import BoardFile
+    from harness.boardfile.sections import BoardFile
     from harness.lab.boot_logs import BootLog, Line
 
 _BAD, _NEAR = "31;1", "33"
@@ -39,7 +39,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _run(options: argparse.Namespace) -> int:
     from harness.board.state_dir import console_logs
     from harness.lab import boot_logs
-    from harness.power.driver import power_of
+    from harness.lab.powering import power_of
 
     file = board_file(options)
     folder = console_logs(power_of(file), file)

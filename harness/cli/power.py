@@ -18,13 +18,14 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _run(options: argparse.Namespace) -> int:
     from harness.cli.progress import progress
     from harness.lab.lease import leased
-    from harness.power.driver import power_of
+    from harness.lab.powering import power_of
+    from harness.power.registry import driver_of
 
     board = board_file(options)
-    if board.power.driver == "emulated":
+    if starts_by := driver_of(board.power).starts_by:
         raise ConfigurationError(
             f"board {board.name} lives only as long as the process that emulates it",
-            remedy="`hil emulate` starts one; its power is its process",
+            remedy=f"{starts_by}; its power is its process",
         )
     driver = power_of(board)
     try:

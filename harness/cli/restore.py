@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from harness.board.board import Board
-    from harness.boardfile.boardfile import BoardFile
-    from harness.safekeeping.restore import Report
+    from harness.boardfile.sections import BoardFile
+    from harness.safekeeping.restore import Restoration
     from harness.safekeeping.snapshot import Snapshot
 
 
@@ -62,7 +62,7 @@ def _restore_leased(file: BoardFile, options: argparse.Namespace) -> int:
     try:
         with progress(f"{board.name}: waiting for it to answer"):
             _reach(board)
-        claim = place.Claim(board)
+        claim = place.Claim(board.power, board.file)
         kept = snapshot.pending(claim.directory)
         if kept is None:
             tell(
@@ -96,7 +96,7 @@ def _reach(board: Board) -> None:
         say(f"{board.name}: {recover(board).helped}", file=sys.stderr)
 
 
-def _look(board: Board, kept: Snapshot) -> tuple[Report, Sequence[str]]:
+def _look(board: Board, kept: Snapshot) -> tuple[Restoration, Sequence[str]]:
     from harness.cli.progress import progress
     from harness.safekeeping.restore import judge
 
@@ -104,7 +104,7 @@ def _look(board: Board, kept: Snapshot) -> tuple[Report, Sequence[str]]:
         return judge(board, kept), ()
 
 
-def _carry_out(board: Board, kept: Snapshot, yes: bool) -> tuple[Report, Sequence[str]]:
+def _carry_out(board: Board, kept: Snapshot, yes: bool) -> tuple[Restoration, Sequence[str]]:
     from harness.board import state_dir as place
     from harness.cli.progress import progress
     from harness.safekeeping import snapshot
@@ -116,12 +116,12 @@ def _carry_out(board: Board, kept: Snapshot, yes: bool) -> tuple[Report, Sequenc
     with progress(f"{board.name}: giving its variables back"):
         report, did = restore_whatever_it_takes(board, kept)
     if report.finished:
-        snapshot.finish(place.directory(board))
+        snapshot.finish(place.directory(board.power, board.file))
     return report, did
 
 
 def _described(
-    board: Board, kept: Snapshot, report: Report, did: Sequence[str]
+    board: Board, kept: Snapshot, report: Restoration, did: Sequence[str]
 ) -> dict[str, object]:
     return {
         "board": board.name,
@@ -131,7 +131,7 @@ def _described(
         "variables": [
             {
                 "name": str(line.name).encode("utf-8", "backslashreplace").decode(),
-                "verdict": line.verdict,
+                "verdict": line.fate,
                 "deed": line.deed,
                 "reason": line.reason,
             }

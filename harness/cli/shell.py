@@ -24,9 +24,9 @@ def _run(options: argparse.Namespace) -> int:
     from pathlib import Path
 
     with opened(options, purpose="hil shell") as board, tempfile.TemporaryDirectory() as folder:
-        address = board.ssh.address
+        address = board.links.ssh.address
         known_hosts = Path(folder, "known_hosts")
-        known_hosts.write_text(board.ssh.known_host(_ALIAS), "ascii")
+        known_hosts.write_text(board.links.ssh.known_host(_ALIAS), "ascii")
         command = ["ssh", "-p", str(address.port), "-l", address.user]
         if address.key is not None:
             command += ["-i", str(address.key), "-o", "IdentitiesOnly=yes"]

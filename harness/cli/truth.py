@@ -11,7 +11,7 @@ from harness.cli.status import Status
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from harness.truth.replay import GroupResult
+    from harness.truth.results import GroupResult
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,6 +1,6 @@
 """Authenticated variables: EFI_VARIABLE_AUTHENTICATION_2 and signature lists.
 
-Sources: UEFI 2.10, sections 8.2.2 and 32.4.1; contract 4.6 and 4.7.
+Sources: UEFI 2.10, sections 8.2.2 and 32.4.1; stack 4.6 and 4.7.
 """
 
 from __future__ import annotations

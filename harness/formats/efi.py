@@ -1,6 +1,6 @@
 """UEFI basics: status codes, variable attributes, GUIDs, EFI_TIME and CHAR16 names.
 
-Sources: UEFI 2.10, sections 8.2 and 8.3 and appendix D; contract 4.
+Sources: UEFI 2.10, sections 8.2 and 8.3 and appendix D; stack 4.
 """
 
 from __future__ import annotations

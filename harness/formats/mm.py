@@ -3,7 +3,7 @@
 A message is an MM header (24 bytes), a function header (16 bytes) and a payload; all fields are
 little-endian. Each payload is one dataclass with ``pack`` and ``unpack``.
 
-Sources: contract 4.1 to 4.3; EDK2 MdeModulePkg/Include/Guid/SmmVariableCommon.h; Linux
+Sources: stack 4.1 to 4.3; EDK2 MdeModulePkg/Include/Guid/SmmVariableCommon.h; Linux
 drivers/firmware/efi/stmm/mm_communication.h.
 """
 
@@ -63,7 +63,7 @@ _SPM_STATUS: Final = {
 
 
 def spm_status(value: int) -> EfiStatus:
-    """What Linux and U-Boot make of the partition manager's code, a u64 (contract 5.2)."""
+    """What Linux and U-Boot make of the partition manager's code, a u64 (stack 5.2)."""
     return _SPM_STATUS.get(value, EfiStatus.ACCESS_DENIED)
 
 

@@ -1,6 +1,6 @@
 """The RPMB of an eMMC on the wire: data frames, their MAC, and tee-supplicant's request header.
 
-Sources: JESD84-B51 6.6.22; OC tee-supplicant/src/rpmb.c; contract 1.1 - 1.3, 1.7.  Frames are
+Sources: JESD84-B51 6.6.22; OC tee-supplicant/src/rpmb.c; stack 1.1 - 1.3, 1.7.  Frames are
 big-endian, tee-supplicant's structures little-endian.
 """
 
@@ -33,7 +33,7 @@ NO_NONCE: Final = bytes(NONCE_SIZE)
 OPTEE_TEST_KEY: Final = bytes.fromhex(
     "d3eb3ec36e334c9f988ce2c0b85954610d2bcf8664844df2ab56e6c61bb701e4"
 )
-"""The key of an OP-TEE built with CFG_RPMB_TESTKEY."""
+"""OP-TEE's public key, of a build with CFG_RPMB_TESTKEY (optee_os core/tee/tee_rpmb_fs.c)."""
 
 
 class RpmbRequest(IntEnum):
@@ -69,7 +69,7 @@ class RpmbResult(IntEnum):
 COUNTER_EXPIRED: Final = 0x80
 """Or-ed into every result once the write counter is saturated."""
 RESULT_MASK: Final = 0x3F
-"""What OP-TEE looks at (contract 1.3)."""
+"""What OP-TEE looks at (stack 1.3)."""
 
 _FRAME: Final = struct.Struct(
     ">"
@@ -184,7 +184,7 @@ def join(frames: Iterable[RpmbFrame]) -> bytes:
 
 
 class SupplicantCommand(IntEnum):
-    """What OP-TEE asks the supplicant (contract 1.7)."""
+    """What OP-TEE asks the supplicant (stack 1.7)."""
 
     DATA_REQUEST = 0
     GET_DEVICE_INFO = 1

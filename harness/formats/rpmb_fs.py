@@ -1,6 +1,6 @@
 """The file system that OP-TEE keeps in an RPMB: partition header, file allocation table, names.
 
-Source: OT41 core/tee/tee_rpmb_fs.c; contract 2.1, 2.3.  Everything is little-endian.
+Source: OT41 core/tee/tee_rpmb_fs.c; stack 2.1, 2.3.  Everything is little-endian.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 All fields are little-endian; offsets in the docstrings are bytes.
 
-Sources: contract 4.11 and 4.13; EDK2 MdeModulePkg/Include/Guid/VariableFormat.h and
+Sources: stack 4.11 and 4.13; EDK2 MdeModulePkg/Include/Guid/VariableFormat.h and
 SystemNvDataGuid.h; PI 1.8 volume 3 (firmware volume header).
 """
 

@@ -6,9 +6,10 @@ import contextlib
 from collections.abc import Iterator
 from itertools import count
 
-from harness.instruments import succeeded
-from harness.probe import Outcome, Probe, Step
+from harness.instruments.outcomes import succeeded
 from harness.probe import steps as do
+from harness.probe.probe import Probe
+from harness.probe.steps import Outcome, Step
 
 _NUMBERS = count(1)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fnmatch
+import re
 import shlex
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -12,18 +14,16 @@ from dataclasses import dataclass
 from threading import Event
 from uuid import UUID
 
-from harness.capabilities import EFIVARS_PATH
+from harness.capabilities import EFIVARS_PATH, VENDOR_GUID
 from harness.consents import Consent
 from harness.errors import TargetError
 from harness.formats.efi import Attributes
-from harness.instruments import succeeded
 from harness.instruments.descriptor import Descriptor, opened
-from harness.probe import Outcome, Probe, Step
+from harness.instruments.outcomes import succeeded
 from harness.probe import steps as do
+from harness.probe.probe import Probe
+from harness.probe.steps import Outcome, Step
 from harness.shell import Shell
-
-VENDOR_GUID = UUID("6f0e6f5c-2f43-4c0e-9b1f-5a4c8d7be2a1")
-"""The vendor GUID of every variable that the harness and its tests create."""
 
 NV_BS_RT = Attributes.NON_VOLATILE | Attributes.BOOTSERVICE_ACCESS | Attributes.RUNTIME_ACCESS
 """Attributes 7: the ordinary run-time variable."""
@@ -31,7 +31,9 @@ NV_BS_RT = Attributes.NON_VOLATILE | Attributes.BOOTSERVICE_ACCESS | Attributes.
 IMMUTABLE = 0x10
 """FS_IMMUTABLE_FL (K6 include/uapi/linux/fs.h)."""
 
-_GUID_CHARS = 36
+_FILE_NAME = re.compile(
+    r"(.+)-([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})", re.ASCII | re.DOTALL
+)
 # Larger than any variable: efivarfs answers each read(2) with a whole GetVariable.
 _READ_BYTES = 65536
 _POLL_SECONDS = 0.02
@@ -51,9 +53,30 @@ class VariableName:
     def of_file(cls, file_name: bytes) -> VariableName:
         """Parse a file name of efivarfs. Raises ValueError for one that is none."""
         text = file_name.decode("utf-8", "surrogateescape")
-        if len(text) < _GUID_CHARS + 2 or text[-_GUID_CHARS - 1] != "-":
+        found = name_of_file(text)
+        if found is None:
             raise ValueError(f"{text!r} does not end in -GUID")
-        return cls(text[: -_GUID_CHARS - 1], UUID(text[-_GUID_CHARS:]))
+        return found
+
+
+def is_ours(name: VariableName) -> bool:
+    """Whether it has the suite's own vendor GUID."""
+    return name.guid == VENDOR_GUID
+
+
+def is_named(name: VariableName, patterns: Iterable[str]) -> bool:
+    """Whether one of the names of a ``foreign`` marker means it: a name, or a pattern such as
+    ``Boot*``."""
+    return any(
+        name.name == pattern or fnmatch.fnmatchcase(name.name, pattern) for pattern in patterns
+    )
+
+
+def name_of_file(file_name: str) -> VariableName | None:
+    """The variable of a file name; None where efivarfs could not have one of that name (K6
+    fs/efivarfs/inode.c:efivarfs_valid_name takes the GUID in either case)."""
+    found = _FILE_NAME.fullmatch(file_name[:-36] + file_name[-36:].lower())
+    return VariableName(found[1], UUID(found[2])) if found else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +91,7 @@ class Variable:
 @dataclass(frozen=True, slots=True)
 class MountState:
     """One line of /proc/self/mountinfo: the mount's own flag and the superblock's are separate,
-    and only the latter follows the driver (contract 6.1)."""
+    and only the latter follows the driver (stack 6.1)."""
 
     mount_read_only: bool
     superblock_read_only: bool
@@ -346,3 +369,12 @@ def mount_state(line: str) -> MountState:
     options = fields[5].split(",")
     superblock = fields[-1].split(",")
     return MountState("ro" in options, "ro" in superblock, tuple(options))
+
+
+def content_of(efivars: Efivars, name: str) -> bytes | None:
+    """Attributes and data of one of our own variables; None for one that cannot be read, empty for
+    one without a value."""
+    try:
+        return efivars.read_raw(name)
+    except OSError:
+        return None

@@ -9,10 +9,9 @@ from posixpath import normpath
 from harness.capabilities import EFIVARS_PATH
 from harness.consents import Consent
 from harness.errors import UndeclaredWrite
-from harness.instruments.efivars import VariableName
-from harness.probe import Step
+from harness.instruments.efivars import VariableName, is_named, is_ours, name_of_file
 from harness.probe import steps as do
-from harness.safekeeping.variables import is_named, is_ours, name_of_file
+from harness.probe.steps import Step
 
 ANY = "*"
 """Every foreign variable: for tools whose purpose that is."""
@@ -23,7 +22,7 @@ _WRITING_FLAGS = frozenset({"O_WRONLY", "O_RDWR", "O_CREAT", "O_TRUNC", "O_APPEN
 class ForeignWrites:
     """Which variables outside our vendor GUID may be written just now; none, unless
     :meth:`allowing` says so. It looks at the probe's steps, before they are taken; what a shell
-    command writes is found afterwards by the listing (harness.board.board.Standing.foreign)."""
+    command writes is found afterwards by the listing (harness.board.standing)."""
 
     def __init__(self, consent: Callable[[Consent], None], *, board: str) -> None:
         self._consent = consent

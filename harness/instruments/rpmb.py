@@ -1,7 +1,7 @@
 """The RPMB partition of the board's eMMC: write counter, blocks, identity.
 
 mmc-utils carry the requests where the board has them; elsewhere, and for raw frames, a few lines
-of python3 on the board make the same ioctl (contract 1.6).
+of python3 on the board make the same ioctl (stack 1.6).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from harness.capabilities import octal
 from harness.consents import Consent
 from harness.errors import MissingCapability, TargetError
 from harness.formats import mmc
@@ -100,7 +101,7 @@ class Rpmb:
     def program_key(self, key: bytes, *, timeout: float = 10.0) -> None:
         """Give the partition its 32-byte authentication key, once and for ever; needs python3 on
         the board, and what harness.safekeeping.key_programming asks for. Raises
-        :class:`RpmbRefused`: a partition that has a key answers GENERAL_FAILURE (contract 1.4)."""
+        :class:`RpmbRefused`: a partition that has a key answers GENERAL_FAILURE (stack 1.4)."""
         if len(key) != wire.MAC_SIZE:
             raise ValueError(f"need {wire.MAC_SIZE} bytes of key")
         reply = self.exchange(wire.key_request(key), 1, reliable=True, timeout=timeout)[-1]
@@ -127,7 +128,7 @@ class Rpmb:
         return carrier.exchange(request, reply_frames, reliable, timeout)
 
     def identity(self) -> EmmcIdentity:
-        """CID, size and reliable-write count of the eMMC behind :attr:`device` (contract 1.7)."""
+        """CID, size and reliable-write count of the eMMC behind :attr:`device` (stack 1.7)."""
         card = self.device.removeprefix("/dev/mmcblk").removesuffix("rpmb")
         result = self._shell.run(
             f"cd /sys/class/mmc_host/mmc{card}/mmc{card}:0001 && "
@@ -194,7 +195,7 @@ class _MmcUtils:
     ) -> bytes:
         """Run it with ``files`` in a directory ``$d`` that does not outlive the command."""
         create = "".join(
-            f"printf {shlex.quote(_octal(content))} > $d/{name} && "
+            f"printf {shlex.quote(octal(content))} > $d/{name} && "
             for name, content in (files or {}).items()
         )
         mmc_command = f"mmc rpmb {action} {self._device} {arguments}"
@@ -289,7 +290,3 @@ try:
 except OSError as error:
     print(error.errno)
 """
-
-
-def _octal(content: bytes) -> str:
-    return "".join(f"\\{byte:03o}" for byte in content)

@@ -13,9 +13,9 @@ from threading import Event
 from harness.capabilities import STMM_DEVICE, STMM_DRIVER
 from harness.consents import Consent
 from harness.errors import MissingCapability, TargetError
-from harness.instruments import succeeded
-from harness.probe import Probe
+from harness.instruments.outcomes import succeeded
 from harness.probe import steps as do
+from harness.probe.probe import Probe
 from harness.shell import Shell
 
 _POLL_SECONDS = 0.02

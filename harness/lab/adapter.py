@@ -10,10 +10,10 @@ from threading import Event
 from typing import TYPE_CHECKING
 
 from harness.errors import HostError
-from harness.lab.discovery import Bench, BenchDevice, Kind
+from harness.lab.discovery import DiscoveredDevice, Discovery, Kind
 
 if TYPE_CHECKING:
-    from harness.boardfile.boardfile import SerialSection, UdevMatch
+    from harness.boardfile.sections import SerialSection, UdevMatch
 
 _POLL_SECONDS = 0.05
 
@@ -27,7 +27,7 @@ def is_url(port: str) -> bool:
     return "://" in port
 
 
-def matches(device: BenchDevice, wanted: UdevMatch) -> bool:
+def matches(device: DiscoveredDevice, wanted: UdevMatch) -> bool:
     """Whether a serial adapter has every property that ``[serial.udev]`` gives."""
     properties = wanted.model_dump(exclude_none=True)
     return device.kind is Kind.SERIAL and all(
@@ -38,14 +38,14 @@ def matches(device: BenchDevice, wanted: UdevMatch) -> bool:
 def node_of(wanted: UdevMatch, *, timeout: float = 0.0) -> str:
     """The device node of the one adapter that ``[serial.udev]`` names, which may take ``timeout``
     seconds to appear. Raises :class:`AdapterAbsent`, and :class:`HostError` where several match."""
-    bench = Bench()
+    discovery = Discovery()
     what = f"the serial adapter with {_shown(wanted)}"
     if timeout > 0:
         try:
-            bench.wait_for(lambda device: matches(device, wanted), what=what, timeout=timeout)
+            discovery.wait_for(lambda device: matches(device, wanted), what=what, timeout=timeout)
         except HostError as error:
             raise AdapterAbsent(error.what, remedy=error.remedy) from error
-    present = bench.devices()
+    present = discovery.devices()
     found = [device for device in present if matches(device, wanted)]
     if len(found) == 1:
         return found[0].node
@@ -76,13 +76,13 @@ def wait_for_port(port: str, *, timeout: float) -> None:
         Event().wait(_POLL_SECONDS)
 
 
-def place_of(section: SerialSection) -> str:
+def usb_port_of(section: SerialSection) -> str:
     """The USB port that the adapter sits in, however the board file names it: one word for two
     board files that mean the same one. What the board file says where udev does not know it."""
     if section.port is not None and is_url(section.port):
         return section.port
     node = None if section.port is None else os.path.realpath(section.port)
-    for device in Bench().devices():
+    for device in Discovery().devices():
         named = device.node == node if section.udev is None else matches(device, section.udev)
         if named and device.path:
             return f"{device.path} {device.interface}".strip()

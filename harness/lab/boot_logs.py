@@ -103,10 +103,10 @@ def choose(kept: Sequence[BootLog], which: str) -> list[BootLog]:
 
 
 def near_bad(lines: Sequence[Line], bad: Iterable[str]) -> set[int]:
-    """The places of the lines around bad ones, and of those themselves."""
+    """The numbers of the lines around bad ones, and of those themselves."""
     texts = set(bad)
-    places = [place for place, line in enumerate(lines) if line.text in texts]
-    return {place + step for place in places for step in range(-AROUND, AROUND + 1)}
+    numbers = [number for number, line in enumerate(lines) if line.text in texts]
+    return {number + step for number in numbers for step in range(-AROUND, AROUND + 1)}
 
 
 def follow(folder: Path) -> Iterator[tuple[int, Line]]:

@@ -42,7 +42,7 @@ _RELAYS = {
 
 
 @dataclass(frozen=True, slots=True)
-class BenchDevice:
+class DiscoveredDevice:
     """One device. Identity fields are udev properties, empty where the device has none:
     ``serial`` ID_SERIAL_SHORT, ``path`` ID_PATH (the port), ``interface`` ID_USB_INTERFACE_NUM."""
 
@@ -54,13 +54,13 @@ class BenchDevice:
     serial: str
     path: str
     interface: str
-    driver: str
+    usb_driver: str
 
     def __str__(self) -> str:
         return f"{self.kind} {self.node} ({self.name or 'unknown make'})"
 
 
-class Bench:
+class Discovery:
     """The devices of this host, now and as they come and go.
 
     Raises :class:`HostError` where there is no udev database.
@@ -74,9 +74,9 @@ class Bench:
         except ImportError as error:
             raise HostError("libudev is missing", remedy="install the package libudev1") from error
 
-    def devices(self) -> list[BenchDevice]:
+    def devices(self) -> list[DiscoveredDevice]:
         """What is there, sorted by node."""
-        found: dict[str, BenchDevice] = {}
+        found: dict[str, DiscoveredDevice] = {}
         for subsystem in _SUBSYSTEMS:
             for device in self._context.list_devices(subsystem=subsystem):
                 known = classify(device)
@@ -84,7 +84,7 @@ class Bench:
                     found[known.node] = known
         return sorted(found.values(), key=lambda device: _natural(device.node))
 
-    def watch(self, *, timeout: float | None = None) -> Iterator[tuple[str, BenchDevice]]:
+    def watch(self, *, timeout: float | None = None) -> Iterator[tuple[str, DiscoveredDevice]]:
         """``("add" | "remove", device)`` as devices come and go, for ``timeout`` seconds."""
         monitor = self._monitor()
         seen = {device.node: device for device in self.devices()}
@@ -105,8 +105,8 @@ class Bench:
                 yield action, device
 
     def wait_for(
-        self, wanted: Callable[[BenchDevice], bool], *, what: str, timeout: float
-    ) -> BenchDevice:
+        self, wanted: Callable[[DiscoveredDevice], bool], *, what: str, timeout: float
+    ) -> DiscoveredDevice:
         """The first device that is ``wanted``, now or within ``timeout`` seconds: an adapter that
         draws its power from the board comes back with it. Raises :class:`HostError`, naming what
         is there."""
@@ -135,7 +135,7 @@ class Bench:
         return monitor
 
 
-def classify(device: Device) -> BenchDevice | None:
+def classify(device: Device) -> DiscoveredDevice | None:
     """What a udev device is on a bench; None for everything else."""
     properties = device.properties
     node = device.device_node
@@ -160,7 +160,7 @@ def classify(device: Device) -> BenchDevice | None:
                 kind, name = Kind.RELAY, _RELAYS[vendor, model]
     if kind is None or node is None:
         return None
-    return BenchDevice(
+    return DiscoveredDevice(
         kind=kind,
         node=node,
         name=name,
@@ -169,11 +169,11 @@ def classify(device: Device) -> BenchDevice | None:
         serial=serial,
         path=properties.get("ID_PATH", ""),
         interface=properties.get("ID_USB_INTERFACE_NUM", ""),
-        driver=properties.get("ID_USB_DRIVER", ""),
+        usb_driver=properties.get("ID_USB_DRIVER", ""),
     )
 
 
-def udev_match(device: BenchDevice, present: Iterable[BenchDevice]) -> dict[str, str]:
+def udev_match(device: DiscoveredDevice, present: Iterable[DiscoveredDevice]) -> dict[str, str]:
     """The fewest properties, as ``[serial.udev]`` of a board file spells them, that name this
     device and none of the others in ``present``, whatever is replugged or renumbered.
 
@@ -193,7 +193,7 @@ def udev_match(device: BenchDevice, present: Iterable[BenchDevice]) -> dict[str,
     )
 
 
-def ambiguous_serials(present: Iterable[BenchDevice]) -> list[str]:
+def ambiguous_serials(present: Iterable[DiscoveredDevice]) -> list[str]:
     """Serial numbers that several adapters share, though they are not ports of one."""
     adapters = {
         (device.serial, device.path.rpartition(":")[0])

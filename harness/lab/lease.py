@@ -11,20 +11,16 @@ What a holder starts may use the board, too: it finds the holder's token in its 
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import getpass
-import json
 import os
 import re
 import signal
 import socket
-import struct
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -32,9 +28,10 @@ from typing import TYPE_CHECKING, Self
 
 from harness.errors import HostError, LabError
 from harness.foreign import say
+from harness.lab.holder import Holder, holder_of, lock, write
 
 if TYPE_CHECKING:
-    from harness.boardfile.boardfile import BoardFile
+    from harness.boardfile.sections import BoardFile
 
 LEASES_ENVIRONMENT = "HIL_LEASES"
 TOKEN_ENVIRONMENT = "HIL_LEASE_TOKEN"
@@ -43,8 +40,6 @@ _POLL_SECONDS = 0.05
 _SHARED_DIRECTORY = 0o1777
 _SHARED_FILE = 0o666
 _READABLE_CHARS = 60
-# struct flock of 64-bit Linux: type, whence, start, length, pid.
-_FLOCK = struct.Struct("hhqqi4x")
 
 
 class BoardHeld(LabError):
@@ -56,33 +51,13 @@ class LeaseBroken(LabError):
 
 
 @dataclass(frozen=True, slots=True)
-class Holder:
-    """Who holds or waits: the user, the process, what for, since when (seconds since 1970)."""
-
-    user: str
-    pid: int
-    board: str
-    purpose: str
-    since: float
-    things: tuple[str, ...]
-    token: str
-
-    def __str__(self) -> str:
-        clock = time.strftime("%H:%M:%S", time.localtime(self.since))
-        return (
-            f"{self.user} (process {self.pid}, {self.purpose}) as board {self.board} "
-            f"since {clock}, {_duration(time.time() - self.since)}"
-        )
-
-
-@dataclass(frozen=True, slots=True)
 class Status:
-    """Who holds any of a board's things, and who waits for one, first come first. ``place`` is
-    that of the one who asks while waiting: 1 is next."""
+    """Who holds any of a board's things, and who waits for one, first come first. ``position``
+    is that of the one who asks while waiting: 1 is next."""
 
     holders: tuple[Holder, ...]
     queue: tuple[Holder, ...]
-    place: int = 0
+    position: int = 0
 
 
 @dataclass
@@ -167,10 +142,10 @@ class Lease:
             return
         self._released.set()
         self._unwatched.set()
-        for lock in self._locks:
+        for descriptor in self._locks:
             with contextlib.suppress(OSError):
-                os.ftruncate(lock, 0)
-            os.close(lock)
+                os.ftruncate(descriptor, 0)
+            os.close(descriptor)
 
 
 class LeaseDesk:
@@ -238,7 +213,7 @@ class LeaseDesk:
         held: dict[str, Holder] = {}
         with contextlib.suppress(FileNotFoundError):
             for path in sorted(self._directory.glob("*.lock")):
-                holder = self._holder(path)
+                holder = holder_of(path)
                 if holder is not None:
                     held[holder.token] = holder
         return Status(tuple(held.values()), tuple(other for _, other in self._tickets()))
@@ -280,7 +255,7 @@ class LeaseDesk:
     def _holders(self, things: Iterable[str]) -> tuple[Holder, ...]:
         holders = {}
         for thing in sorted(things):
-            holder = self._holder(self._lock_path(thing))
+            holder = holder_of(self._lock_path(thing))
             if holder is not None:
                 holders[holder.token] = holder
         return tuple(holders.values())
@@ -355,10 +330,10 @@ class LeaseDesk:
         try:
             for thing in wanted:
                 locks.append(self._open(self._lock_path(thing)))
-                _lock(locks[-1])
+                lock(locks[-1])
             now = replace(holder, since=time.time())
-            for lock in locks:
-                _write(lock, now)
+            for descriptor in locks:
+                write(descriptor, now)
         except BlockingIOError:
             _close(locks)
             return None
@@ -369,7 +344,7 @@ class LeaseDesk:
 
     @contextlib.contextmanager
     def _ticket(self, holder: Holder) -> Iterator[str]:
-        """A locked place in the queue; names sort by the time of asking."""
+        """A locked turn in the queue; names sort by the time of asking."""
         name = f"{time.clock_gettime_ns(time.CLOCK_BOOTTIME):020d}-{holder.token}"
         path = self._queue / name
         # Under a name that nobody looks at until it is locked: an unlocked ticket counts as dead.
@@ -378,8 +353,8 @@ class LeaseDesk:
             hidden, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644
         )
         try:
-            _lock(ticket)
-            _write(ticket, holder)
+            lock(ticket)
+            write(ticket, holder)
             hidden.rename(path)
             yield name
         finally:
@@ -394,7 +369,7 @@ class LeaseDesk:
             for path in sorted(self._queue.iterdir()):
                 if path.suffix == ".new":
                     continue
-                waiting = self._holder(path)
+                waiting = holder_of(path)
                 if waiting is not None:
                     found.append((path.name, waiting))
                 else:
@@ -402,20 +377,6 @@ class LeaseDesk:
                     with contextlib.suppress(OSError):
                         path.unlink()
         return found
-
-    def _holder(self, path: Path) -> Holder | None:
-        """Who keeps ``path`` locked; None when nobody does. Only looks: a trial lock would be in
-        the way of who wants the lease in that instant."""
-        try:
-            lock = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except OSError as error:
-            if error.errno in {errno.ENOENT, errno.ELOOP}:
-                return None
-            raise
-        try:
-            return _read(lock) if _is_locked(lock) else None
-        finally:
-            os.close(lock)
 
     def _tell(self, victim: Holder, text: str) -> None:
         path = self._break_path(victim)
@@ -480,7 +441,7 @@ def waiting_line(board: str, status: Status) -> str:
     """What one who waits is shown."""
     holders = "; ".join(map(str, status.holders)) or "nobody, it is the next one's turn"
     others = f" of {1 + len(status.queue)}" if status.queue else ""
-    return f"waiting for board {board}: place {status.place}{others}; held by {holders}"
+    return f"waiting for board {board}: place {status.position}{others}; held by {holders}"
 
 
 def default_directory() -> Path:
@@ -506,36 +467,9 @@ def _held(board: str, status: Status, timeout: float) -> BoardHeld:
     )
 
 
-def _lock(descriptor: int) -> None:
-    """Lock a file for as long as ``descriptor`` is open (an open file description lock, fcntl(2)).
-    Raises BlockingIOError."""
-    fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
-
-
-def _is_locked(descriptor: int) -> bool:
-    asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-    answer = fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, asked)
-    return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
-
-
-def _write(lock: int, holder: Holder) -> None:
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, json.dumps(asdict(holder)).encode(), 0)
-
-
-def _read(lock: int) -> Holder | None:
-    """What its holder wrote into a locked file; a placeholder for the instant before it did."""
-    try:
-        values = json.loads(os.pread(lock, 65536, 0))
-        values["things"] = tuple(values["things"])
-        return Holder(**values)
-    except (ValueError, TypeError, KeyError):
-        return Holder("somebody", 0, "?", "just now", time.time(), (), "unknown")
-
-
 def _close(locks: Iterable[int]) -> None:
-    for lock in locks:
-        os.close(lock)
+    for descriptor in locks:
+        os.close(descriptor)
 
 
 def _user() -> str:
@@ -543,10 +477,3 @@ def _user() -> str:
         return f"{getpass.getuser()}@{socket.gethostname()}"
     except (KeyError, OSError):
         return f"uid {os.getuid()}@{socket.gethostname()}"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    parts = [f"{hours} h"] * bool(hours) + [f"{minutes} min"] * bool(minutes)
-    return " ".join(parts) or f"{rest} s"

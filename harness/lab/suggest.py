@@ -137,7 +137,7 @@ def write_board_file(path: Path, text: str, *, force: bool) -> None:
     Raises :class:`ConfigurationError` for a file that is there (without ``force``) or cannot be
     written.
     """
-    from harness.boardfile import boardfile
+    from harness.boardfile import loading
 
     if path.exists() and not force:
         raise ConfigurationError(
@@ -151,7 +151,7 @@ def write_board_file(path: Path, text: str, *, force: bool) -> None:
         raise ConfigurationError(
             f"cannot write {path}: {error.strerror}", remedy="give a path that can be written"
         ) from error
-    boardfile.load(path)
+    loading.load(path)
 
 
 def ssh_answers(facts: BoardFacts, user: str) -> HilError | None:

@@ -6,16 +6,37 @@ import os
 import signal
 import subprocess
 import threading
-from typing import TYPE_CHECKING
+from typing import Literal
+
+from pydantic import Field
 
 from harness.errors import PowerError
-from harness.power.driver import Endpoints, PowerState
+from harness.power.driver import Driver, PowerDriver, PowerState
+from harness.power.section import Section
+from harness.tables import Seconds, Table
 
-if TYPE_CHECKING:
-    from harness.power.options import CommandPowerOptions
+
+class CommandPowerOptions(Table):
+    """Shell commands that switch the power."""
+
+    on: str = Field(min_length=1)
+    off: str = Field(min_length=1)
+    cycle: str | None = Field(default=None, description="default: off, a pause, on")
+    status: str | None = Field(
+        default=None, description="prints `on` or `off`; without it the state is unknown"
+    )
+    off_seconds: Seconds = Field(default=1.0, description="how long the power stays off in a cycle")
+    timeout: Seconds = Field(default=30.0, description="for each command")
 
 
-class CommandPower:
+class CommandPowerSection(Section):
+    """Any command: a PDU's client, uhubctl, a relay."""
+
+    driver: Literal["command"]
+    options: CommandPowerOptions
+
+
+class CommandPower(PowerDriver):
     """Power driver ``command``. Each command runs under ``/bin/sh -c`` and must end with status
     0 within its timeout; with a ``status`` command every switch is verified."""
 
@@ -45,15 +66,6 @@ class CommandPower:
             return PowerState(self._run(self._options.status, self._options.timeout).lower())
         except (PowerError, ValueError):
             return PowerState.UNKNOWN
-
-    def endpoints(self) -> Endpoints:
-        return Endpoints()
-
-    def keeps(self) -> None:
-        """A real flash: what belongs to it is kept with the user's state."""
-
-    def close(self) -> None:
-        """Nothing is held."""
 
     def _switch(self, command: str, wanted: PowerState, timeout: float) -> None:
         self._run(command, min(timeout, self._options.timeout))
@@ -97,3 +109,10 @@ class CommandPower:
                 command=command,
             )
         return text
+
+
+DRIVER = Driver(
+    section=CommandPowerSection,
+    open=lambda section, context: CommandPower(section.options, board=context.board),
+    things=lambda section: [f"outlet {section.options.on}"],
+)

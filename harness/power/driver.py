@@ -1,22 +1,23 @@
 """Power: switch a board off and on.
 
-A driver is one small file with an options model and a class; ``options.PowerSection`` names
-its options, :func:`open_driver` makes it. Drivers report the state they *verified*, or
-``UNKNOWN`` where the hardware cannot tell.
+A driver is one file: the section of a board file that chooses it, a class that switches, and one
+:class:`Driver`, which :mod:`harness.power.registry` lists. Drivers report the state they
+*verified*, or ``UNKNOWN`` where the hardware cannot tell.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, assert_never
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar, get_args
 
 if TYPE_CHECKING:
-    from harness.boardfile.boardfile import BoardFile
-    from harness.lab.labgrid.place import LabgridPlace
     from harness.links.address import SerialAddress, SshAddress
-    from harness.power.options import LabgridPowerSection, OutletSection, PowerSection
+    from harness.power.section import Section
+
+SectionT = TypeVar("SectionT", bound="Section")
 
 
 class PowerState(StrEnum):
@@ -38,7 +39,7 @@ class Endpoints:
 class PowerDriver(Protocol):
     """Switches one board. Timeouts are seconds; every failure is a
     :class:`harness.errors.PowerError` (or :class:`~harness.errors.HostError` where this machine
-    lacks something)."""
+    lacks something). What a driver does not say is as for an outlet that feeds a real board."""
 
     def on(self, timeout: float) -> None:
         """Power the board on; returns when power is on, not when the board has booted. A board
@@ -51,7 +52,8 @@ class PowerDriver(Protocol):
 
     def cycle(self, timeout: float) -> None:
         """Off, then on."""
-        ...
+        self.off(timeout)
+        self.on(timeout)
 
     def state(self) -> PowerState:
         """The verified state; never raises."""
@@ -59,100 +61,80 @@ class PowerDriver(Protocol):
 
     def endpoints(self) -> Endpoints:
         """Where the board's links are now; valid after :meth:`on`."""
-        ...
+        return Endpoints()
 
     def keeps(self) -> Path | None:
         """The directory for what belongs to this board's flash and must live exactly as long;
         None where the flash is real and outlives everything here. Valid after :meth:`on`."""
-        ...
+        return None
+
+    def hold(self) -> None:
+        """Acquire what a lab's own reservation keeps until :meth:`close`; every other call that
+        needs it does so, too. Raises :class:`harness.errors.LabError` when somebody has it."""
+        return None  # noqa: RET501 - mypy takes an empty body of a protocol for a missing one
+
+    def check(self) -> None:
+        """Raise :class:`harness.errors.LabError` if somebody took that away. Asks nobody: fast."""
+        return None  # noqa: RET501
 
     def close(self) -> None:
         """Give everything back; never raises, at most two seconds."""
+        return None  # noqa: RET501
+
+
+class Outlet(Protocol):
+    """One switched outlet. Both calls take at most ``timeout`` seconds and raise
+    :class:`harness.errors.PowerError`."""
+
+    def switch(self, on: bool, timeout: float) -> None:
+        """Ask for on or off."""
         ...
 
+    def read(self, timeout: float) -> PowerState:
+        """What the hardware says it is; UNKNOWN where it cannot say."""
+        ...
 
-def power_of(file: BoardFile, *, assume_yes: bool = False) -> PowerDriver:
-    """How the board of ``file`` is switched; in a labgrid place the driver holds the place, too,
-    from its first use until it is closed. ``assume_yes`` tells the manual driver that nobody will
-    answer."""
-    if file.labgrid is None:
-        return open_driver(file.power, board=file.name, assume_yes=assume_yes)
-    from harness.lab.labgrid.outlet import PlacePower
-    from harness.lab.labgrid.place import LabgridPlace
-
-    place = LabgridPlace(file.labgrid, board=file.name)
-    driver = open_driver(file.power, board=file.name, assume_yes=assume_yes, place=place)
-    return PlacePower(
-        driver,
-        place,
-        ssh=file.ssh is None or not file.ssh.host,
-        serial=file.serial is None or not file.serial.named,
-    )
+    def __str__(self) -> str: ...
 
 
-def open_driver(
-    section: PowerSection,
-    *,
-    board: str,
-    assume_yes: bool = False,
-    place: LabgridPlace | None = None,
-) -> PowerDriver:
-    """The driver a board file's ``[power]`` table asks for; ``place`` is where the labgrid driver
-    finds its outlet."""
-    match section.driver:
-        case "emulated":
-            from harness.power.emulated import EmulatedPower
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What a driver is told beside its section: the board's name for errors, whether nobody will
+    answer a question, and the outlet of the labgrid place that the board is in."""
 
-            return EmulatedPower(section, board=board)
-        case "command":
-            from harness.power.command import CommandPower
-
-            return CommandPower(section.options, board=board)
-        case "manual":
-            from harness.power.manual import ManualPower
-
-            return ManualPower(board=board, assume_yes=assume_yes)
-        case "qemu":
-            from harness.power.qemu import QemuPower
-
-            return QemuPower(section.options, board=board)
-        case _:
-            return _outlet_power(section, board=board, place=place)
+    board: str
+    assume_yes: bool = False
+    place_outlet: Outlet | None = None
 
 
-def _outlet_power(
-    section: OutletSection | LabgridPowerSection, *, board: str, place: LabgridPlace | None
-) -> PowerDriver:
-    from harness.power.outlet import Outlet, OutletPower
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Driver(Generic[SectionT]):
+    """All that is known of one kind of power driver."""
 
-    outlet: Outlet
-    match section.driver:
-        case "labgrid":
-            from harness.lab.labgrid.outlet import LabgridOutlet
+    section: type[SectionT]
+    open: Callable[[SectionT, Context], PowerDriver]
+    """Makes the driver; touches nothing yet."""
+    things: Callable[[SectionT], Iterable[str]] = lambda section: ()
+    """A word for each physical thing that nobody else may use meanwhile: ``outlet …``, ``image …``;
+    the same for two board files that mean the same one."""
+    offers_links: Callable[[SectionT], bool] = lambda section: False
+    """Whether it has links of its own, so that the board file need not name one."""
+    vary: Callable[[SectionT, str | None, bool, Path | None], SectionT | None] = lambda *_: None
+    """For a board in software: its section for another configuration (None: as it is), with or
+    without a supplicant that the userland starts, with its flash kept in a directory (None: as it
+    is) or made afresh at each start. None where that cannot be chosen."""
+    needs_place: bool = False
+    """Whether the board must be in a labgrid place."""
+    starts_by: str = ""
+    """For a board that lives only as long as the process that emulates it: what starts one."""
 
-            assert place is not None, "the board file's validation asks for [labgrid]"
-            outlet = LabgridOutlet(place)
-        case "http":
-            from harness.power.http import HttpOutlet
+    @property
+    def name(self) -> str:
+        """The word for it in a board file."""
+        name: str = get_args(self.section.model_fields["driver"].annotation)[0]
+        return name
 
-            outlet = HttpOutlet(section.options)
-        case "snmp":
-            from harness.power.snmp import SnmpOutlet
-
-            outlet = SnmpOutlet(section.options)
-        case "usb-hub":
-            from harness.power.usb_hub import UsbHubOutlet
-
-            outlet = UsbHubOutlet(section.options)
-        case "relay":
-            from harness.power.relay import RelayOutlet
-
-            outlet = RelayOutlet(section.options)
-        case _:
-            assert_never(section.driver)
-    return OutletPower(
-        outlet,
-        board=board,
-        request_timeout=section.options.timeout,
-        off_seconds=section.options.off_seconds,
-    )
+    @property
+    def description(self) -> str:
+        """What it is, in one line."""
+        return " ".join((self.section.__doc__ or "").split())

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import queue
 import shutil
 import subprocess
@@ -18,14 +19,16 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any, Literal
+
+from pydantic import Field
 
 from harness.errors import HostError, PowerError
-from harness.power.driver import Endpoints, PowerState
+from harness.power.driver import Driver, Endpoints, PowerDriver, PowerState
+from harness.power.section import Section
 
-if TYPE_CHECKING:
-    from harness.power.options import EmulatedPowerSection
-
+_VARIANT = "variant"
+_AUTOSTART = "supplicant_autostart"
 _KEPT = "safekeeping"
 _CLOSE_SECONDS = 2.0
 _STATUS_SECONDS = 2.0
@@ -33,7 +36,21 @@ _STATUS_SECONDS = 2.0
 _START_SECONDS = 60.0
 
 
-class EmulatedPower:
+class EmulatedPowerSection(Section):
+    """The board that exists only in software; ``[power.options]`` goes to the emulator as
+    ``key=value``."""
+
+    driver: Literal["emulated"]
+    state: Path | None = Field(
+        default=None,
+        description="directory that keeps the eMMC between runs; without it a fresh one",
+    )
+    options: dict[str, str | int | bool] = Field(
+        default={}, description="options of the emulated board; `hil emulate --help` lists them"
+    )
+
+
+class EmulatedPower(PowerDriver):
     """Power driver ``emulated``. The board's flash lives in ``section.state``, or in a directory
     that :meth:`close` removes."""
 
@@ -65,10 +82,6 @@ class EmulatedPower:
         except PowerError:
             # A supervisor that hangs is ended: a plug can always be pulled.
             self._process.kill()
-
-    def cycle(self, timeout: float) -> None:
-        self.off(timeout)
-        self.on(timeout)
 
     def state(self) -> PowerState:
         child = self._process
@@ -107,7 +120,7 @@ class EmulatedPower:
             self._process.close()
         if self._state_directory is None:
             self._state_directory = self._kept_state or Path(tempfile.mkdtemp(prefix="hil-board-"))
-        command = [sys.executable, "-m", "emulation", "--json", "--control"]
+        command = [sys.executable, "-P", "-m", "emulation", "--json", "--control"]
         command += ["--state", str(self._state_directory)]
         if self._endpoints.ssh is not None:
             # The outlet is the same, so the address is: links keep theirs over a new supervisor.
@@ -254,3 +267,23 @@ class _Child:
         self._messages.seek(0)
         words = self._messages.read()[-2000:].decode("utf-8", "replace").strip()
         return f"exit status {status}: {words or 'no message'}"
+
+
+def _vary(
+    section: EmulatedPowerSection, variant: str | None, autostart: bool, store: Path | None
+) -> EmulatedPowerSection | None:
+    if _VARIANT not in section.options:
+        return None
+    options = section.options | ({} if variant is None else {_VARIANT: variant})
+    options |= {} if autostart else {_AUTOSTART: False}
+    return section.model_copy(update={"options": options, "state": store or section.state})
+
+
+DRIVER = Driver(
+    section=EmulatedPowerSection,
+    open=lambda section, context: EmulatedPower(section, board=context.board),
+    things=lambda section: [f"image {os.path.realpath(section.state)}"] if section.state else [],
+    offers_links=lambda section: True,
+    vary=_vary,
+    starts_by="`hil emulate` starts one",
+)

@@ -7,22 +7,45 @@ Sources: Tasmota "Commands" (Power, web requests by ``/cm?cmnd=``), Shelly API (
 from __future__ import annotations
 
 import json
-import urllib.error
-import urllib.request
-from typing import TYPE_CHECKING, Any, assert_never
+from typing import TYPE_CHECKING, Any, Literal, assert_never
 from urllib.parse import quote, urlencode
 
+from pydantic import Field
+
 from harness.errors import PowerError
-from harness.power.driver import PowerState
+from harness.power.driver import Driver, PowerState
+from harness.power.outlet import OutletPower
+from harness.power.section import OutletOptions, Section
 
 if TYPE_CHECKING:
-    from harness.power.options import HttpPowerOptions
+    from urllib.request import BaseHandler, OpenerDirector
 
 _LARGEST_ANSWER = 65536
 
 
+class HttpPowerOptions(OutletOptions):
+    """One outlet of a plug or strip that is switched over HTTP."""
+
+    kind: Literal["tasmota", "shelly", "shelly-gen1"] = Field(
+        description="`shelly` is generation 2 and later (RPC)"
+    )
+    host: str = Field(min_length=1, description="name or address, with :PORT where it is not 80")
+    outlet: int = Field(
+        default=0, ge=0, le=31, description="relay number, from 0 (Tasmota shows it from 1)"
+    )
+    user: str = "admin"
+    password: str | None = None
+
+
+class HttpPowerSection(Section):
+    """A Tasmota or Shelly plug."""
+
+    driver: Literal["http"]
+    options: HttpPowerOptions
+
+
 class HttpOutlet:
-    """See :class:`harness.power.outlet.Outlet`; the state is what the device reports of its
+    """See :class:`harness.power.driver.Outlet`; the state is what the device reports of its
     relay."""
 
     def __init__(self, options: HttpPowerOptions) -> None:
@@ -77,7 +100,7 @@ class HttpOutlet:
             ) as response:
                 answer = json.loads(response.read(_LARGEST_ANSWER))
         except (OSError, ValueError) as error:
-            reason = error.reason if isinstance(error, urllib.error.URLError) else error
+            reason = getattr(error, "reason", error)
             raise PowerError(
                 f"{self}: no usable answer ({reason})",
                 remedy="check its address, its password and that it is the kind that "
@@ -91,9 +114,12 @@ class HttpOutlet:
         return answer
 
 
-def _opener(options: HttpPowerOptions) -> urllib.request.OpenerDirector:
+def _opener(options: HttpPowerOptions) -> OpenerDirector:
     """Straight to the device, whatever proxy the environment names."""
-    handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]
+    # Late: it costs as much as a whole `hil --help`.
+    import urllib.request
+
+    handlers: list[BaseHandler] = [urllib.request.ProxyHandler({})]
     if options.password is not None and options.kind != "tasmota":
         passwords = urllib.request.HTTPPasswordMgrWithDefaultRealm()
         passwords.add_password(None, f"http://{options.host}/", options.user, options.password)
@@ -106,3 +132,12 @@ def _opener(options: HttpPowerOptions) -> urllib.request.OpenerDirector:
 
 def _state(on: object) -> PowerState:
     return PowerState.UNKNOWN if on is None else PowerState.ON if on else PowerState.OFF
+
+
+DRIVER = Driver(
+    section=HttpPowerSection,
+    open=lambda section, context: OutletPower(
+        HttpOutlet(section.options), section.options, board=context.board
+    ),
+    things=lambda section: [f"outlet http {section.options.host} {section.options.outlet}"],
+)

@@ -5,12 +5,26 @@ from __future__ import annotations
 import os
 import select
 import time
+from typing import Literal
 
 from harness.errors import MissingCapability, PowerError
-from harness.power.driver import Endpoints, PowerState
+from harness.power.driver import Driver, PowerDriver, PowerState
+from harness.power.section import Section
+from harness.tables import Table
 
 
-class ManualPower:
+class ManualPowerOptions(Table):
+    """The manual driver needs none."""
+
+
+class ManualPowerSection(Section):
+    """A person switches when asked."""
+
+    driver: Literal["manual"]
+    options: ManualPowerOptions = ManualPowerOptions()
+
+
+class ManualPower(PowerDriver):
     """Power driver ``manual``: asks at the controlling terminal and waits for Enter. Without a
     terminal, or when told that nobody will answer, the board cannot be switched in this run
     (MissingCapability at once: tests skip); a person who does not answer is a PowerError."""
@@ -37,15 +51,6 @@ class ManualPower:
 
     def state(self) -> PowerState:
         return self._state
-
-    def endpoints(self) -> Endpoints:
-        return Endpoints()
-
-    def keeps(self) -> None:
-        """A real flash: what belongs to it is kept with the user's state."""
-
-    def close(self) -> None:
-        """Nothing is held."""
 
     def _ask(self, what: str, timeout: float) -> None:
         if self._assume_yes:
@@ -78,3 +83,9 @@ def _line_read(terminal: int) -> bool:
     if not select.select([terminal], [], [], 0)[0]:
         return False
     return os.read(terminal, 4096).endswith(b"\n")
+
+
+DRIVER = Driver(
+    section=ManualPowerSection,
+    open=lambda section, context: ManualPower(board=context.board, assume_yes=context.assume_yes),
+)

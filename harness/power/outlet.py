@@ -4,42 +4,23 @@ from __future__ import annotations
 
 import threading
 import time
-from pathlib import Path
-from typing import Protocol
 
 from harness.errors import PowerError
-from harness.power.driver import Endpoints, PowerState
+from harness.power.driver import Outlet, PowerDriver, PowerState
+from harness.power.section import OutletOptions
 
 _POLL_SECONDS = 0.1
 
 
-class Outlet(Protocol):
-    """One switched outlet. Both calls take at most ``timeout`` seconds and raise
-    :class:`harness.errors.PowerError`."""
+class OutletPower(PowerDriver):
+    """The power driver over an outlet: each switch is verified by asking, until the hardware
+    agrees or the time is over."""
 
-    def switch(self, on: bool, timeout: float) -> None:
-        """Ask for on or off."""
-        ...
-
-    def read(self, timeout: float) -> PowerState:
-        """What the hardware says it is; UNKNOWN where it cannot say."""
-        ...
-
-    def __str__(self) -> str: ...
-
-
-class OutletPower:
-    """A :class:`harness.power.driver.PowerDriver` over an :class:`Outlet`: each switch is verified
-    by asking, until the hardware agrees or the time is over. ``request_timeout`` and
-    ``off_seconds`` (how long the power stays off in a cycle) are seconds."""
-
-    def __init__(
-        self, outlet: Outlet, *, board: str, request_timeout: float, off_seconds: float
-    ) -> None:
+    def __init__(self, outlet: Outlet, options: OutletOptions, *, board: str) -> None:
         self._outlet = outlet
         self._board = board
-        self._request_timeout = request_timeout
-        self._off_seconds = off_seconds
+        self._request_timeout = options.timeout
+        self._off_seconds = options.off_seconds
 
     def on(self, timeout: float) -> None:
         self._switch(PowerState.ON, timeout)
@@ -58,16 +39,6 @@ class OutletPower:
             return self._outlet.read(self._request_timeout)
         except PowerError:
             return PowerState.UNKNOWN
-
-    def endpoints(self) -> Endpoints:
-        return Endpoints()
-
-    def keeps(self) -> Path | None:
-        """The flash is the board's own."""
-        return None
-
-    def close(self) -> None:
-        """Nothing is held between two requests."""
 
     def _switch(self, wanted: PowerState, timeout: float) -> None:
         deadline = time.monotonic() + timeout

@@ -11,6 +11,7 @@ is reset and held, as a board without power keeps its flash.
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shutil
 import signal
@@ -20,15 +21,16 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, Literal
+
+from pydantic import Field
 
 from harness.errors import ConfigurationError, HostError, PowerError
-from harness.power.driver import Endpoints, PowerState
+from harness.power.driver import Driver, Endpoints, PowerDriver, PowerState
 from harness.power.qemu_images import with_images
 from harness.power.qmp import Monitor, QmpError
-
-if TYPE_CHECKING:
-    from harness.power.options import QemuPowerOptions
+from harness.power.section import Section
+from harness.tables import Table
 
 _LOOPBACK = "127.0.0.1"
 _POLL_SECONDS = 0.02
@@ -37,16 +39,64 @@ _STATE_SECONDS = 5.0
 _FIRST_RELEASE_WITH_RPMB = "10.2"
 
 
-class QemuPower:
+class QemuPowerOptions(Table):
+    """A machine that qemu-system-aarch64 emulates, from images that anyone built. Paths are
+    relative to the board file."""
+
+    images: str | None = Field(
+        default=None,
+        pattern=r"^[a-z0-9][a-z0-9-]*$",
+        description="a configuration that `hil qemu build` made, e.g. mm-query: options that are "
+        "not named here are those of its images",
+    )
+    program: str = "qemu-system-aarch64"
+    machine: str = Field(default="virt", description="-M, e.g. `virt,secure=on`")
+    cpu: str = "cortex-a57"
+    cpus: int = Field(default=2, ge=1, le=64)
+    memory_mib: int = Field(default=1024, ge=64)
+    flash: tuple[Path, ...] = Field(default=(), description="firmware images, pflash in order")
+    bios: Path | None = None
+    kernel: Path | None = None
+    initrd: Path | None = None
+    append: str = ""
+    disks: tuple[Path, ...] = Field(default=(), description="raw or qcow2, as virtio disks")
+    emmc: Path | None = Field(
+        default=None,
+        description="image of an eMMC: boot partitions, RPMB, user area (QEMU 10.2 or later)",
+    )
+    snapshot: bool = Field(
+        default=False,
+        description="disks and eMMC stay as they are: what the board writes is forgotten when "
+        "the harness ends",
+    )
+    boot_partition_kib: int = Field(default=1024, ge=0)
+    rpmb_kib: int = Field(default=2048, ge=128, le=16384)
+    ssh_port: int = Field(
+        default=0, ge=0, le=65535, description="loopback port that reaches the guest's 22; 0: any"
+    )
+    serial_port: int = Field(
+        default=0, ge=0, le=65535, description="loopback port of the console; 0: any"
+    )
+    extra: tuple[str, ...] = Field(default=(), description="further arguments, as they are")
+
+
+class QemuPowerSection(Section):
+    """QEMU: switching on starts it, switching off ends it as pulling the plug would."""
+
+    driver: Literal["qemu"]
+    options: QemuPowerOptions
+
+
+class QemuPower(PowerDriver):
     """Power driver ``qemu``. The machine ends with the harness, however that ends."""
 
     def __init__(self, options: QemuPowerOptions, *, board: str) -> None:
-        self._options, self._login = with_images(options, board=board)
+        self._options, self._login = with_images(options, options.images, board=board)
         self._board = board
         self._process: subprocess.Popen[bytes] | None = None
         self._monitor: Monitor | None = None
         self._held = False
-        self._place: tempfile.TemporaryDirectory[str] | None = None
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._messages: IO[bytes] | None = None
         # Chosen once: links keep their address over a power cycle.
         self.ssh_port = self._options.ssh_port or _free_port()
@@ -70,10 +120,6 @@ class QemuPower:
                 self._held = True
             return
         self._end(timeout)
-
-    def cycle(self, timeout: float) -> None:
-        self.off(timeout)
-        self.on(timeout)
 
     def state(self) -> PowerState:
         """A guest that switched itself off is off."""
@@ -110,7 +156,7 @@ class QemuPower:
         if emmc is None:
             return None
         if self._options.snapshot:
-            return None if self._place is None else Path(self._place.name, "safekeeping")
+            return None if self._folder is None else Path(self._folder.name, "safekeeping")
         return emmc.with_name(f"{emmc.name}.safekeeping")
 
     def close(self) -> None:
@@ -129,8 +175,8 @@ class QemuPower:
             self._end(timeout)
         self._close_messages()
         self._messages = tempfile.TemporaryFile(prefix="hil-qemu-")  # noqa: SIM115
-        self._place = tempfile.TemporaryDirectory(prefix="hil-qemu-")
-        monitor = Path(self._place.name, "monitor")
+        self._folder = tempfile.TemporaryDirectory(prefix="hil-qemu-")
+        monitor = Path(self._folder.name, "monitor")
         self._process = subprocess.Popen(
             [*self._command(), "-qmp", f"unix:{monitor},server=on,wait=off"],
             stdin=subprocess.DEVNULL,
@@ -153,9 +199,9 @@ class QemuPower:
             self._process.kill()
             self._process.wait(timeout)
             self._process = None
-        if self._place is not None:
-            self._place.cleanup()
-            self._place = None
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
 
     def _tell(self, commands: list[str], timeout: float) -> None:
         assert self._monitor is not None
@@ -201,7 +247,7 @@ class QemuPower:
             # A guest that switches itself off must leave its eMMC.
             command += [*self._emmc(options.emmc), "-action", "shutdown=pause"]
         command += options.extra
-        return [*_DIES_WITH_US, *command] if _DIES_WITH_US else command
+        return [*_dies_with_us(), *command]
 
     def _emmc(self, image: Path) -> list[str]:
         if not self._has_rpmb():
@@ -302,9 +348,6 @@ def _dies_with_us() -> list[str]:
     return [program, "--pdeathsig", signal.SIGKILL.name.removeprefix("SIG")] if program else []
 
 
-_DIES_WITH_US = _dies_with_us()
-
-
 def _escaped(path: Path) -> str:
     """A file name inside a -drive option: a comma is written twice."""
     return str(path).replace(",", ",,")
@@ -315,3 +358,28 @@ def _free_port() -> int:
         probe.bind((_LOOPBACK, 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def _images(section: QemuPowerSection) -> list[str]:
+    options = section.options
+    images = [*options.flash, *options.disks, *([options.emmc] if options.emmc else [])]
+    return [f"image {os.path.realpath(image)}" for image in images]
+
+
+def _vary(
+    section: QemuPowerSection, variant: str | None, autostart: bool, store: Path | None
+) -> QemuPowerSection | None:
+    """Images that are named by their configuration are as they were built at every start."""
+    if section.options.images is None or not autostart:
+        return None
+    options = {} if variant is None else {"images": variant}
+    return section.model_copy(update={"options": section.options.model_copy(update=options)})
+
+
+DRIVER = Driver(
+    section=QemuPowerSection,
+    open=lambda section, context: QemuPower(section.options, board=context.board),
+    things=_images,
+    offers_links=lambda section: section.options.images is not None,
+    vary=_vary,
+)

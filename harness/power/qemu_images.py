@@ -7,13 +7,14 @@ import os
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from harness.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from harness.power.options import QemuPowerOptions
+    from harness.tables import Table
 
+OptionsT = TypeVar("OptionsT", bound="Table")
 _PATHS = ("program", "bios", "kernel", "initrd", "emmc", "flash", "disks")
 
 
@@ -33,29 +34,26 @@ def cache() -> Path:
 
 
 def with_images(
-    options: QemuPowerOptions, *, board: str
-) -> tuple[QemuPowerOptions, ImagesLogin | None]:
-    """The options with those of the images they name below them. Raises
+    options: OptionsT, name: str | None, *, board: str
+) -> tuple[OptionsT, ImagesLogin | None]:
+    """The options with those of the images of that ``name`` below them. Raises
     :class:`ConfigurationError` where these were not built."""
-    if options.images is None:
+    if name is None:
         return options, None
     from pydantic import ValidationError
 
-    from harness.power.options import QemuPowerOptions
-
-    path = cache() / "images" / f"{options.images}.toml"
+    path = cache() / "images" / f"{name}.toml"
     try:
         table = tomllib.loads(path.read_text("utf-8"))
         login = table.pop("login")
         images = {key: _at(path.parent, key, value) for key, value in table.items()}
-        # Reading a board file sets every path, so what was named is what differs from the default.
-        merged = QemuPowerOptions(**(images | options.model_dump(exclude_defaults=True)))
+        merged = type(options)(**(images | options.model_dump(exclude_defaults=True)))
         return merged, ImagesLogin(
             login["user"], path.parent / login["key"], login["host_key_fingerprint"]
         )
     except FileNotFoundError:
         raise ConfigurationError(
-            f"there are no images {options.images!r} (looked for {path})",
+            f"there are no images {name!r} (looked for {path})",
             remedy="`hil qemu build` makes them; images of your own are named one by one in "
             "[power.options]",
             board=board,
@@ -68,10 +66,10 @@ def with_images(
         ) from error
 
 
-def _at(place: Path, key: str, value: Any) -> Any:
+def _at(folder: Path, key: str, value: Any) -> Any:
     """Paths of the file are relative to it."""
     if isinstance(value, list):
-        return tuple(_at(place, key, item) for item in value)
+        return tuple(_at(folder, key, item) for item in value)
     if key not in _PATHS:
         return value
-    return str(place / value) if key == "program" else place / value
+    return str(folder / value) if key == "program" else folder / value

@@ -6,17 +6,20 @@ channels answer ``FF`` with a line ``CHn: ON`` or ``CHn: OFF`` for each.
 
 from __future__ import annotations
 
+import os
 import re
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
 
 from harness.errors import PowerError
-from harness.power.driver import PowerState
+from harness.power.driver import Driver, PowerState
+from harness.power.outlet import OutletPower
+from harness.power.section import OutletOptions, Section
 
 if TYPE_CHECKING:
     from serial import Serial
-
-    from harness.power.options import RelayPowerOptions
 
 _BAUD = 9600
 _START = 0xA0
@@ -24,8 +27,25 @@ _ASK = b"\xff"
 _ANSWER_SECONDS = 0.5
 
 
+class RelayPowerOptions(OutletOptions):
+    """One channel of an LCUS relay board on a serial port."""
+
+    port: str = Field(min_length=1, description="device path, e.g. /dev/serial/by-path/...")
+    channel: int = Field(default=1, ge=1, le=8)
+    normally_closed: bool = Field(
+        default=False, description="the board is fed through the contact that opens when energised"
+    )
+
+
+class RelayPowerSection(Section):
+    """A relay board on a serial port."""
+
+    driver: Literal["relay"]
+    options: RelayPowerOptions
+
+
 class RelayOutlet:
-    """See :class:`harness.power.outlet.Outlet`; the state is UNKNOWN with boards that do not
+    """See :class:`harness.power.driver.Outlet`; the state is UNKNOWN with boards that do not
     answer."""
 
     def __init__(self, options: RelayPowerOptions) -> None:
@@ -74,3 +94,16 @@ class RelayOutlet:
                 f"{self} cannot be opened ({error})",
                 remedy="is it plugged in, may this user open it, does another program hold it?",
             ) from error
+
+
+def _things(section: RelayPowerSection) -> list[str]:
+    return [f"outlet relay {os.path.realpath(section.options.port)} {section.options.channel}"]
+
+
+DRIVER = Driver(
+    section=RelayPowerSection,
+    open=lambda section, context: OutletPower(
+        RelayOutlet(section.options), section.options, board=context.board
+    ),
+    things=_things,
+)

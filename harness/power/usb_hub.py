@@ -4,17 +4,32 @@ from __future__ import annotations
 
 import re
 import subprocess
-from typing import TYPE_CHECKING
+from typing import Literal
+
+from pydantic import Field
 
 from harness.errors import HostError, PowerError
-from harness.power.driver import PowerState
+from harness.power.driver import Driver, PowerState
+from harness.power.outlet import OutletPower
+from harness.power.section import OutletOptions, Section
 
-if TYPE_CHECKING:
-    from harness.power.options import UsbHubPowerOptions
+
+class UsbHubPowerOptions(OutletOptions):
+    """A port of a USB hub that can switch its power."""
+
+    location: str = Field(pattern=r"^\d+(-\d+(\.\d+)*)?$", description="as uhubctl shows it: 1-1.4")
+    port: int = Field(ge=1, le=32)
+
+
+class UsbHubPowerSection(Section):
+    """A board that is fed by a USB port, switched by uhubctl."""
+
+    driver: Literal["usb-hub"]
+    options: UsbHubPowerOptions
 
 
 class UsbHubOutlet:
-    """See :class:`harness.power.outlet.Outlet`; the state is the hub's own port status."""
+    """See :class:`harness.power.driver.Outlet`; the state is the hub's own port status."""
 
     def __init__(self, options: UsbHubPowerOptions) -> None:
         self._options = options
@@ -62,3 +77,12 @@ class UsbHubOutlet:
                 command=" ".join(command),
             )
         return text
+
+
+DRIVER = Driver(
+    section=UsbHubPowerSection,
+    open=lambda section, context: OutletPower(
+        UsbHubOutlet(section.options), section.options, board=context.board
+    ),
+    things=lambda section: [f"outlet usb {section.options.location} {section.options.port}"],
+)

@@ -22,7 +22,7 @@ from typing import Any, Protocol
 from harness.errors import HostError, LinkError, TargetError
 from harness.links import posix
 from harness.probe import steps as do
-from harness.probe.helper import Machine, machine_of
+from harness.probe.helper.program import Machine, machine_of
 from harness.probe.shell_steps import SERVER, Translator
 from harness.probe.static_steps import BatchTooLarge, StaticCodec
 from harness.probe.steps import Outcome, Step

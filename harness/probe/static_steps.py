@@ -1,4 +1,4 @@
-"""Steps as system calls of the static helper (:mod:`harness.probe.helper`).
+"""Steps as system calls of the static helper (:mod:`harness.probe.helper.program`).
 
 A request is the number of calls, one record of eleven words for each, and the bytes that they
 point to. A record: number of the call; which of the six arguments are addresses of words to be
@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from harness.errors import HostError
 from harness.probe import steps as do
-from harness.probe.helper import IN, ROOM, Machine
+from harness.probe.helper.program import IN, ROOM, Machine
 from harness.probe.steps import Outcome, Step
 
 _WORDS = 11

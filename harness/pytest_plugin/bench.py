@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
 import os
-from collections.abc import Callable, Generator, Iterator, Sequence
+import re
+import traceback
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -24,16 +27,16 @@ from harness.errors import (
 from harness.instruments.efivars import VariableName
 from harness.instruments.kernel_log import Mark, bad_lines, since_script
 from harness.pytest_plugin.blame import BLAME, Whose
-from harness.pytest_plugin.keeper import Keeper, foreign_names
+from harness.pytest_plugin.hookspecs import Look
 from harness.pytest_plugin.role import BOARD_FIXTURE, board_of_worker, name_of_worker
 from harness.pytest_plugin.usage import usage_errors
 from harness.safekeeping.key_programming import KeyProgramming
 
 if TYPE_CHECKING:
-    from harness.board.board import Board, Standing
-    from harness.boardfile.boardfile import BoardFile
+    from harness.board.board import Board
+    from harness.board.standing import Standing
+    from harness.boardfile.sections import BoardFile
     from harness.pytest_plugin.lease import RunLease
-    from harness.pytest_plugin.meter import Meter
 
 DEFAULT_BOARD = "emulated"
 
@@ -48,51 +51,36 @@ class Bench:
         self._lease = lease
         self._name = DEFAULT_BOARD if name is None else name
         self._board: Board | None = None
-        self._path: Path | None = None
-        self._file: BoardFile | None = None
         self._mark: Mark | None = None
         self.notes: list[str] = []
         """What had to be done to the board between tests."""
-        self.at_begin: list[Callable[[Board, Sequence[pytest.Item]], None]] = []
-        """Called with the board and its tests, once it answers and before the first test."""
-        self.meter: Meter | None = None
-        """Reads counter and free space in the same round trip as everything else."""
-        self.before_tidying: list[Callable[[pytest.Item], None]] = []
-        """Called after a test's fixtures are gone, with a fresh reading of the meter, and before
-        the board is tidied."""
-        self.before_restoring: list[Callable[[Board], None]] = []
-        """Called after the last test, before the board gets its variables back."""
-        self.at_close: list[Callable[[Board], None]] = []
-        """Called last, while the board still answers."""
-        self._keeper: Keeper | None = None
-        # Foreign variables that tests of this run declare.
-        self._declared: list[str] = []
+        # Of this run, those that run on the board.
+        self._items: Sequence[pytest.Item] = ()
         # Why the board must be recovered before the next test, and why no test can run any more.
         self._suspect: str | None = None
         self._lost: HilError | None = None
         # Whether the board has answered since the last test, which then left nothing to read.
         self._answered = False
+        # Of the last test: whether all was undone, and what the kernel said of its clean-up.
+        self._tidied = False
+        self._unjudged: list[str] = []
         if name is not None:
             with usage_errors():
                 self.file  # noqa: B018 - what is wrong with it is said now
 
-    @property
+    @functools.cached_property
     def file(self) -> BoardFile:
         """The board file. Raises ConfigurationError."""
-        if self._file is None:
-            from harness.boardfile import boardfile
+        from harness.boardfile import loading
 
-            self._file = boardfile.load(self.path)
-        return self._file
+        return loading.load(self.path)
 
-    @property
+    @functools.cached_property
     def path(self) -> Path:
         """Where the board file is. Raises ConfigurationError."""
-        if self._path is None:
-            from harness.boardfile import boardfile
+        from harness.boardfile import loading
 
-            self._path = boardfile.find(self._name)
-        return self._path
+        return loading.find(self._name)
 
     @property
     def reached(self) -> bool:
@@ -100,36 +88,24 @@ class Bench:
         return self._board is not None and self._lost is None
 
     @property
-    def suspect(self) -> bool:
-        """Whether the board must be recovered before it can be asked anything."""
-        return self._suspect is not None or self._lost is not None
-
-    @property
     def current(self) -> bool:
         """Whether what was read after the last test still holds: nothing has been asked or done
         since."""
-        return self._answered and not self.suspect
+        return self._answered and self._askable
 
     @property
     def ended(self) -> HilError | None:
         """Why the run ended before its last test: the board was lost, held or taken away."""
         return self._lost or self._lease.ended
 
-    @property
-    def restored(self) -> bool:
-        """Whether the board has, after the end, all that it had before."""
-        return self._keeper is None or self._keeper.restored
+    def allowed_lines(self, item: pytest.Item) -> list[str]:
+        """Patterns of what kernel and console may say during a test."""
+        markers = item.iter_markers("allow_kernel_log")
+        return [*self.file.kernel_log_allowed, *(one for marker in markers for one in marker.args)]
 
-    @property
-    def given_back(self) -> list[str]:
-        """What became of the board's variables, for the reader."""
-        return self._keeper.lines if self._keeper is not None else []
-
-    def will_write(self, *names: str) -> None:
-        """Foreign variables that the harness itself is about to write: after a crash they are
-        restored as those that tests declare."""
-        if self._keeper is not None:
-            self._keeper.declare(names)
+    def stir(self) -> None:
+        """What was read after the last test holds no more (:attr:`current`)."""
+        self._answered = False
 
     def board(self) -> Board:
         """The running board; leases and starts it at the first call. Raises the board's errors."""
@@ -147,7 +123,7 @@ class Bench:
                     wanted=self._config.getoption("program_rpmb_key"),
                     identity=self._config.getoption("i_know_this_is"),
                     may_ask=not self._config.getoption("yes"),
-                ),
+                ).require,
             )
             try:
                 board.start()
@@ -157,8 +133,7 @@ class Bench:
                 board.close()
                 raise
             self._board = board
-            self._keeper = Keeper(board)
-            self._keeper.begin(self._declared)
+            self._config.hook.pytest_hil_begin(board=board, items=self._items)
         return self._board
 
     # --- the session --------------------------------------------------------------------------
@@ -184,12 +159,9 @@ class Bench:
     def reach(self, session: pytest.Session) -> None:
         """Lease and start the board where a test needs it. Raises the board's errors."""
         if not self._config.getoption("collectonly") and any(map(uses_board, session.items)):
-            items = [item for item in session.items if uses_board(item)]
-            self._declared = [name for item in items for name in foreign_names(item)]
+            self._items = [item for item in session.items if uses_board(item)]
             with self._lease.guarding():
-                board = self.board()
-                for step in self.at_begin:
-                    step(board, items)
+                self.board()
 
     def pytest_report_collectionfinish(self) -> list[str]:
         """Which board, link, firmware and kernel."""
@@ -209,29 +181,31 @@ class Bench:
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Give the board back; a run that lost its board did not test what it was asked to."""
         self._lease.closing()
-        if self._board is not None:
-            if self._lease.ended is None:
-                self._call(self.before_restoring)
-            self._give_back(session)
-            self._call(self.at_close)
-            self.notes += self._board.corrections
-            self._board.close()
-            self._board = None
-        self._lease.release()
+        with contextlib.ExitStack() as ending:
+            ending.callback(self._lease.release)
+            if self._board is not None:
+                ending.callback(self._board.close)
+                ending.callback(self._give_back, session, self._board)
+                with self._noting(session):
+                    # Fixtures that outlive their last test, after -x or ^C, need the board.
+                    self._config.pluginmanager.getplugin("runner").pytest_sessionfinish(session)
+        self._board = None
         if self._lost is not None and board_of_worker(self._config) is None:
             session.exitstatus = pytest.ExitCode.INTERRUPTED
 
-    def _give_back(self, session: pytest.Session) -> None:
-        if self._keeper is None:
-            return
+    def _give_back(self, session: pytest.Session, board: Board) -> None:
+        hook = self._config.hook
         interrupted = (
             session.exitstatus == pytest.ExitCode.INTERRUPTED
             or self._lease.ended is not None
             or self._suspect is not None
         )
-        self._keeper.end(interrupted=interrupted, lost=self._lost)
-        if not self._keeper.restored and session.exitstatus == pytest.ExitCode.OK:
-            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        with self._noting(session):
+            hook.pytest_hil_restoring(board=board, interrupted=interrupted, lost=self._lost)
+        if self._lost is None:
+            with self._noting(session):
+                hook.pytest_hil_close(board=board)
+        self.notes += board.links.corrections
 
     # --- one test -----------------------------------------------------------------------------
 
@@ -240,7 +214,7 @@ class Bench:
         """No test runs, or runs on, once the board was taken away."""
         with self._lease.guarding():
             if self._board is not None:
-                self._board.check_held()
+                self._board.power.check()
             return (yield)
 
     @pytest.hookimpl(wrapper=True)
@@ -274,20 +248,38 @@ class Bench:
         """After the test's own fixtures: own variables away, standard state back."""
         if not uses_board(item):
             return (yield)
+        self._tidied, self._unjudged = False, []
+        # What follows a test that disturbs nothing shows in the log before the next test ends.
+        disturbs = item.get_closest_marker("disturbs") is not None
         with self._judging(item):
             try:
                 result = yield
-                standing = self._tidy(item)
+                if self._askable:
+                    board, standing = self.board(), self._look(item, log=disturbs)
+                    item.ihook.pytest_hil_tidying(board=board, item=item, standing=standing)
             except (Exception, pytest.fail.Exception):
-                # Whatever could not be undone must not be the next test's failure.
-                self._suspect = self._suspect or f"{item.nodeid}: its clean-up failed"
+                if not self._tidied:
+                    # Whatever could not be undone must not be the next test's failure.
+                    self._suspect = self._suspect or f"{item.nodeid}: its clean-up failed"
                 raise
-            if standing is not None and self._keeper is not None:
-                self._keeper.after(item, standing)
-                if foreign_names(item):
-                    # What was put back has moved the meter.
-                    self._answered = False
             return result
+
+    def pytest_hil_tidying(self, board: Board, item: pytest.Item, standing: Standing) -> None:
+        """Own variables away, standard state back; then what the kernel said."""
+        mended = board.standard.restore(standing)
+        if mended and not item.get_closest_marker("disturbs"):
+            self.notes.append(f"{item.nodeid} left the board without: {', '.join(mended)}")
+        if own := standing.own_variables:
+            resisted = board.efivars.delete_these(map(VariableName.of_file, map(os.fsencode, own)))
+            # A name that is no text is another one after its way through the shell.
+            resisted = resisted and board.efivars.delete_own()
+            if resisted:
+                names = ", ".join(map(str, resisted))
+                pytest.fail(f"variables of this test resist deletion: {names}", pytrace=False)
+        if mended:
+            self._look(item, log=True)
+        self._judge_log(item, self._unjudged)
+        self._answered = self._tidied = True
 
     # --- helpers ------------------------------------------------------------------------------
 
@@ -301,14 +293,22 @@ class Bench:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def _call(self, steps: Sequence[Callable[[Board], None]]) -> None:
-        for step in steps:
-            if self._board is None or self._lost is not None:
-                return
-            try:
-                step(self._board)
-            except (HilError, OSError) as error:
-                self.notes.append(f"at the end of the run: {error}")
+    @property
+    def _askable(self) -> bool:
+        """Whether the board can be asked something without recovering it first."""
+        return self._suspect is None and self._lost is None
+
+    @contextlib.contextmanager
+    def _noting(self, session: pytest.Session) -> Iterator[None]:
+        """What goes wrong at the end hides no result, and nobody's variables stay away for it."""
+        try:
+            yield
+        except (HilError, OSError) as error:
+            self.notes.append(f"at the end of the run: {error}")
+        except (Exception, pytest.fail.Exception, BaseExceptionGroup) as error:
+            self.notes += ["at the end of the run:", *traceback.format_exception(error)]
+            if session.exitstatus == pytest.ExitCode.OK:
+                session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     @contextlib.contextmanager
     def _judging(self, item: pytest.Item) -> Iterator[None]:
@@ -360,8 +360,6 @@ class Bench:
                 remedy="run it on a board whose file says disposable = true",
                 board=board.name,
             )
-        assert self._keeper is not None
-        self._keeper.admit(item)
         for marker in item.iter_markers("consents"):
             for consent in marker.args:
                 board.require_consent(_named(Consent, consent, item))
@@ -385,10 +383,7 @@ class Bench:
 
     def _judge_log(self, item: pytest.Item, lines: list[str]) -> None:
         """Fail for what no healthy kernel says."""
-        allowed = list(self.file.kernel_log_allowed)
-        for marker in item.iter_markers("allow_kernel_log"):
-            allowed += marker.args
-        bad = bad_lines(lines, allowed=allowed)
+        bad = bad_lines(lines, allowed=self.allowed_lines(item))
         if bad:
             item.stash[BLAME] = Whose.KERNEL
             item.add_report_section("call", "kernel log", "\n".join(lines))
@@ -400,64 +395,39 @@ class Bench:
             if lines := self._new_lines():
                 item.add_report_section("call", "kernel log", "\n".join(lines))
 
-    def _tidy(self, item: pytest.Item) -> Standing | None:
-        """The standard state, and what was left otherwise; None on a board that is to be recovered
-        first."""
-        if self._suspect is not None or self._lost is not None:
-            self._run_before_tidying(item)
-            return None
-        board = self.board()
-        # What follows a test that disturbs nothing shows in the log before the next test ends.
-        standing, lines = self._look(log=item.get_closest_marker("disturbs") is not None)
-        self._run_before_tidying(item)
-        mended = board.restore_standing(standing)
-        if mended and not item.get_closest_marker("disturbs"):
-            self.notes.append(f"{item.nodeid} left the board without: {', '.join(mended)}")
-        if own := standing.own_variables:
-            resisted = board.efivars.delete_these(map(VariableName.of_file, map(os.fsencode, own)))
-            # A name that is no text is another one after its way through the shell.
-            resisted = resisted and board.efivars.delete_own()
-            if resisted:
-                names = ", ".join(map(str, resisted))
-                pytest.fail(f"variables of this test resist deletion: {names}", pytrace=False)
-        if mended:
-            standing, more = self._look(log=True)
-            lines += more
-        elif own and self.meter is not None:
-            self.meter.read()
-        self._judge_log(item, lines)
-        self._answered = True
-        return standing
-
-    def _run_before_tidying(self, item: pytest.Item) -> None:
-        for step in self.before_tidying:
-            step(item)
-
-    def _look(self, *, log: bool) -> tuple[Standing, list[str]]:
-        """The meter, the standing and, with ``log``, the new lines of the kernel log, in one round
-        trip. Other people's variables are looked at where the counter moved or cannot tell."""
-        from harness.board.board import FOREIGN_STANDING, STANDING
+    def _look(self, item: pytest.Item, *, log: bool) -> Standing:
+        """All that is read after a test, in one round trip: what plugins look at, the standing
+        and, with ``log``, the new lines of the kernel log."""
+        from harness.board.standing import STANDING
 
         board = self.board()
-        meter = self.meter.script() if self.meter is not None else ""
-        foreign = f'test -z "$moved" || {FOREIGN_STANDING}' if meter else FOREIGN_STANDING
-        script = f"moved=yes\n{meter}{STANDING}{foreign}"
+        looks: list[Look] = item.ihook.pytest_hil_look(board=board, item=item)
+        scripts = ["moved=yes", *(look.script for look in looks), STANDING]
         if log and self._mark is not None:
-            script += f"echo {_LOG_BEGINS}\n{since_script(self._mark)}"
-        lines = board.shell.run(script, timeout=20.0).text.splitlines()
-        end = lines.index(_LOG_BEGINS) if _LOG_BEGINS in lines else len(lines)
-        if self.meter is not None:
-            self.meter.take("\n".join(lines[:end]))
-        new = lines[end + 1 :]
+            scripts.append(since_script(self._mark))
+        text = board.shell.run(f"\necho {_NEXT}\n".join(scripts), timeout=20.0).text
+        _, *parts = _NEXT_LINE.split(text, maxsplit=len(scripts) - 1)
+        if len(parts) != len(scripts) - 1:
+            pytest.fail(
+                f"the looks after the test end in {text[-_SHOWN:]!r}: a plugin's is no good sh",
+                pytrace=False,
+            )
+        for look in looks:
+            look.take(parts.pop(0))
+        standing = board.standard.parse(parts.pop(0).splitlines())
+        new = parts.pop().splitlines() if parts else []
         if new:
             self._mark = Mark(new[-1])
-        return board.standing_of(lines[:end]), new
+        self._unjudged += new
+        return standing
 
 
 _USUAL_COMMAND_SECONDS = 10.0
 _SLOW_TEST_COMMANDS = 30
 """How many commands in a row may go unanswered before a test counts as hung."""
-_LOG_BEGINS = "kernel log:"
+_NEXT = "next look:"
+_NEXT_LINE = re.compile(rf"^{_NEXT}(?:\n|$)", re.MULTILINE)
+_SHOWN = 200
 
 BENCH: pytest.StashKey[Bench] = pytest.StashKey()
 """Where a configuration keeps its bench."""

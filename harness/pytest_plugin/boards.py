@@ -20,14 +20,16 @@ import pytest
 
 from harness.errors import ConfigurationError
 from harness.pytest_plugin import junit, ktap
-from harness.pytest_plugin.report import Result, failures, groups_table
+from harness.pytest_plugin.report import failures, groups_table, write_sections
+from harness.pytest_plugin.results import Result
 from harness.pytest_plugin.role import BOARD_INPUT, FIRST_INPUT, OUTPUT, RESULT, SHARE_INPUT
 from harness.pytest_plugin.scheduling import OneWorkerABoard
 from harness.pytest_plugin.sharing import copies
 from harness.pytest_plugin.usage import usage_errors
+from harness.resources import suite_relative
 
 if TYPE_CHECKING:
-    from harness.boardfile.boardfile import BoardFile
+    from harness.boardfile.sections import BoardFile
 
 _GIVE_BACK_SECONDS: Final = 180.0
 """How long interrupted workers may take to give their boards back."""
@@ -103,13 +105,13 @@ def board_files(names: Sequence[str], *, share: bool = False) -> dict[str, tuple
     """The boards by name. Boards that share the tests may be made from one file where each start
     makes another board. Raises :class:`pytest.UsageError` where a file is wrong or two are one
     board."""
-    from harness.boardfile import boardfile
+    from harness.boardfile import loading
     from harness.lab.things import things_of
 
     files: dict[str, tuple[Path, BoardFile]] = {}
     owners: dict[str, str] = {}
     with usage_errors():
-        loaded = [(path, boardfile.load(path)) for path in map(boardfile.find, names)]
+        loaded = [(path, loading.load(path)) for path in map(loading.find, names)]
         for name, (path, file) in zip(
             copies([file.name for _, file in loaded]), loaded, strict=True
         ):
@@ -178,9 +180,10 @@ class Boards:
         report.user_properties.append((junit.BOARD, node.gateway.id))
         known = getattr(report, RESULT, None)
         if known is not None:
-            results[report.nodeid] = Result.received(known)
+            results[report.nodeid] = Result(**known)
         elif report.failed:
-            results[report.nodeid] = Result.of_crash(report.nodeid)
+            file = self._config.rootpath / report.nodeid.partition("::")[0]
+            results[report.nodeid] = Result.of_crash(suite_relative(report.nodeid, file))
 
     def pytest_testnodedown(self, node: Any, error: object) -> None:
         """A worker that ended without a word took its board with it."""
@@ -254,14 +257,8 @@ class Boards:
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         """All boards at a glance, then each by itself."""
         for name, board in self._boards.items():
-            for title, lines in board.sections().items():
-                if lines:
-                    terminalreporter.section(f"{name}: {title}")
-                    for line in lines:
-                        terminalreporter.write_line(line)
-        terminalreporter.section("boards")
-        for line in self._overview():
-            terminalreporter.write_line(line)
+            write_sections(terminalreporter, board.sections(), f"{name}: ")
+        write_sections(terminalreporter, {"boards": self._overview()})
 
     def _overview(self) -> list[str]:
         width = max(map(len, self._boards))

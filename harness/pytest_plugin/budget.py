@@ -6,6 +6,7 @@ the store is reclaimed, and where it cannot be, the test is skipped with that re
 
 from __future__ import annotations
 
+import functools
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -13,35 +14,41 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from harness.capabilities import Capability
 from harness.errors import MissingCapability
+from harness.instruments.efivars import is_named
 from harness.pytest_plugin import costs
 from harness.pytest_plugin.bench import Bench, uses_board
 from harness.pytest_plugin.blame import BLAME, Whose
-from harness.pytest_plugin.keeper import foreign_names
+from harness.pytest_plugin.hookspecs import Look
+from harness.pytest_plugin.keeper import Keeper, foreign_names
 from harness.pytest_plugin.meter import Meter, Reading
-from harness.safekeeping.variables import is_named
-from harness.store.space import CACHED_SECONDS, FOREIGN, RECLAIM_WRITES, WRITES_PER_BYTE, StoreSpace
+from harness.store.records import RECORDED
+from harness.store.space import CACHED_SECONDS, FOREIGN, StoreSpace
 from harness.store.wear import Entry, Ledger
 
 if TYPE_CHECKING:
     from harness.board.board import Board
+    from harness.board.standing import Standing
 
 BUDGET: pytest.StashKey[Budget] = pytest.StashKey()
 """Where a configuration keeps its budget."""
 RECLAIMS: Final = "(reclaims)"
 RESTORING: Final = "(restoring)"
+MEASURING: Final = "(measuring)"
 """Groups of RPMB writes that no test made."""
+_UNKNOWN: Final = "RPMB writes: unknown, the write counter of this board cannot be read"
 
 
 class Budget:
     """Store bytes and RPMB writes of one run."""
 
-    def __init__(self, config: pytest.Config, bench: Bench) -> None:
+    def __init__(self, config: pytest.Config, bench: Bench, keeper: Keeper) -> None:
         self._config = config
         self._bench = bench
+        self._keeper = keeper
         self._meter: Meter | None = None
         self._ledger: Ledger | None = None
-        self._space: StoreSpace | None = None
         self._items: Sequence[pytest.Item] = ()
         self._reserve = 0
         self._start: int | None = None
@@ -59,27 +66,21 @@ class Budget:
         # When tests ended and what they declared, for figures that lag behind.
         self._recent: list[tuple[float, int]] = []
         self._oddity: str | None = None
-        self._per_byte = WRITES_PER_BYTE
+        self._per_byte = RECORDED.writes_per_byte
         self._declared = 0
+        self._suite = " ".join(map(str, config.invocation_params.args))
         # Why the store cannot be reclaimed, once that has been tried in vain.
         self._no_reclaim: str | None = None
         self.writes: Counter[str] = Counter()
         """RPMB writes of each group (a test file)."""
-        bench.at_begin.append(self._begin)
-        bench.before_tidying.append(self._look_at)
-        bench.before_restoring.append(self._leave_room)
-        bench.at_close.append(self._close)
 
     # --- for tests ----------------------------------------------------------------------------
 
-    @property
+    @functools.cached_property
     def space(self) -> StoreSpace:
         """The store of the run's board (the fixture ``store``)."""
-        if self._space is None:
-            self._space = StoreSpace(
-                self._bench.board(), spent=self._ledger.unreclaimed() if self._ledger else 0
-            )
-        return self._space
+        spent = self._ledger.unreclaimed() if self._ledger else 0
+        return StoreSpace(self._bench.board(), spent=spent)
 
     # --- the session --------------------------------------------------------------------------
 
@@ -97,21 +98,19 @@ class Budget:
         reclaims = self._expected_reclaims()
         tests = sum(self._each_once(lambda i, told: costs.rpmb_writes(i, self._per_byte, told)))
         if self._start is None:
-            return ["RPMB writes: unknown, the write counter of this board cannot be read"]
+            return [_UNKNOWN]
         limit = self._bench.file.rpmb_write_budget
         budget = "no budget" if limit is None else f"budget {limit}"
         lines = [
             f"RPMB writes: {self._start} so far; this run about "
-            f"{tests + reclaims * RECLAIM_WRITES} ({reclaims} reclaims of the store); {budget}"
+            f"{tests + reclaims * RECORDED.reclaim} ({reclaims} reclaims of the store); {budget}"
         ]
         return [*lines, f"wear: {self._oddity}"] if self._oddity else lines
 
     def summary(self) -> list[str]:
         """What the run cost, as lines of the terminal summary."""
-        if self._meter is None:
-            return []
         if self._start is None:
-            return ["RPMB writes: unknown, the write counter of this board cannot be read"]
+            return [_UNKNOWN] if self._meter is not None else []
         limit = self._bench.file.rpmb_write_budget
         of = "" if limit is None else f" of a budget of {limit}"
         total = f"; {self._ledger.total()} in all recorded runs" if self._ledger else ""
@@ -172,11 +171,28 @@ class Budget:
             pytest.fail(excess, pytrace=False)
         return result
 
-    def _look_at(self, item: pytest.Item) -> None:
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_hil_look(self) -> Look | None:
+        """The meter."""
+        return None if self._meter is None else Look(self._meter.script(), self._meter.take)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_hil_tidying(
+        self, item: pytest.Item, standing: Standing
+    ) -> Generator[None, object, object]:
         """What the test took, read after its own fixtures and before anything is given back."""
-        if self._meter is None or self._bench.suspect:
-            return
-        before, now = self._before, self._account(self._meter.last)
+        if self._meter is None:
+            return (yield)
+        read = self._meter.last
+        self._charge(item, self._meter)
+        result = yield
+        if standing.own_variables and self._meter.last is read:
+            # Deleting them has moved it.
+            self._meter.read()
+        return result
+
+    def _charge(self, item: pytest.Item, meter: Meter) -> None:
+        before, now = self._before, self._account(meter.last)
         self._before = Reading(None, None)
         if before.counter is not None and now.counter is not None:
             item.user_properties.append(("rpmb_writes", now.counter - before.counter))
@@ -184,7 +200,8 @@ class Budget:
             return
         taken = max(before.free - now.free, 0)
         item.user_properties.append(("store_bytes", taken))
-        if self._passed and self._config.getini(costs.ENFORCE) and self._meter.figures():
+        judged = taken and self._passed and self._config.getini(costs.ENFORCE)
+        if judged and meter.figures():
             self._excess = _excess(self._cost, taken, self._ending)
 
     # --- room and writes ----------------------------------------------------------------------
@@ -220,7 +237,7 @@ class Budget:
         """Free bytes at least. Figures from a cache may lack what the last tests took."""
         if self._meter is None or self._last.free is None:
             return self.space.at_least_free()
-        if self._meter.figures():
+        if not any(took for _, took in self._recent) or self._meter.figures():
             return self._last.free
         since = time.monotonic() - CACHED_SECONDS
         self._recent = [(ended, took) for ended, took in self._recent if ended > since]
@@ -231,7 +248,7 @@ class Budget:
         no = self._why_no_reclaim()
         if no is not None:
             pytest.skip(f"{why}; {no}")
-        self._check_writes(RECLAIM_WRITES)
+        self._check_writes(RECORDED.reclaim)
         try:
             self._reclaim(why)
         except MissingCapability as error:
@@ -241,17 +258,18 @@ class Budget:
     def _reclaim(self, why: str) -> None:
         self._read()
         self._group = RECLAIMS
-        self._bench.will_write(*FOREIGN)
+        self._keeper.declare(FOREIGN)
         try:
             done = self.space.reclaim()
             self._recent.clear()
         finally:
             self._read()
-        self._bench.notes.append(f"{why} -> reclaimed {_shown(done.freed)} bytes")
+        freed = "an unknown number of" if done.freed is None else done.freed
+        self._bench.notes.append(f"{why} -> reclaimed {freed} bytes")
 
-    def _leave_room(self, board: Board) -> None:
+    def pytest_hil_restoring(self) -> None:
         """What restoring needs, after the last test filled the store."""
-        if self._meter is None or self.space.reclaims_by_itself():
+        if self._bench.ended or self._meter is None or self.space.reclaims_by_itself():
             return
         self._read()
         free = self._free()
@@ -291,16 +309,23 @@ class Budget:
 
     # --- begin and end ------------------------------------------------------------------------
 
-    def _begin(self, board: Board, items: Sequence[pytest.Item]) -> None:
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_hil_begin(self, board: Board, items: Sequence[pytest.Item]) -> None:
+        """The first reading; what the last run left in the ledger."""
         self._items = items
-        self._meter = self._bench.meter = Meter(board)
+        self._meter = Meter(board)
         self._ledger = Ledger.of(board)
-        self._per_byte = self._ledger.writes_per_byte() or WRITES_PER_BYTE
+        self._per_byte = self._ledger.writes_per_byte() or RECORDED.writes_per_byte
         self._reserve = self._room_to_restore()
         self._start = self._read().counter
         if self._start is not None:
             self._oddity = self._ledger.oddity(self._start)
-            self._ledger.add(Entry("begin", self._start, self._suite()))
+            self._ledger.add(Entry("begin", self._start, self._suite))
+        if any(map(_looks_at_space, items)):
+            # Here, so that no test pays for a measurement that writes.
+            self._group = MEASURING
+            self._meter.figures()
+            self._read()
 
     def _room_to_restore(self) -> int:
         """A new record for each variable that this run's tests are marked to change; at least
@@ -310,10 +335,8 @@ class Budget:
         marked = sum(record for name, record in records.items() if is_named(name, names))
         return max(marked, max(records.values(), default=0))
 
-    def _suite(self) -> str:
-        return " ".join(map(str, self._config.invocation_params.args))
-
-    def _close(self, board: Board) -> None:
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_hil_close(self) -> None:
         """The last reading, before the board is given back."""
         if self._meter is None or self._ledger is None:
             return
@@ -321,12 +344,12 @@ class Budget:
         counter = self._read().counter
         if self._start is None or counter is None:
             return
-        others = self.writes[RECLAIMS] + self.writes[RESTORING]
+        others = sum(self.writes[group] for group in (RECLAIMS, RESTORING, MEASURING))
         self._ledger.add(
             Entry(
                 "end",
                 counter,
-                self._suite(),
+                self._suite,
                 spent=self.spent,
                 by_tests=self.spent - others,
                 store_bytes=self._declared,
@@ -348,13 +371,14 @@ class Budget:
         return now
 
 
+def _looks_at_space(item: pytest.Item) -> bool:
+    needs = (Capability.STATFS_IS_LIVE in one.args for one in item.iter_markers("needs"))
+    return costs.may_write(item) or any(needs)
+
+
 def _excess(cost: costs.Cost, taken: int, ending: int) -> str | None:
     if taken > ending and not cost.declared:
         return f"took {taken} store bytes and declares no cost"
     if taken > cost.store_bytes + ending:
         return f"took {taken} store bytes, declares {cost.store_bytes}"
     return None
-
-
-def _shown(freed: int | None) -> str:
-    return "an unknown number of" if freed is None else str(freed)

@@ -59,10 +59,7 @@ class ConsoleWatch:
         from harness.instruments.console_log import bad_console
 
         lines = self._new_lines()
-        allowed = list(self._bench.file.kernel_log_allowed)
-        for marker in item.iter_markers("allow_kernel_log"):
-            allowed += marker.args
-        found = bad_console(lines, allowed=allowed) if lines else None
+        found = bad_console(lines, allowed=self._bench.allowed_lines(item)) if lines else None
         if found is not None:
             item.add_report_section(phase, "console", "\n".join(found.shown))
             if item.stash.get(_FAILED, False):
@@ -75,7 +72,7 @@ class ConsoleWatch:
 
     def _new_lines(self) -> list[str]:
         """Whole lines since the last look."""
-        console = self._bench.board().open_console if self._bench.reached else None
+        console = self._bench.board().links.open_console if self._bench.reached else None
         if console is None:
             self._log = None
             return []

@@ -10,6 +10,7 @@ from typing import Final
 import pytest
 
 from harness.consents import Consent
+from harness.resources import suite_relative
 
 ENFORCE: Final = "hil_enforce_cost"
 """The ini option: a test that takes more than it declares fails."""
@@ -52,8 +53,7 @@ def cost_of(item: pytest.Item) -> Cost:
     """The nearest ``cost`` marker. Raises :class:`pytest.UsageError` for a misspelt one."""
     marker = item.get_closest_marker("cost")
     if marker is None:
-        writes = any(Consent.WRITE_RPMB in one.args for one in item.iter_markers("consents"))
-        unknown_cost = writes and not item.config.getini(ENFORCE)
+        unknown_cost = may_write(item) and not item.config.getini(ENFORCE)
         return Cost(UNDECLARED_BYTES if unknown_cost else 0, None, declared=False)
     unknown = marker.kwargs.keys() - {"store_bytes", "rpmb_writes", "story", "each"}
     if marker.args or unknown:
@@ -64,6 +64,11 @@ def cost_of(item: pytest.Item) -> Cost:
     return Cost(
         marker.kwargs.get("store_bytes", 0), marker.kwargs.get("rpmb_writes"), declared=True
     )
+
+
+def may_write(item: pytest.Item) -> bool:
+    """Whether the test needs that consent."""
+    return any(Consent.WRITE_RPMB in one.args for one in item.iter_markers("consents"))
 
 
 def cost_after(item: pytest.Item, told: Collection[str]) -> Cost:
@@ -103,4 +108,4 @@ def rank(item: pytest.Item) -> Rank:
 
 def group(item: pytest.Item) -> str:
     """The group of a test: its file."""
-    return item.nodeid.partition("::")[0]
+    return suite_relative(item.nodeid, item.path).partition("::")[0]

@@ -14,13 +14,14 @@ from harness.pytest_plugin.budget import BUDGET
 from harness.pytest_plugin.report import MEASUREMENT, REPORT, key_of
 
 if TYPE_CHECKING:
-    from harness.board.board import Board, PowerSwitch
+    from harness.board.board import Board
+    from harness.board.boot import PowerSwitch
     from harness.instruments.efivars import Efivars
     from harness.instruments.kernel_log import KernelLog
     from harness.instruments.rpmb import Rpmb
     from harness.instruments.tee import Tee
     from harness.links.console import Console
-    from harness.probe import Probe
+    from harness.probe.probe import Probe
     from harness.shell import Shell
     from harness.store.space import StoreSpace
 
@@ -32,7 +33,7 @@ def hil_board(
     """What makes a test one that runs on the board; a test module may have a fixture ``board`` of
     its own that does not ask for this one."""
     board = request.config.stash[BENCH].board()
-    request.config.stash[REPORT].begin(record_testsuite_property)
+    request.config.stash[REPORT].record_board(record_testsuite_property)
     return board
 
 
@@ -75,16 +76,14 @@ def tee(board: Board) -> Tee:
 @pytest.fixture
 def console(board: Board) -> Console:
     """The serial console; skips on a board without one."""
-    return board.console
+    return board.links.console
 
 
 @pytest.fixture
 def power(board: Board) -> PowerSwitch:
     """The power switch; skips without the consent ``power_cycle``."""
-    from harness.board.board import PowerSwitch
-
     board.require_consent(Consent.POWER_CYCLE)
-    return PowerSwitch(board)
+    return board.switch
 
 
 @pytest.fixture

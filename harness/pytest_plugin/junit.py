@@ -1,4 +1,4 @@
-"""JUnit XML of a run on several boards: one test suite a board."""
+"""JUnit XML: what tests are called in it, and of several boards one test suite a board."""
 
 from __future__ import annotations
 
@@ -6,9 +6,24 @@ import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from harness.resources import conformance_suite
+
 BOARD = "board"
 """The property of a test that names its board."""
 _COUNTED = {"errors": "error", "failures": "failure", "skipped": "skipped"}
+
+
+def rename(path: Path, root: Path) -> None:
+    """Name the suite's tests by their place in the suite (:mod:`harness.resources`);
+    pytest names them by that below ``root``."""
+    suite = conformance_suite()
+    if not suite.is_relative_to(root):
+        return
+    prefix = "".join(f"{part}." for part in suite.relative_to(root).parts)
+    tree = ET.parse(path)
+    for case in tree.iter("testcase"):
+        case.set("classname", case.get("classname", "").removeprefix(prefix))
+    tree.write(path, encoding="utf-8", xml_declaration=True)
 
 
 def split(path: Path, properties: Mapping[str, Mapping[str, object]]) -> None:

@@ -4,21 +4,24 @@ variables watched at every test, everything given back at the end."""
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING
 
 import pytest
 
-from harness.board import state_dir as place
+from harness.board import state_dir
+from harness.board.standing import foreign_variables
 from harness.consents import Consent
 from harness.errors import ConsentMissing, HilError, TargetError
-from harness.instruments.efivars import VariableName
+from harness.instruments.efivars import VariableName, is_named, name_of_file
+from harness.pytest_plugin.bench import Bench, uses_board
+from harness.pytest_plugin.hookspecs import Look
 from harness.safekeeping import snapshot
-from harness.safekeeping.restore import Report, Verdict, restore, restore_whatever_it_takes, table
-from harness.safekeeping.variables import is_named, name_of_file, nature
+from harness.safekeeping.restore import Fate, Restoration, restore, restore_whatever_it_takes, table
+from harness.safekeeping.variables import nature
 
 if TYPE_CHECKING:
-    from harness.board.board import Board, Standing
+    from harness.board.board import Board
     from harness.safekeeping.snapshot import Snapshot
 
 _RECONNECT_SECONDS = 10.0
@@ -30,26 +33,34 @@ def foreign_names(item: pytest.Item) -> tuple[str, ...]:
 
 
 class Keeper:
-    """Safekeeping of one board during one run. ``lines`` is what the reader is told at the end;
+    """Safekeeping of the board during one run. ``lines`` is what the reader is told at the end;
     ``restored`` is False when the board was not given back as it was found."""
 
-    def __init__(self, board: Board) -> None:
-        self._board = board
+    _board: Board
+
+    def __init__(self, bench: Bench) -> None:
+        self._bench = bench
         self._snapshot: Snapshot | None = None
-        self._claim: place.Claim | None = None
+        self._claim: state_dir.Claim | None = None
         self._allowed = contextlib.ExitStack()
         self._listing: dict[str, int] = {}
         self._checksum = ""
+        # ... as the last look had it; empty where nothing can have changed.
+        self._seen = ""
         self._why_none = ""
         self.lines: list[str] = []
         self.restored = True
 
-    def begin(self, declared: Sequence[str]) -> None:
-        """Before the first test: what an earlier run left is restored, then the snapshot is
-        taken. ``declared`` names the foreign variables that tests of this run may write. Raises
-        the link's errors, :class:`harness.errors.HostError` for a directory that cannot be used,
-        :class:`harness.errors.LabError` while another run uses the board."""
-        self._claim = place.Claim(self._board)
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_hil_begin(
+        self, board: Board, items: Sequence[pytest.Item]
+    ) -> Generator[None, object, object]:
+        """Before anything else: what an earlier run left is restored, then the snapshot is taken.
+        Raises the link's errors, :class:`harness.errors.HostError` for a directory that cannot be
+        used, :class:`harness.errors.LabError` while another run uses the board."""
+        self._board = board
+        declared = [name for item in items for name in foreign_names(item)]
+        self._claim = state_dir.Claim(self._board.power, self._board.file)
         directory = self._claim.directory
         earlier = snapshot.pending(directory)
         if earlier is not None:
@@ -64,7 +75,8 @@ class Keeper:
             self.lines.append("its snapshot serves this run, too")
         else:
             self._take(declared)
-        self._look()
+        self._list()
+        return (yield)
 
     def _take(self, declared: Sequence[str]) -> None:
         try:
@@ -73,22 +85,23 @@ class Keeper:
             self._why_none = error.what if isinstance(error, HilError) else str(error)
             self.lines.append(f"no snapshot was taken: {self._why_none}")
             return
-        snapshot.keep(self._snapshot, place.directory(self._board))
+        snapshot.keep(self._snapshot, state_dir.directory(self._board.power, self._board.file))
 
     def declare(self, names: Sequence[str]) -> None:
         """More foreign variables that this run may write."""
         if self._snapshot is not None:
-            directory = place.directory(self._board)
+            directory = state_dir.directory(self._board.power, self._board.file)
             self._snapshot = snapshot.declare(self._snapshot, directory, names)
 
     # --- one test -----------------------------------------------------------------------------
 
-    def admit(self, item: pytest.Item) -> None:
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
         """Let a test write what its ``foreign`` markers name. Raises :class:`ConsentMissing`
         without the owner's consent or without a snapshot to restore from."""
         self._allowed.close()
         names = foreign_names(item)
-        if not names:
+        if not (uses_board(item) and names):
             return
         self._board.require_consent(Consent.FOREIGN_VARIABLES)
         if self._snapshot is None:
@@ -99,22 +112,37 @@ class Keeper:
             )
         self._allowed.enter_context(self._board.foreign_writes.allowing(*names))
 
-    def after(self, item: pytest.Item, standing: Standing) -> None:
+    @pytest.hookimpl(trylast=True)
+    def pytest_hil_look(self, board: Board) -> Look:
+        """Other people's variables, where the counter moved or cannot tell."""
+        from harness.board.standing import FOREIGN_STANDING
+
+        def take(text: str) -> None:
+            self._seen = board.standard.parse(text.splitlines()).foreign
+
+        return Look(f'test -z "$moved" || {FOREIGN_STANDING}', take)
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_hil_tidying(self, item: pytest.Item) -> Generator[None, object, object]:
         """Put back what the test was allowed to write; fail it for what it was not. One round trip
-        more only where something differs; ``standing`` is the board's now."""
+        more only where something differs."""
+        result = yield
         self._allowed.close()
         if self._snapshot is None:
-            return
+            return result
         names = foreign_names(item)
         if names:
             self._note(item, restore(self._board, self._snapshot, only=names))
-            standing = self._board.standing(foreign=True)
-        if standing.foreign and standing.foreign != self._checksum:
+            self._seen = self._board.standing(foreign=True).foreign
+            # What was put back has moved the meter.
+            self._bench.stir()
+        if self._seen and self._seen != self._checksum:
             self._compare(item, names)
+        return result
 
     def _compare(self, item: pytest.Item, names: Sequence[str]) -> None:
         before = self._listing
-        self._look()
+        self._list()
         changed = [
             name
             for file in sorted(before.keys() | self._listing.keys())
@@ -128,7 +156,7 @@ class Keeper:
         assert self._snapshot is not None
         if self._board.file.consents_to(Consent.FOREIGN_VARIABLES):
             restore(self._board, self._snapshot, only=[name.name for name in changed])
-            self._look()
+            self._list()
         pytest.fail(
             f"the test changed {', '.join(map(str, changed))}, which its markers do not declare: "
             "mark it with foreign(...), or use our vendor GUID",
@@ -149,28 +177,38 @@ class Keeper:
         kept = stored or now
         return kept.is_variable and nature(kept) is None
 
-    def _note(self, item: pytest.Item, report: Report) -> None:
+    def _note(self, item: pytest.Item, report: Restoration) -> None:
         self.lines += [
             f"{item.nodeid}: {line}"
             for line in report.lines
-            if line.verdict in {Verdict.WAITS, Verdict.LOST}
+            if line.fate in {Fate.WAITS, Fate.LOST}
         ]
 
-    def _look(self) -> None:
+    def _list(self) -> None:
         self._checksum = self._board.standing(foreign=True).foreign
-        self._listing = self._board.foreign_variables()
+        self._listing = foreign_variables(self._board.shell)
 
     # --- the end ------------------------------------------------------------------------------
 
-    def end(self, *, interrupted: bool, lost: HilError | None) -> None:
-        """Give everything back. ``interrupted`` says that a command may have been broken off,
-        ``lost`` that the board cannot be reached or is another one. Never raises an error of the
-        board: what could not be restored waits for ``hil restore``."""
-        self._allowed.close()
-        if self._snapshot is not None:
-            self._give_back(self._snapshot, interrupted=interrupted, lost=lost)
-        if self._claim is not None:
-            self._claim.release()
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_hil_restoring(
+        self, interrupted: bool, lost: HilError | None
+    ) -> Generator[None, object, object]:
+        """Give everything back, whatever others did before. Never raises an error of the board
+        itself: what could not be restored waits for ``hil restore``."""
+        try:
+            return (yield)
+        finally:
+            self._allowed.close()
+            if self._snapshot is not None:
+                self._give_back(self._snapshot, interrupted=interrupted, lost=lost)
+            if self._claim is not None:
+                self._claim.release()
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """A board that was not given back as it was found is a failure."""
+        if not self.restored and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def _give_back(self, kept: Snapshot, *, interrupted: bool, lost: HilError | None) -> None:
         try:
@@ -191,4 +229,4 @@ class Keeper:
         self.lines += [*did, *table(report)]
         self.restored = report.finished
         if report.finished:
-            snapshot.finish(place.directory(self._board))
+            snapshot.finish(state_dir.directory(self._board.power, self._board.file))

@@ -4,15 +4,11 @@ for each group, diagnostic lines before the result that they belong to."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from harness.pytest_plugin.report import Result
+from harness.pytest_plugin.results import CUT_SHORT, Result
 
 _VERSION = "KTAP version 1"
 _INDENT = "  "
-CUT_SHORT = "cut short"
-"""The outcome of a test within which the run ended."""
 _BAD = frozenset({"failed", CUT_SHORT})
 
 

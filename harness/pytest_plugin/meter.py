@@ -69,10 +69,9 @@ class Meter:
         return self._last
 
     def figures(self) -> bool:
-        """Whether the board shows free space, and as it is now: Linux 7 answers from a cache (K7
-        fs/efivarfs/super.c), and that it drops unwritten files is how it is told from 6."""
+        """Whether the board shows free space, and as it is now."""
         has = self._board.capabilities.has
-        return has(Capability.QUERY_VARIABLE_INFO) and has(Capability.UNCOMMITTED_FILES_STAY)
+        return has(Capability.QUERY_VARIABLE_INFO) and has(Capability.STATFS_IS_LIVE)
 
     def _has_mmc(self) -> bool:
         has = self._board.capabilities.has

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 
-from harness.pytest_plugin import boards
+from harness.pytest_plugin import boards, hookspecs, junit
 from harness.pytest_plugin.bench import BENCH, DEFAULT_BOARD, Bench
 from harness.pytest_plugin.budget import BUDGET, Budget
 from harness.pytest_plugin.console_watch import ConsoleWatch
 from harness.pytest_plugin.costs import ENFORCE
+from harness.pytest_plugin.keeper import Keeper
 from harness.pytest_plugin.lease import RunLease
 from harness.pytest_plugin.report import REPORT, Report
 from harness.pytest_plugin.role import ENDED_BY_LAB, board_of_worker
@@ -37,6 +39,11 @@ MARKERS = (
     "blame(whose): whom a failed assertion points to, firmware (without it) or kernel",
     "allow_kernel_log(*patterns): lines of the kernel log that do not fail this test",
 )
+
+
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    """Hooks that a lab's own plugin may implement."""
+    pluginmanager.add_hookspecs(hookspecs)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -125,17 +132,27 @@ def pytest_configure(config: pytest.Config) -> None:
     )
 
 
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> Generator[None, object, object]:
+    """The JUnit XML, which pytest has written by now, names tests as all results do."""
+    result = yield
+    path = session.config.getoption("xmlpath", None)
+    if path and not hasattr(session.config, "workerinput") and Path(path).exists():
+        junit.rename(Path(path), session.config.rootpath)
+    return result
+
+
 def _serve(config: pytest.Config, name: str | None, *, worker: bool) -> None:
     """The bench of this process and what belongs to it."""
     lease = RunLease(config, functools.partial(_tell, config), ENDED_BY_LAB if worker else None)
     bench = Bench(config, lease, name)
     config.stash[BENCH] = bench
-    config.pluginmanager.register(bench, "hil-bench")
-    config.pluginmanager.register(ConsoleWatch(bench), "hil-console")
-    budget = config.stash[BUDGET] = Budget(config, bench)
-    config.pluginmanager.register(budget, "hil-budget")
-    report = config.stash[REPORT] = Report(config, bench, budget)
-    config.pluginmanager.register(report, "hil-report")
+    keeper = Keeper(bench)
+    budget = config.stash[BUDGET] = Budget(config, bench, keeper)
+    report = config.stash[REPORT] = Report(config, bench, keeper, budget)
+    parts = {"bench": bench, "console": ConsoleWatch(bench), "budget": budget, "keeper": keeper}
+    for name, part in {**parts, "report": report}.items():
+        config.pluginmanager.register(part, f"hil-{name}")
     if worker:
         config.pluginmanager.register(Worker(config, bench, budget, report), "hil-worker")
 

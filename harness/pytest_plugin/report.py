@@ -5,22 +5,24 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from harness.errors import ConfigurationError
-from harness.pytest_plugin import costs, ktap
-from harness.pytest_plugin.blame import Whose, whose
-from harness.pytest_plugin.ktap import CUT_SHORT
+from harness.errors import ConfigurationError, HilError
+from harness.pytest_plugin import ktap
+from harness.pytest_plugin.blame import whose
+from harness.pytest_plugin.results import CUT_SHORT, Result
 from harness.pytest_plugin.role import board_of_worker
+from harness.resources import suite_relative
 
 if TYPE_CHECKING:
-    from harness.board.board import Board, Identity
+    from harness.board.board import Board
+    from harness.board.identity import Identity
     from harness.pytest_plugin.bench import Bench
     from harness.pytest_plugin.budget import Budget
+    from harness.pytest_plugin.keeper import Keeper
 
 REPORT: pytest.StashKey[Report] = pytest.StashKey()
 """Where a configuration keeps its report."""
@@ -34,50 +36,19 @@ _LACKING: Final = re.compile(r"\bno (\w+) on this board|does not (consent to \w+
 _WHY_CHARS: Final = 160
 
 
-@dataclass
-class Result:
-    """One test: its outcome over set-up, call and teardown. ``outcome`` is passed, failed, skipped,
-    or cut short when the run ended within the test."""
-
-    group: str
-    name: str
-    outcome: str = CUT_SHORT
-    why: str = ""
-    whose: Whose | None = None
-    in_set_up: bool = False
-    properties: list[tuple[str, object]] = field(default_factory=list)
-
-    def sent(self) -> dict[str, Any]:
-        """As another process gets it (:meth:`received`)."""
-        return {**asdict(self), "whose": None if self.whose is None else str(self.whose)}
-
-    @classmethod
-    def received(cls, values: Mapping[str, Any]) -> Result:
-        """As another process has :meth:`sent` it."""
-        whose = values["whose"]
-        return cls(**{**values, "whose": None if whose is None else Whose(whose)})
-
-    @classmethod
-    def of_crash(cls, nodeid: str) -> Result:
-        """Of the test within which the process died that ran it."""
-        group, _, name = nodeid.partition("::")
-        return cls(group, name, "failed", "the process that ran it died", Whose.LAB)
-
-
 class Report:
     """Collects what a run found and writes it in each form."""
 
-    def __init__(self, config: pytest.Config, bench: Bench, budget: Budget) -> None:
+    def __init__(self, config: pytest.Config, bench: Bench, keeper: Keeper, budget: Budget) -> None:
         self._config = config
         self._bench = bench
+        self._keeper = keeper
         self._budget = budget
         self._identity: Identity | None = None
         self.properties: dict[str, object] = {}
         """Of the whole run: the board's identity and capabilities, and what it took."""
         self._for_all: Callable[[str, object], None] | None = None
         self.results: dict[str, Result] = {}
-        bench.at_begin.append(self._identify)
-        bench.at_close.append(lambda board: self._record_wear())
 
     # --- collecting ---------------------------------------------------------------------------
 
@@ -89,10 +60,11 @@ class Report:
                 if numbers:
                     item.user_properties.append((name, " ".join(numbers)))
 
-    def _identify(self, board: Board, items: Sequence[pytest.Item]) -> None:
+    def pytest_hil_begin(self, board: Board) -> None:
+        """Which board it is, for the summary."""
         self._identity = board.identity()
 
-    def begin(self, for_all: Callable[[str, object], None]) -> None:
+    def record_board(self, for_all: Callable[[str, object], None]) -> None:
         """The board's identity and capabilities as properties of the whole run; ``for_all`` is
         the fixture ``record_testsuite_property``."""
         board = self._bench.board()
@@ -116,9 +88,14 @@ class Report:
         if self._for_all is not None:
             self._for_all(name, value)
 
-    def _record_wear(self) -> None:
-        if self._for_all is not None and self._budget.writes:
-            self._record("rpmb_writes", self._budget.spent)
+    @pytest.hookimpl(wrapper=True)
+    def pytest_hil_close(self) -> Generator[None, object, object]:
+        """What the run took."""
+        try:
+            return (yield)
+        finally:
+            if self._for_all is not None and self._budget.writes:
+                self._record("rpmb_writes", self._budget.spent)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(
@@ -126,14 +103,12 @@ class Report:
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         """Whose a failure looks like, while there is still an exception to ask."""
         report = yield
-        group = costs.group(item)
-        result = self.results.setdefault(
-            item.nodeid, Result(group, item.nodeid.removeprefix(f"{group}::"))
-        )
+        group, _, name = suite_relative(item.nodeid, item.path).partition("::")
+        result = self.results.setdefault(item.nodeid, Result(group, name))
         result.properties = list(item.user_properties)
         if report.failed and result.outcome != "failed" and call.excinfo is not None:
             result.outcome = "failed"
-            result.whose = whose(item, call.excinfo.value)
+            result.whose = str(whose(item, call.excinfo.value))
             result.why = _one_line(call.excinfo.exconly(tryshort=True))
             result.in_set_up = report.when == "setup"
         elif report.skipped and not hasattr(report, "wasxfail"):
@@ -155,11 +130,7 @@ class Report:
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         """The sections that have something to say."""
-        for title, lines in self.sections().items():
-            if lines:
-                terminalreporter.section(title)
-                for line in lines:
-                    terminalreporter.write_line(line)
+        write_sections(terminalreporter, self.sections())
 
     def sections(self) -> dict[str, list[str]]:
         """Groups, what was lacking, measurements, whose the failures look like, and the board;
@@ -173,7 +144,19 @@ class Report:
             "skipped because the board lacks": self._lacking(),
             "whose it looks like": failures(results),
             "board": [*self.facts(), *self._bench.notes, *self._budget.summary()],
-            "variables of the board, given back": self._bench.given_back,
+            "variables of the board, given back": self._keeper.lines,
+        }
+
+    def handed_over(self, ended: HilError | None) -> dict[str, Any]:
+        """A board's part of a run on several, for the process that the user started; ``ended`` is
+        why not all tests were run."""
+        return {
+            "sections": self.sections(),
+            "facts": self.facts(),
+            "properties": self.properties,
+            "rpmb_writes": self._budget.spent,
+            "restored": self._keeper.restored,
+            "ended": None if ended is None else str(ended),
         }
 
     def facts(self) -> list[str]:
@@ -205,6 +188,16 @@ class Report:
             f"{key}: {_range(found)}" + (f", limit {limits[key]:g}" if key in limits else "")
             for key, found in sorted(values.items())
         ]
+
+
+def write_sections(reporter: Any, sections: Mapping[str, Sequence[str]], board: str = "") -> None:
+    """Sections of the terminal summary by title, which ``board`` begins; empty ones are left
+    out."""
+    for title, lines in sections.items():
+        if lines:
+            reporter.section(f"{board}{title}")
+        for line in lines:
+            reporter.write_line(line)
 
 
 def groups_table(results: Sequence[Result], writes: Mapping[str, int]) -> list[str]:

@@ -7,12 +7,14 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Generator
+from dataclasses import asdict
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from harness.errors import HilError
+from harness.foreign import say
 from harness.pytest_plugin.bench import Bench, uses_board
 from harness.pytest_plugin.role import (
     BOARD_FIXTURE,
@@ -82,21 +84,14 @@ class Worker:
         report = yield
         result = self._report.results.get(item.nodeid)
         if result is not None:
-            setattr(report, RESULT, result.sent())
+            setattr(report, RESULT, asdict(result))
         return report
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self) -> None:
         """The board is given back: hand over its part of the summary."""
-        ended = self._not_reached or self._bench.ended
-        self._config.workeroutput[OUTPUT] = {  # type: ignore[attr-defined]
-            "sections": self._report.sections(),
-            "facts": self._report.facts(),
-            "properties": self._report.properties,
-            "rpmb_writes": self._budget.spent,
-            "restored": self._bench.restored,
-            "ended": None if ended is None else str(ended),
-        }
+        output = self._report.handed_over(self._not_reached or self._bench.ended)
+        self._config.workeroutput[OUTPUT] = output  # type: ignore[attr-defined]
 
 
 def tell(config: pytest.Config, lines: str) -> None:
@@ -104,7 +99,7 @@ def tell(config: pytest.Config, lines: str) -> None:
     capture: Any = config.pluginmanager.getplugin("capturemanager")
     with capture.global_and_fixture_disabled():
         # The cursor may be behind the dots of other workers' tests.
-        print(f"\n{lines}", file=sys.stderr, flush=True)
+        say("", *lines.split("\n"), file=sys.stderr)
 
 
 def _interrupt_once(number: int, frame: FrameType | None) -> None:

@@ -19,7 +19,7 @@ LAST: Final = EfiTime(2098, 12, 31)
 
 def delete(board: Board, name: VariableName) -> None:
     """Delete it by an empty value signed with one of the keys kept for this board, or with none
-    where the firmware takes the user's presence for given (contract 4.7).
+    where the firmware takes the user's presence for given (stack 4.7).
 
     Raises the OSError of the last refusal: EACCES where none of the keys has a say.
     """

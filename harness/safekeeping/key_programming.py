@@ -5,21 +5,17 @@ from __future__ import annotations
 import os
 import select
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
 
+from harness.board.board import Board, nobody_asked
+from harness.board.identity import same_emmc
 from harness.consents import Consent
 from harness.errors import ConsentMissing, WrongBoard
-
-if TYPE_CHECKING:
-    from harness.board.board import Board
 
 OPTION = "--program-rpmb-key"
 IDENTITY_OPTION = "--i-know-this-is"
 
 _TERMINAL = "/dev/tty"
 _ANSWER_SECONDS = 120.0
-# The last byte holds the CRC, which some host controllers do not pass on.
-_CID_DIGITS = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,34 +27,32 @@ class KeyProgramming:
     identity: str | None = None
     may_ask: bool = False
 
+    def require(self, board: Board) -> None:
+        """Return if the key of this board's RPMB may be programmed: it was asked for by an option,
+        the owner consents to ``program_key``, the board is disposable, and the identity that was
+        typed in is that of the eMMC which answers now.
 
-NEVER: Final = KeyProgramming()
-"""Nobody wants it."""
-
-
-def require(board: Board, programming: KeyProgramming) -> None:
-    """Return if the key of this board's RPMB may be programmed: it was asked for by an option, the
-    owner consents to ``program_key``, the board is disposable, and the identity that was typed in
-    is that of the eMMC which answers now.
-
-    Raises :class:`ConsentMissing` (a skip) for what is missing, :class:`WrongBoard` for the
-    identity of another board.
-    """
-    if not programming.wanted:
-        raise _missing(board, "programming the RPMB key was not asked for", OPTION)
-    board.require_consent(Consent.PROGRAM_KEY)
-    if not board.file.disposable:
-        raise _missing(board, "an RPMB key is for ever", "set disposable = true in its board file")
-    board.check_right_board()
-    typed = programming.identity or (_asked(board) if programming.may_ask else "")
-    if not typed:
-        raise _missing(board, "nobody typed in the board's identity", f"{IDENTITY_OPTION} CID")
-    if len(typed) < _CID_DIGITS or typed.lower()[:_CID_DIGITS] != board.file.emmc_cid[:_CID_DIGITS]:
-        raise WrongBoard(
-            f"the identity typed in is {typed!r}, and this board's eMMC is {board.file.emmc_cid}",
-            remedy="look at the board's label: is it the one that you mean?",
-            board=board.name,
-        )
+        Raises :class:`ConsentMissing` (a skip) for what is missing, :class:`WrongBoard` for the
+        identity of another board.
+        """
+        if not self.wanted:
+            nobody_asked(board)
+        board.require_consent(Consent.PROGRAM_KEY)
+        file = board.file
+        if not file.disposable:
+            raise _missing(
+                board, "an RPMB key is for ever", "set disposable = true in its board file"
+            )
+        board.check_right_board()
+        typed = self.identity or (_asked(board) if self.may_ask else "")
+        if not typed:
+            raise _missing(board, "nobody typed in the board's identity", f"{IDENTITY_OPTION} CID")
+        if not same_emmc(typed.lower(), file.emmc_cid):
+            raise WrongBoard(
+                f"the identity typed in is {typed!r}, and this board's eMMC is {file.emmc_cid}",
+                remedy="look at the board's label: is it the one that you mean?",
+                board=board.name,
+            )
 
 
 def _missing(board: Board, what: str, how: str) -> ConsentMissing:

@@ -10,18 +10,10 @@ from typing import TYPE_CHECKING
 
 from harness.consents import Consent
 from harness.errors import ConsentMissing, HilError, LinkError, TargetError, WrongBoard
-from harness.instruments.efivars import VariableName
+from harness.instruments.efivars import VariableName, is_named, is_ours
 from harness.safekeeping import authenticated
 from harness.safekeeping.snapshot import Snapshot
-from harness.safekeeping.variables import (
-    Nature,
-    Stored,
-    is_named,
-    is_ours,
-    nature,
-    read_all,
-    read_one,
-)
+from harness.safekeeping.variables import Nature, Stored, nature, read_all, read_one
 
 if TYPE_CHECKING:
     from harness.board.board import Board
@@ -33,7 +25,7 @@ WRITE_SECONDS = 60.0
 _WORD_OF_THE_FIRMWARE = {errno.EINVAL, errno.EACCES, errno.EROFS}
 
 
-class Verdict(StrEnum):
+class Fate(StrEnum):
     """What became of one variable, as the table shows it."""
 
     IDENTICAL = "identical"
@@ -56,10 +48,10 @@ class Deed(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One variable: verdict, the deed behind it and, where it needs one, the reason."""
+    """One variable: fate, the deed behind it and, where it needs one, the reason."""
 
     name: VariableName
-    verdict: Verdict
+    fate: Fate
     reason: str = ""
     deed: Deed = Deed.NOTHING
     former: Stored | None = None
@@ -69,11 +61,11 @@ class Line:
     def __str__(self) -> str:
         # A name may hold any byte; its data is nobody's business.
         name = str(self.name).encode("utf-8", "backslashreplace").decode()
-        return f"{self.verdict:<16}  {name}" + (f": {self.reason}" if self.reason else "")
+        return f"{self.fate:<16}  {name}" + (f": {self.reason}" if self.reason else "")
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class Restoration:
     """What became of every variable."""
 
     lines: tuple[Line, ...]
@@ -81,32 +73,32 @@ class Report:
     @property
     def finished(self) -> bool:
         """Whether trying again can bring nothing more back."""
-        return not any(line.verdict in {Verdict.WAITS, Verdict.TO_DO} for line in self.lines)
+        return not any(line.fate in {Fate.WAITS, Fate.TO_DO} for line in self.lines)
 
     @property
     def complete(self) -> bool:
         """Whether all is back that could have been changed."""
-        return self.finished and not any(line.verdict is Verdict.LOST for line in self.lines)
+        return self.finished and not any(line.fate is Fate.LOST for line in self.lines)
 
     @property
     def notable(self) -> list[Line]:
         """The lines about variables that are not simply as before."""
-        return [line for line in self.lines if line.verdict is not Verdict.IDENTICAL]
+        return [line for line in self.lines if line.fate is not Fate.IDENTICAL]
 
-    def count(self, verdict: Verdict) -> int:
+    def count(self, fate: Fate) -> int:
         """How many variables came out so."""
-        return sum(1 for line in self.lines if line.verdict is verdict)
+        return sum(1 for line in self.lines if line.fate is fate)
 
     def summary(self) -> str:
         """One line: how many of which."""
-        counts = {verdict: self.count(verdict) for verdict in Verdict}
-        return ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
+        counts = {fate: self.count(fate) for fate in Fate}
+        return ", ".join(f"{count} {fate}" for fate, count in counts.items() if count)
 
 
 # --- judging ------------------------------------------------------------------------------------
 
 
-def judge(board: Board, snapshot: Snapshot, *, only: Iterable[str] | None = None) -> Report:
+def judge(board: Board, snapshot: Snapshot, *, only: Iterable[str] | None = None) -> Restoration:
     """Compare the board with the snapshot and say what is to be done; writes nothing. ``only``
     limits it to the foreign variables of these names that no fixture keeps. Raises the link's
     errors, OSError, :class:`WrongBoard` for another board's snapshot."""
@@ -126,7 +118,7 @@ def judge(board: Board, snapshot: Snapshot, *, only: Iterable[str] | None = None
     now = read_all(board.probe, wanted)
     names = sorted({*filter(wanted, snapshot.variables), *now})
     judgement = _Judgement(board, snapshot)
-    return Report(
+    return Restoration(
         tuple(judgement.of(name, snapshot.variables.get(name), now.get(name)) for name in names)
     )
 
@@ -138,9 +130,9 @@ class _Judgement:
 
     def of(self, name: VariableName, former: Stored | None, present: Stored | None) -> Line:
         if former is not None and former.problem:
-            return Line(name, Verdict.KEPT, f"could not be read before the run: {former.problem}")
+            return Line(name, Fate.KEPT, f"could not be read before the run: {former.problem}")
         if present is not None and present.problem:
-            return Line(name, Verdict.WAITS, f"cannot be read now: {present.problem}")
+            return Line(name, Fate.WAITS, f"cannot be read now: {present.problem}")
         if former is None or not former.is_variable:
             # A file that was never written is no variable, and no remount shows it again.
             return self._appeared(name, present)
@@ -150,30 +142,30 @@ class _Judgement:
         if hindrance is not None:
             # The firmware looks after its own; what needed a signature is gone with it.
             lost = hindrance is Nature.AUTHENTICATED
-            return Line(name, Verdict.LOST if lost else Verdict.KEPT, str(hindrance))
+            return Line(name, Fate.LOST if lost else Fate.KEPT, str(hindrance))
         same = present is None or not present.is_variable
         same = same or (present is not None and present.attributes == former.attributes)
-        # SetVariable refuses other attributes than the stored ones (contract 4.6, row 15).
+        # SetVariable refuses other attributes than the stored ones (stack 4.6, row 15).
         deed = Deed.WRITE if same else Deed.REPLACE
         what = "was deleted" if present is None else "was changed"
-        return self._allowed(name, Line(name, Verdict.TO_DO, what, deed, former))
+        return self._allowed(name, Line(name, Fate.TO_DO, what, deed, former))
 
     def _appeared(self, name: VariableName, present: Stored | None) -> Line:
         if present is None or (not present.is_variable and not is_ours(name)):
-            return Line(name, Verdict.IDENTICAL)
+            return Line(name, Fate.IDENTICAL)
         hindrance = nature(present) if present.is_variable else None
         if not is_ours(name):
             if hindrance is not None and hindrance is not Nature.AUTHENTICATED:
-                return Line(name, Verdict.KEPT, f"appeared; {hindrance}")
+                return Line(name, Fate.KEPT, f"appeared; {hindrance}")
             if not is_named(name, self.snapshot.declared):
-                return Line(name, Verdict.KEPT, "appeared; no test of that run writes it")
-        return self._allowed(name, Line(name, Verdict.TO_DO, "appeared", Deed.DELETE))
+                return Line(name, Fate.KEPT, "appeared; no test of that run writes it")
+        return self._allowed(name, Line(name, Fate.TO_DO, "appeared", Deed.DELETE))
 
     def _flag(self, name: VariableName, former: Stored, present: Stored) -> Line:
         if former.immutable is None or former.immutable == present.immutable:
-            return Line(name, Verdict.IDENTICAL)
+            return Line(name, Fate.IDENTICAL)
         # Not kept by the firmware: the next mount sets it by the name alone.
-        return Line(name, Verdict.TO_DO, "its immutable flag was changed", Deed.FLAG, former)
+        return Line(name, Fate.TO_DO, "its immutable flag was changed", Deed.FLAG, former)
 
     def _allowed(self, name: VariableName, line: Line) -> Line:
         file = self.board.file
@@ -183,12 +175,12 @@ class _Judgement:
                 why = (
                     f"{line.reason}; the run had no consent {missing}: not its to change or restore"
                 )
-                return Line(name, Verdict.KEPT, why)
+                return Line(name, Fate.KEPT, why)
             why = f"{line.reason}; the board file no longer consents to {missing}"
-            return Line(name, Verdict.WAITS, why)
+            return Line(name, Fate.WAITS, why)
         if not file.consents_to(Consent.WRITE_RPMB):
             why = f"{line.reason}; the board file does not consent to {Consent.WRITE_RPMB}"
-            return Line(name, Verdict.WAITS, why)
+            return Line(name, Fate.WAITS, why)
         return line
 
 
@@ -201,7 +193,7 @@ def restore(
     *,
     only: Iterable[str] | None = None,
     timeout: float = WRITE_SECONDS,
-) -> Report:
+) -> Restoration:
     """Bring every variable back that can be, and prove it by reading all again; ``only`` as for
     :func:`judge`, on a board in its standard state; ``timeout`` is for each write.
 
@@ -213,7 +205,7 @@ def restore(
     """
     wanted = None if only is None else tuple(only)
     if wanted is None:
-        board.restore_standing()
+        board.standard.restore()
     report = _once(board, snapshot, wanted, timeout)
     refused = [line for line in report.lines if line.errno]
     if not refused or wanted is not None or not board.file.consents_to(Consent.POWER_CYCLE):
@@ -240,8 +232,8 @@ def _make_room(board: Board) -> str:
     return ""
 
 
-def _explained(report: Report, why: str) -> Report:
-    return Report(
+def _explained(report: Restoration, why: str) -> Restoration:
+    return Restoration(
         tuple(
             replace(line, reason=f"{line.reason}; not reclaimed: {why}")
             if line.errno == errno.ENOSPC
@@ -253,7 +245,7 @@ def _explained(report: Report, why: str) -> Report:
 
 def restore_whatever_it_takes(
     board: Board, snapshot: Snapshot, *, timeout: float = WRITE_SECONDS
-) -> tuple[Report, tuple[str, ...]]:
+) -> tuple[Restoration, tuple[str, ...]]:
     """:func:`restore` on a board that may be wedged: climbs the ladder of harness.board.recovery
     where the board does not answer. Returns the report and what had to be done first. Raises
     :class:`harness.errors.BoardWedged` when nothing helps."""
@@ -276,9 +268,9 @@ def _once(
     timeout: float,
     *,
     fresh: bool = False,
-) -> Report:
+) -> Restoration:
     plan = judge(board, snapshot, only=only)
-    todo = [line for line in plan.lines if line.verdict is Verdict.TO_DO]
+    todo = [line for line in plan.lines if line.fate is Fate.TO_DO]
     if not todo:
         return plan
     did: dict[VariableName, Line] = {}
@@ -293,10 +285,10 @@ def _do(board: Board, line: Line, timeout: float, *, fresh: bool) -> Line:
         with board.foreign_writes.allowing(line.name.name):
             _deeds(board, timeout)[line.deed](line)
     except ConsentMissing as error:
-        return replace(line, verdict=Verdict.WAITS, reason=f"{line.reason}; {error.what}")
+        return replace(line, fate=Fate.WAITS, reason=f"{line.reason}; {error.what}")
     except OSError as error:
         return _refused(board, line, error, fresh=fresh)
-    return replace(line, verdict=Verdict.RESTORED)
+    return replace(line, fate=Fate.RESTORED)
 
 
 def _deeds(board: Board, timeout: float) -> Mapping[Deed, Callable[[Line], None]]:
@@ -328,14 +320,14 @@ def _deeds(board: Board, timeout: float) -> Mapping[Deed, Callable[[Line], None]
 
 def _refused(board: Board, line: Line, error: OSError, *, fresh: bool) -> Line:
     code = error.errno or errno.EIO
-    line = replace(line, verdict=Verdict.WAITS, errno=code)
+    line = replace(line, fate=Fate.WAITS, errno=code)
     if code == errno.ENOSPC:
         room = f"no room left in the store ({_room(board)}); reclaim it and restore again"
         return replace(line, reason=f"{line.reason}; {room}")
     named = errno.errorcode.get(code, str(code))
     reason = f"{line.reason}; the board refuses to {line.deed} it ({named})"
     if fresh and code in _WORD_OF_THE_FIRMWARE:
-        return replace(line, verdict=Verdict.LOST, reason=reason)
+        return replace(line, fate=Fate.LOST, reason=reason)
     return replace(line, reason=f"{reason}; reboot the board and restore again")
 
 
@@ -347,36 +339,34 @@ def _room(board: Board) -> str:
     return f"{space.free} bytes free" if space.total else "the board shows no figures"
 
 
-def _proved(plan: Report, did: Mapping[VariableName, Line], after: Report) -> Report:
+def _proved(plan: Restoration, did: Mapping[VariableName, Line], after: Restoration) -> Restoration:
     """What was done, as far as reading again shows it."""
     seen = {line.name: line for line in after.lines}
     lines: list[Line] = []
     for line in plan.lines:
         made = did.get(line.name, line)
         left = seen.get(line.name)
-        if made.verdict is Verdict.RESTORED and left is not None and _is_open(left):
-            made = replace(left, verdict=Verdict.WAITS, reason="written, and reads otherwise")
+        if made.fate is Fate.RESTORED and left is not None and _is_open(left):
+            made = replace(left, fate=Fate.WAITS, reason="written, and reads otherwise")
         lines.append(made)
-    return Report(tuple(lines))
+    return Restoration(tuple(lines))
 
 
-def _merged(first: Report, second: Report) -> Report:
+def _merged(first: Restoration, second: Restoration) -> Restoration:
     """Both passes: the second finds identical, or gone, what the first restored."""
     lines = {line.name: line for line in second.lines}
     for line in first.lines:
         later = lines.get(line.name)
-        if line.verdict is Verdict.RESTORED and (
-            later is None or later.verdict is Verdict.IDENTICAL
-        ):
+        if line.fate is Fate.RESTORED and (later is None or later.fate is Fate.IDENTICAL):
             lines[line.name] = line
-    return Report(tuple(lines[name] for name in sorted(lines)))
+    return Restoration(tuple(lines[name] for name in sorted(lines)))
 
 
 def _is_open(line: Line) -> bool:
-    return line.verdict in {Verdict.TO_DO, Verdict.WAITS}
+    return line.fate in {Fate.TO_DO, Fate.WAITS}
 
 
-def table(report: Report, *, everything: bool = False) -> Sequence[str]:
+def table(report: Restoration, *, everything: bool = False) -> Sequence[str]:
     """The lines worth a reader's time, then the summary."""
     shown = report.lines if everything else report.notable
     return [*map(str, shown), report.summary() or "no variables"]

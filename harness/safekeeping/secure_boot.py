@@ -24,7 +24,7 @@ def key_directory(board: Board) -> Path:
     """Where the suite keeps the keys that it enrols on this board, as ``NAME.der`` (the X.509
     certificate) beside its private key: written *before* they are enrolled, so that the next run
     can still remove what a killed one left. Private (0700)."""
-    keys = place.directory(board) / _KEYS
+    keys = place.directory(board.power, board.file) / _KEYS
     keys.mkdir(mode=_PRIVATE, exist_ok=True)
     return keys
 

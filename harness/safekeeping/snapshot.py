@@ -15,8 +15,8 @@ from uuid import UUID
 
 from harness.consents import Consent
 from harness.errors import HostError, TargetError
-from harness.instruments.efivars import VariableName
-from harness.safekeeping.variables import Stored, is_named, is_ours, nature, read_all
+from harness.instruments.efivars import VariableName, is_named, is_ours
+from harness.safekeeping.variables import Stored, nature, read_all
 
 if TYPE_CHECKING:
     from harness.board.board import Board
@@ -73,7 +73,7 @@ def take(board: Board, declared: Iterable[str] = ()) -> Snapshot:
     return Snapshot(
         board=board.name,
         cid=board.file.emmc_cid,
-        boot_id=board.boot_id,
+        boot_id=board.links.boot_id,
         taken=datetime.now(UTC).isoformat(timespec="seconds"),
         declared=tuple(sorted(set(declared))),
         foreign_consent=board.file.consents_to(Consent.FOREIGN_VARIABLES),

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import fnmatch
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from uuid import UUID
@@ -19,10 +17,11 @@ from harness.formats.efi import (
     VENDOR_KEYS_NV_GUID,
     Attributes,
 )
-from harness.instruments import succeeded
-from harness.instruments.efivars import IMMUTABLE, VENDOR_GUID, VariableName
-from harness.probe import Outcome, Probe, Step
+from harness.instruments.efivars import IMMUTABLE, VariableName, name_of_file
+from harness.instruments.outcomes import succeeded
 from harness.probe import steps as do
+from harness.probe.probe import Probe
+from harness.probe.steps import Outcome, Step
 
 MONOTONIC_COUNTER_GUID = UUID("eb704011-1402-11d3-8e77-00a0c969723b")
 """MTC, the upper half of GetNextHighMonotonicCount (edk2 MonotonicCounterRuntimeDxe)."""
@@ -32,9 +31,6 @@ _READ_BYTES = 65536
 _READ_SECONDS = 60.0
 _ATTRIBUTE_BYTES = 4
 _STEPS_EACH = 4
-_FILE_NAME = re.compile(
-    r"(.+)-([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})", re.ASCII | re.DOTALL
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +84,7 @@ _OF_THE_FIRMWARE = {
 
 
 def nature(stored: Stored) -> Nature | None:
-    """What keeps a variable from being written back; None for one that can be (contract 4.6, 4.7,
+    """What keeps a variable from being written back; None for one that can be (stack 4.6, 4.7,
     4.10)."""
     attributes = stored.attributes
     if stored.name.guid in _OF_THE_FIRMWARE:
@@ -103,26 +99,6 @@ def nature(stored: Stored) -> Nature | None:
         Attributes.AUTHENTICATED_WRITE_ACCESS | Attributes.TIME_BASED_AUTHENTICATED_WRITE_ACCESS
     )
     return Nature.AUTHENTICATED if attributes & authenticated else None
-
-
-def is_ours(name: VariableName) -> bool:
-    """Whether it has the suite's own vendor GUID."""
-    return name.guid == VENDOR_GUID
-
-
-def is_named(name: VariableName, patterns: Iterable[str]) -> bool:
-    """Whether one of the names of a ``foreign`` marker means it: a name, or a pattern such as
-    ``Boot*``."""
-    return any(
-        name.name == pattern or fnmatch.fnmatchcase(name.name, pattern) for pattern in patterns
-    )
-
-
-def name_of_file(file_name: str) -> VariableName | None:
-    """The variable of a file name; None where efivarfs could not have one of that name (K6
-    fs/efivarfs/inode.c:efivarfs_valid_name takes the GUID in either case)."""
-    found = _FILE_NAME.fullmatch(file_name[:-36] + file_name[-36:].lower())
-    return VariableName(found[1], UUID(found[2])) if found else None
 
 
 def read_all(

@@ -15,7 +15,7 @@ def of_the_store(board: Board) -> Efivars:
     """The board's variables with a listing that shows StandaloneMM's.
 
     A firmware that keeps its own variables elsewhere, and so never tells StandaloneMM
-    ExitBootServices, left the boot's mount a listing of those (contract 6.1): mount afresh.
+    ExitBootServices, left the boot's mount a listing of those (stack 6.1): mount afresh.
     """
     if not board.capabilities.has(Capability.EXIT_BOOT_SERVICES_TOLD):
         board.efivars.unmount()

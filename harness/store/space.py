@@ -1,7 +1,7 @@
 """The variable store as a budget: what is left, what is kept back, and how it is won back.
 
 Nothing that is deleted at run time gives space back. StandaloneMM reclaims when a SetVariable
-*before* ExitBootServices does not fit (contract 4.13), and the firmware is the only one to make
+*before* ExitBootServices does not fit (stack 4.13), and the firmware is the only one to make
 one then. So the store is filled until a boot option that the firmware makes by itself no longer
 fits, that option is deleted, and the board rebooted: the firmware makes it again, and StandaloneMM
 has to reclaim for it (about 3000 RPMB writes).
@@ -12,50 +12,64 @@ from __future__ import annotations
 import errno
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from threading import Event
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
-from harness.capabilities import Capability
+from harness.capabilities import VENDOR_GUID, Capability
 from harness.consents import Consent
 from harness.errors import ConsentMissing, FirmwareError, HilError, MissingCapability
 from harness.formats import variable_store as layout
 from harness.formats.efi import GLOBAL_VARIABLE_GUID
-from harness.instruments.efivars import VENDOR_GUID, VariableName
+from harness.instruments.efivars import Space, VariableName
 from harness.probe import steps as do
-from harness.store.records import SMALLEST_RECORD, record_size
+from harness.store.records import (
+    LARGEST_FILLER,
+    RECORDED,
+    SMALLEST_RECORD,
+    Geometry,
+    data_for,
+    record_size,
+)
 
 if TYPE_CHECKING:
     from harness.board.board import Board
 
-CAPACITY: Final = layout.VARIABLE_AREA_SIZE - layout.FIRST_VARIABLE_OFFSET
-"""Bytes for records in the store that the kernel series is used with (contract 4.4)."""
-CACHED_SECONDS: Final = 2.5
-"""How old the figures of Linux 7 may be, with a margin: it asks the firmware five times in two
-seconds (K7 fs/efivarfs/super.c). That it drops unwritten files is how it is told from 6."""
-INVISIBLE: Final = 1024
-"""Bytes that are taken to be in use by variables without run-time access."""
-RECLAIM_WRITES: Final = 3000
-"""RPMB writes of one reclaim (contract 4.13, truth fill2)."""
-WRITES_PER_BYTE: Final = 0.8
-"""RPMB writes for each byte of the store: a record that crosses a half sector of 256 bytes makes
-OP-TEE write its file of 192 half sectors anew (contract 2.4)."""
+CACHED_SECONDS: Final = 3.0
+"""How old figures from a cache may be, with a margin: Linux 7 asks the firmware five times in two
+seconds (K7 fs/efivarfs/super.c)."""
 AUTO_CREATED: Final = UUID("8108ac4e-9f11-4d59-850e-e21a522c59b2")
-"""Optional data that ends a boot option which U-Boot makes by itself (contract 8)."""
+"""Optional data that ends a boot option which U-Boot makes by itself (stack 8)."""
 
 FOREIGN: Final = ("Boot[0-9A-F][0-9A-F][0-9A-F][0-9A-F]", "BootOrder")
 """Variables outside our vendor GUID that a reclaim writes, as a ``foreign`` marker names them."""
 
 _CONSENTS: Final = (Consent.POWER_CYCLE, Consent.WRITE_RPMB, Consent.FOREIGN_VARIABLES)
 _FILLER: Final = "Filler"
-_LARGEST_FILLER: Final = 4000
 _BOOT_OPTION: Final = re.compile(r"Boot[0-9A-F]{4}")
 _BOOT_ORDER: Final = VariableName("BootOrder", GLOBAL_VARIABLE_GUID)
 # A full store makes a write relocate OP-TEE's file several times.
 _WRITE_SECONDS: Final = 60.0
 _POLL_SECONDS: Final = 0.02
+
+
+def is_live(board: Board) -> bool:
+    """Whether the figures are those of now."""
+    return board.capabilities.has(Capability.STATFS_IS_LIVE)
+
+
+def space_once(board: Board, settled: Callable[[Space], bool]) -> Space:
+    """The figures once they are ``settled``, or what they are when no cache can hold others."""
+    space = board.efivars.space()
+    if settled(space) or is_live(board):
+        return space
+    deadline = time.monotonic() + CACHED_SECONDS
+    while not settled(space) and time.monotonic() < deadline:
+        Event().wait(_POLL_SECONDS)
+        space = board.efivars.space()
+    return space
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +88,9 @@ class StoreSpace:
     that show no figures.
     """
 
-    def __init__(self, board: Board, *, spent: int = 0) -> None:
+    def __init__(self, board: Board, *, spent: int = 0, geometry: Geometry = RECORDED) -> None:
         self._board = board
+        self.geometry = geometry
         self._spent = spent
         self._visible: int | None = None
         # Whether the firmware was seen to make a deleted option again; None: not tried.
@@ -87,10 +102,8 @@ class StoreSpace:
         """Free bytes as ``df`` shows them; None where the firmware gives no figures."""
         if not self._board.capabilities.has(Capability.QUERY_VARIABLE_INFO):
             return None
-        deadline = time.monotonic() + (CACHED_SECONDS if self._cached else 0)
         # Figures from a cache may be those of a moment without the driver.
-        while not (space := self._board.efivars.space()).total and time.monotonic() < deadline:
-            Event().wait(_POLL_SECONDS)
+        space = space_once(self._board, lambda space: space.total > 0)
         return space.free if space.total else None
 
     def at_least_free(self) -> int:
@@ -103,7 +116,7 @@ class StoreSpace:
         """Free bytes that a reclaim would leave, cautiously."""
         if self._visible is None:
             self._visible = sum(self.records().values())
-        return CAPACITY - self._visible - INVISIBLE
+        return self.geometry.capacity - self._visible - self.geometry.invisible
 
     def records(self) -> Mapping[VariableName, int]:
         """Bytes of the record of each visible variable that is kept: not ours, or a fixture's."""
@@ -129,7 +142,7 @@ class StoreSpace:
 
     def reclaims_by_itself(self) -> bool:
         """Whether StandaloneMM was never told ExitBootServices: it reclaims whenever a variable
-        does not fit (contract 4.13)."""
+        does not fit (stack 4.13)."""
         return not self._board.capabilities.has(Capability.EXIT_BOOT_SERVICES_TOLD)
 
     # --- reclaim ------------------------------------------------------------------------------
@@ -239,12 +252,12 @@ class StoreSpace:
     def _fill(self, too_much: int) -> None:
         """Fill until a record of ``too_much`` bytes does not fit; the fillers are deleted."""
         free = self.free()
-        if free is None or self._cached:
+        if free is None or not is_live(self._board):
             self._fill_blindly()
             return
         while free >= too_much:
             # What is left must be too little for the option, and the filler no smaller than can be.
-            record = min(_LARGEST_FILLER, max(free - too_much + 4, SMALLEST_RECORD + 16))
+            record = min(LARGEST_FILLER, max(free - too_much + 4, SMALLEST_RECORD + 16))
             self._write_filler(layout.align(record))
             now = self.free()
             if now is None or now >= free:
@@ -255,13 +268,8 @@ class StoreSpace:
                 )
             free = now
 
-    @property
-    def _cached(self) -> bool:
-        """Whether the figures may be of :data:`CACHED_SECONDS` ago."""
-        return not self._board.capabilities.has(Capability.UNCOMMITTED_FILES_STAY)
-
     def _fill_blindly(self) -> None:
-        record = _LARGEST_FILLER
+        record = LARGEST_FILLER
         while record >= SMALLEST_RECORD + 16:
             try:
                 self._write_filler(layout.align(record))
@@ -272,9 +280,8 @@ class StoreSpace:
 
     def _write_filler(self, record: int) -> None:
         efivars = self._board.efivars
-        data = record - record_size(_FILLER, 0)
         try:
-            efivars.write(_FILLER, bytes(data), timeout=_WRITE_SECONDS)
+            efivars.write(_FILLER, bytes(data_for(_FILLER, record)), timeout=_WRITE_SECONDS)
         finally:
             if efivars.exists(_FILLER):
                 efivars.delete(_FILLER)
@@ -298,8 +305,8 @@ class StoreSpace:
         now = self.free()
         if now is None or before is None:
             try:
-                self._write_filler(_LARGEST_FILLER)
-                self._spent += _LARGEST_FILLER
+                self._write_filler(LARGEST_FILLER)
+                self._spent += LARGEST_FILLER
             except OSError as error:
                 raise self._nothing_won("a variable still does not fit") from error
         elif now < self.after_reclaim():

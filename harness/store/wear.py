@@ -58,7 +58,7 @@ class Ledger:
         """The ledger of a started board, kept with its snapshot."""
         from harness.board import state_dir as place
 
-        return cls(place.directory(board) / _FILE)
+        return cls(place.directory(board.power, board.file) / _FILE)
 
     def add(self, entry: Entry) -> None:
         """Append one line, dated now (UTC)."""

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from harness.instruments.efivars import VENDOR_GUID
+from harness.capabilities import VENDOR_GUID
 from harness.truth.needs import content_of
 
 RECORDED_CHARS = 3000

@@ -15,7 +15,7 @@ from typing import Any
 
 from harness.capabilities import EFIVARS_PATH, STMM_DEVICE
 from harness.consents import Consent
-from harness.store.records import RELOCATION
+from harness.store.records import RECORDED
 from harness.truth.rows import Row
 from harness.truth.steps import APPEND, AUTHENTICATED, GLOBAL_GUID, Plan, Written, own_file
 
@@ -251,7 +251,7 @@ def _by_cost(row: Row, succeeded: Sequence[Written]) -> FileNeed | None:
     writes = row.facts.get("rpmb_writes")
     if not succeeded or not isinstance(writes, int):
         return None
-    rest = writes % RELOCATION
+    rest = writes % RECORDED.relocation
     if rest in (2, 3, 6):
         return FileNeed(present=False)
     signed = bool(succeeded[0].attributes & AUTHENTICATED)

@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.errors import ConfigurationError
-from harness.truth.bench import Bench
 from harness.truth.recipes import Recipes
-from harness.truth.replay import GroupReplay, GroupResult, RowResult, Verdict
+from harness.truth.replay import GroupReplay
+from harness.truth.results import Agreement, GroupResult, RowResult
+from harness.truth.rig import Rig
 from harness.truth.rows import OWN_ROWS, Row, load, with_own
 
 if TYPE_CHECKING:
-    from harness.board.board import LinkName
-    from harness.boardfile.boardfile import BoardFile
+    from harness.board.links import LinkName
+    from harness.boardfile.sections import BoardFile
 
 
 def replay(
@@ -30,16 +31,16 @@ def replay(
     folder = folder or OWN_ROWS
     groups = load(folder)
     own = load(OWN_ROWS) if OWN_ROWS.is_dir() else {}
-    auth = [place / "auth" for place in (folder, OWN_ROWS)]
+    auth = [rows / "auth" for rows in (folder, OWN_ROWS)]
     results = []
-    with Bench(file, link=link) as bench:
+    with Rig(file, link=link) as rig:
         for name, given in groups.items():
             if only and name not in only:
                 continue
             rows = with_own(given, own.get(name, ()))
             recipes = Recipes([*rows, *_all(groups, own)], auth)
             result = GroupResult(name)
-            for one in GroupReplay(bench, rows, auth, recipes).run():
+            for one in GroupReplay(rig, rows, auth, recipes).run():
                 result.results.append(one)
                 _say_row(one, say)
             if result.results:
@@ -58,26 +59,26 @@ def replay(
 def all_agree(results: Iterable[GroupResult]) -> bool:
     """Whether every row that was not skipped agreed, and there was one."""
     verdicts = [one.verdict for result in results for one in result.results]
-    return Verdict.AGREED in verdicts and Verdict.DIFFERED not in verdicts
+    return Agreement.AGREED in verdicts and Agreement.DIFFERED not in verdicts
 
 
 def last_line(results: Sequence[GroupResult]) -> str:
     """``TRUTH agreed N of M, skipped K``; M counts every row that may be replayed."""
     counted = sum(len(result.results) for result in results)
     return (
-        f"TRUTH agreed {sum(result.count(Verdict.AGREED) for result in results)} of {counted}, "
-        f"skipped {sum(result.count(Verdict.SKIPPED) for result in results)}"
+        f"TRUTH agreed {sum(result.count(Agreement.AGREED) for result in results)} of {counted}, "
+        f"skipped {sum(result.count(Agreement.SKIPPED) for result in results)}"
     )
 
 
 def _group_line(result: GroupResult) -> str:
-    skipped = result.count(Verdict.SKIPPED)
-    line = f"{result.group}: agreed {result.count(Verdict.AGREED)} of {len(result.results)}"
+    skipped = result.count(Agreement.SKIPPED)
+    line = f"{result.group}: agreed {result.count(Agreement.AGREED)} of {len(result.results)}"
     return f"{line}, skipped {skipped}" if skipped else line
 
 
 def _say_row(result: RowResult, say: Callable[[str], None]) -> None:
-    if result.verdict is Verdict.SKIPPED:
+    if result.verdict is Agreement.SKIPPED:
         say(f"  {result.row.id} skipped: {result.reason}")
     for difference in result.differences:
         say(f"  {result.row.id} {difference}")

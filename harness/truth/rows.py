@@ -39,7 +39,7 @@ class Row:
 
     @property
     def number(self) -> int | None:
-        """The row's place in its group as recorded; None for a row without one."""
+        """The row's position in its group as recorded; None for a row without one."""
         found = _NUMBER.search(self.id)
         return int(found[1]) if found else None
 

@@ -15,31 +15,30 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from harness.board.board import Board
-from harness.capabilities import EFIVARS_PATH, STMM_DRIVER
+from harness.capabilities import EFIVARS_PATH, STMM_DRIVER, VENDOR_GUID
 from harness.errors import HilError
-from harness.formats import variable_store as layout
-from harness.instruments.efivars import VENDOR_GUID
-from harness.probe import Outcome, Step
+from harness.instruments.tee import routing_model
 from harness.probe import steps as do
-from harness.store import records as store_space
-from harness.truth.bench import Bench
+from harness.probe.steps import Outcome, Step
+from harness.store.records import LARGEST_FILLER, RECORDED, SMALLEST_RECORD, data_for, record_size
+from harness.truth import space
 from harness.truth.needs import FileNeed, Needs, Phase
 from harness.truth.recipes import Recipes
+from harness.truth.rig import Rig
 from harness.truth.rows import Row
 from harness.truth.steps import (
     GLOBAL_GUID,
     NV_BS_RT,
-    RECORDER_GUID,
     CannotTake,
     Written,
     any_bytes,
     path,
+    variable_name,
 )
 
 STEP_SECONDS = 180.0
 """For one row: a relocating write takes up to half a minute on slow boards."""
 _READ_BYTES = 65536
-_LARGEST_FILLER = 4000
 _CERTDB_GUID = "d9bee56e-75dc-49d9-b4d7-b534210f637a"
 _FILLER = f"F-{VENDOR_GUID}"
 _PLACEHOLDER = "Placeholder"
@@ -64,10 +63,10 @@ class Found:
 
 
 class State:
-    """The state of the board of a :class:`Bench` during one group."""
+    """The state of the board of a :class:`Rig` during one group."""
 
-    def __init__(self, bench: Bench, recipes: Recipes) -> None:
-        self.bench = bench
+    def __init__(self, rig: Rig, recipes: Recipes) -> None:
+        self.rig = rig
         self._recipes = recipes
         self.disturbed = False
         """Whether preparing since the last :meth:`settle` wrote to the store."""
@@ -78,7 +77,7 @@ class State:
 
     @property
     def board(self) -> Board:
-        return self.bench.board
+        return self.rig.board
 
     def begin(self) -> None:
         """Remember the variables that the firmware made."""
@@ -117,7 +116,7 @@ class State:
         if not outcome.ok or not outcome.field("blocks"):
             return None
         # U-Boot's own file has another size than StMM's store.
-        if outcome.field("blocks") != layout.VARIABLE_AREA_SIZE - layout.FIRST_VARIABLE_OFFSET:
+        if outcome.field("blocks") != RECORDED.capacity:
             return None
         return outcome.field("bfree") * outcome.field("bsize")
 
@@ -134,7 +133,7 @@ class State:
     def phase(self) -> Phase:
         """Where the stack stands."""
         standing = self.board.standing()
-        served = standing.supplicant or self.board.routing_model() == "kernel"
+        served = standing.supplicant or routing_model(self.board.shell) == "kernel"
         if standing.bound:
             return Phase.LIVE if served else Phase.STOPPED
         return Phase.UNBOUND if standing.supplicant else Phase.COLD
@@ -147,7 +146,7 @@ class State:
             return
         try:
             if wanted is Phase.COLD:
-                self.bench.restart(autostart=False)
+                self.rig.restart(autostart=False)
                 return
             self._go_live()
             if wanted is Phase.STOPPED:
@@ -163,7 +162,7 @@ class State:
         tee = self.board.tee
         # Only a device that appears binds by itself.
         was_there = tee.has_stmm_device()
-        if not self.board.standing().supplicant and self.board.routing_model() != "kernel":
+        if not self.board.standing().supplicant and routing_model(self.board.shell) != "kernel":
             tee.start_supplicant()
         if not self.board.standing().bound:
             if was_there:
@@ -196,11 +195,11 @@ class State:
         needs: Needs,
         *,
         free: Callable[[], int | None],
-        place: Callable[[int], bool] | None,
+        fits: Callable[[int], bool] | None,
         record: int,
     ) -> None:
         """Bring about the needs of a row. ``free()`` is the free space that it found, as far as
-        it tells; ``place(free)`` says whether a store with so much free space would cost what the
+        it tells; ``fits(free)`` says whether a store with so much free space would cost what the
         row cost, for a record of ``record`` bytes. Raises :class:`StateUnknown`."""
         self.disturbed = False
         if needs.phase is not None:
@@ -214,8 +213,8 @@ class State:
         self._count(needs)
         self._boot_entries(needs.boot_entries)
         self._flags(needs)
-        if place is not None and free() is None:
-            self._place(place, record)
+        if fits is not None and free() is None:
+            self._move_end(fits, record)
         self._read_only(needs)
 
     def _flags(self, needs: Needs) -> None:
@@ -271,7 +270,7 @@ class State:
 
     def _renew(self, why: str) -> None:
         try:
-            self.bench.renew()
+            self.rig.renew()
         except CannotTake as error:
             raise StateUnknown(f"{why}: {error}") from error
         self.begin()
@@ -326,13 +325,13 @@ class State:
                     continue  # follows from the signed variables
                 contents[name] = self._content(name, need, gap, last=len(missing) == 1)
             sizes = {
-                name: store_space.taken(_as_written(name, content), None, certdb)
+                name: space.taken(_as_written(name, content), None, certdb)
                 for name, content in contents.items()
                 if content
             }
             if target is not None:
                 rest = gap - sum(sizes.values())
-                if rest < 0 or 0 < rest < store_space.SMALLEST_RECORD:
+                if rest < 0 or 0 < rest < SMALLEST_RECORD:
                     return False
                 self.fill(rest)
             for name, content in contents.items():
@@ -345,7 +344,7 @@ class State:
     def _reboot_into(self, phase: Phase) -> None:
         """While the driver is unbound the firmware's copy of the boot is shown."""
         try:
-            self.bench.restart()
+            self.rig.restart()
         except CannotTake as error:
             raise StateUnknown(str(error)) from error
         self.enter(phase)
@@ -362,9 +361,9 @@ class State:
             if name in self._original and len(self._original[name]) == need.size:
                 return self._original[name]
             return self._new(need.size - 4) if need.size >= 4 else b""
-        smallest = store_space.record_size(store_space.variable_name(name), 1)
-        if last and smallest <= gap <= _LARGEST_FILLER:
-            return self._new(store_space.data_for(name, gap))
+        smallest = record_size(variable_name(name), 1)
+        if last and smallest <= gap <= LARGEST_FILLER:
+            return self._new(data_for(variable_name(name), gap))
         return self._new(_NEW_DATA)
 
     def _new(self, size: int) -> bytes:
@@ -393,50 +392,49 @@ class State:
             return
         self.disturbed = True
         while amount:
-            chunk = min(amount, _LARGEST_FILLER)
-            if 0 < amount - chunk < store_space.SMALLEST_RECORD:
-                chunk -= store_space.SMALLEST_RECORD
-            data = store_space.data_for(_FILLER, chunk)
+            chunk = min(amount, LARGEST_FILLER)
+            if 0 < amount - chunk < SMALLEST_RECORD:
+                chunk -= SMALLEST_RECORD
+            data = data_for(variable_name(_FILLER), chunk)
             self.delete(_FILLER)
             self.create(_FILLER, self._new(data))
             amount -= chunk
         self.delete(_FILLER)
 
-    # --- the place of the next record ----------------------------------------------------------
+    # --- where the next record begins -----------------------------------------------------------
 
-    def _place(self, fits: Callable[[int], bool], record: int) -> None:
+    def _move_end(self, fits: Callable[[int], bool], record: int) -> None:
         """Move the end of the store to where a record costs what the row cost."""
         free = self.free()
         if free is None:
-            self._place_blindly(fits, record)
+            self._move_end_blindly(fits, record)
             return
         if fits(free):
             return
-        for amount in range(store_space.SMALLEST_RECORD, 2 * layout.BLOCK_SIZE, 4):
+        for amount in range(SMALLEST_RECORD, 2 * RECORDED.block, 4):
             if free - amount > record and fits(free - amount):
                 with self._writable():
                     self.fill(amount)
                 return
         raise StateUnknown("no place in this store at which the row could cost what it did")
 
-    def _place_blindly(self, fits: Callable[[int], bool], record: int) -> None:
-        """Without figures the place is found by its cost: fillers are written until one crosses
+    def _move_end_blindly(self, fits: Callable[[int], bool], record: int) -> None:
+        """Without figures the position is found by its cost: fillers are written until one crosses
         a half sector."""
-        smallest = store_space.SMALLEST_RECORD
-        half_sector = 256
+        smallest = SMALLEST_RECORD
+        half_sector = RECORDED.half_sector
         with self._writable():
             for _ in range(2 * half_sector // smallest):
                 before = self.counter()
                 self.fill(smallest)
-                if self.counter() - before >= store_space.RELOCATION:
+                if self.counter() - before >= RECORDED.relocation:
                     break
             else:
-                raise StateUnknown("the place of the next record cannot be found by its cost")
+                raise StateUnknown("the position of the next record cannot be found by its cost")
             # The next record begins 4 to 64 bytes behind a half sector's begin.
             possible = range(4, smallest + 1, 4)
             for amount in (0, *range(smallest, 2 * half_sector, 4)):
-                places = [layout.VARIABLE_AREA_SIZE - place - amount for place in possible]
-                if all(fits(free) for free in places):
+                if all(fits(RECORDED.area - position - amount) for position in possible):
                     self.fill(amount)
                     return
         raise StateUnknown("no place in this store at which the row could cost what it did")
@@ -488,11 +486,6 @@ def load_option(label: str, shown: str) -> bytes:
 def _as_written(name: str, content: bytes) -> Written:
     attributes = int.from_bytes(content[:4], "little") or NV_BS_RT
     return Written(name, attributes, content[4:], 0)
-
-
-def is_ours(file: str) -> bool:
-    """Whether the harness made the file to bring about a state."""
-    return file.endswith(str(VENDOR_GUID)) and not file.endswith(RECORDER_GUID)
 
 
 def _short(error: Exception) -> str:

@@ -7,7 +7,6 @@ or, when the row's outcome is ``rc=N``, one shell command line.
 from __future__ import annotations
 
 import ast
-import errno
 import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -16,8 +15,8 @@ from pathlib import Path
 
 from harness.capabilities import EFIVARS_PATH
 from harness.instruments.efivars import IMMUTABLE
-from harness.probe import Outcome, Step
 from harness.probe import steps as do
+from harness.probe.steps import Outcome, Step
 from harness.truth.rows import Row
 
 RECORDER_GUID = "12345678-1234-1234-1234-123456789abc"
@@ -37,7 +36,6 @@ _CALL = re.compile(r"(\w+)\((.*)\)(\.st_size)?", re.DOTALL)
 _SIZED = re.compile(r"attrs=(0x[0-9a-fA-F]+)\+(\d+) bytes")
 _SIGNED = re.compile(r"(0x[0-9a-fA-F]+)\+([\w.-]+\.auth)(?: \(\d+ bytes\))?")
 _WHENCE = {"SET": 0, "CUR": 1, "END": 2}
-_FLAG_WORDS = re.compile(r"O_[A-Z]+(\|O_[A-Z]+)*")
 
 
 class NotUnderstood(Exception):
@@ -81,6 +79,11 @@ class Plan:
 def path(file: str) -> str:
     """Where efivarfs shows the file."""
     return f"{EFIVARS_PATH}/{file}"
+
+
+def variable_name(file: str) -> str:
+    """The variable's name in a file name of efivarfs."""
+    return file[: -len(RECORDER_GUID) - 1]
 
 
 def own_file(name: str) -> str:
@@ -462,8 +465,3 @@ def _length(seen: Sequence[Outcome]) -> object:
 
 def _space(seen: Sequence[Outcome]) -> object:
     return dict(seen[0].fields) if seen[0].ok else _error(seen[0])
-
-
-def errno_name(number: int | None) -> str:
-    """``ENOSPC`` for 28."""
-    return errno.errorcode.get(number or 0, f"E{number}")

@@ -167,10 +167,10 @@ def _scopes(tree: ast.Module) -> Iterator[tuple[str, list[ast.AST]]]:
     attributes of a class belong to each of its methods."""
     for node in tree.body:
         if isinstance(node, ast.ClassDef):
-            methods = [part for part in node.body if isinstance(part, ast.FunctionDef)]
-            shared: list[ast.AST] = [part for part in node.body if part not in methods]
-            for method in methods:
-                yield f"{node.name}::{method.name}", [*node.decorator_list, *shared, method]
+            methods = {_test_of(part): part for part in node.body if _test_of(part)}
+            shared = [part for part in node.body if not _test_of(part)]
+            for test, method in methods.items():
+                yield f"{node.name}::{test}", [*node.decorator_list, *shared, method]
             yield node.name, [*node.decorator_list, *node.body]
         elif isinstance(node, ast.FunctionDef):
             yield node.name, [node]
@@ -180,6 +180,16 @@ def _scopes(tree: ast.Module) -> Iterator[tuple[str, list[ast.AST]]]:
                 for name in ast.walk(target):
                     if isinstance(name, ast.Name):
                         yield name.id, [node]
+
+
+def _test_of(part: ast.stmt) -> str:
+    """The name of a method, or of a test that a function of the module makes."""
+    match part:
+        case ast.FunctionDef(name=name):
+            return name
+        case ast.Assign(targets=[ast.Name(id=name)]) if name.startswith("test_"):
+            return name
+    return ""
 
 
 def _calls(nodes: Iterable[ast.AST]) -> Iterator[ast.Call]:

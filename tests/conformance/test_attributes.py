@@ -1,13 +1,14 @@
 """Attributes of a variable: which combinations the firmware takes, and with which errno it refuses
 the others.
 
-The errno tells which check came first: contract 4.6, in that order. After ExitBootServices only a
+The errno tells which check came first: stack 4.6, in that order. After ExitBootServices only a
 non-volatile variable of boot and run time can be created.
 """
 
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from uuid import UUID
 
 import pytest
@@ -15,10 +16,10 @@ import pytest
 from harness.board.board import Board
 from harness.expectations import recorded
 from harness.formats.efi import Attributes
-from harness.instruments import refused
 from harness.instruments.efivars import NV_BS_RT, Efivars
-from harness.probe import Probe
+from harness.instruments.outcomes import refused
 from harness.probe import steps as do
+from harness.probe.probe import Probe
 from harness.store.records import record_size
 
 pytestmark = [pytest.mark.needs("writable"), pytest.mark.consents("write_rpmb")]
@@ -29,147 +30,82 @@ KNOWN_BITS = 0x7F
 """EFI_VARIABLE_MASK (K6 include/linux/efi.h); efivarfs refuses every other bit by itself."""
 
 
+def refuses(
+    *attributes: tuple[int, ...], cases: tuple[int, ...] = ()
+) -> Callable[[object, Efivars, int, int], None]:
+    """A test that attributes are refused: each with its errno, and cases of its own."""
+
+    @pytest.mark.cases(*cases)
+    @pytest.mark.parametrize(
+        ("attributes", "refusal"),
+        [
+            pytest.param(value, refusal, marks=pytest.mark.cases(*own), id=hex(value))
+            for value, refusal, *own in attributes
+        ],
+    )
+    def test(_: object, efivars: Efivars, attributes: int, refusal: int) -> None:
+        with refused(refusal):
+            efivars.write("V", b"DATA", attributes)
+
+    return test
+
+
 class TestCreate:
     """With four bytes of data that are no signature."""
 
-    @pytest.mark.parametrize(
-        ("attributes", "refusal"),
-        [
-            pytest.param(0x01, recorded(errno.EINVAL, "attr-002[1]", "attr-nofwebs-002[1]")),
-            pytest.param(0x04, recorded(errno.EINVAL, "attr-005[1]"), marks=pytest.mark.cases(191)),
-            pytest.param(
-                0x05, recorded(errno.EINVAL, "attr-nofwebs-006[1]"), marks=pytest.mark.cases(192)
-            ),
-            pytest.param(0x45, recorded(errno.EINVAL, "attr-070[1]", "attr-nofwebs-070[1]")),
-        ],
-        ids=hex,
+    test_run_time_without_boot_time_is_invalid = refuses(
+        (0x01, recorded(errno.EINVAL, "attr-002[1]", "attr-nofwebs-002[1]")),
+        (0x04, recorded(errno.EINVAL, "attr-005[1]"), 191),
+        (0x05, recorded(errno.EINVAL, "attr-nofwebs-006[1]"), 192),
+        (0x45, recorded(errno.EINVAL, "attr-070[1]", "attr-nofwebs-070[1]")),
+        cases=(193,),
     )
-    @pytest.mark.cases(193)
-    def test_run_time_without_boot_time_is_invalid(
-        self, efivars: Efivars, attributes: int, refusal: int
-    ) -> None:
-        with refused(refusal):
-            efivars.write("V", b"DATA", attributes)
-
-    @pytest.mark.parametrize(
-        ("attributes", "refusal"),
-        [
-            pytest.param(0x08, recorded(errno.EINVAL, "attr-009[1]")),
-            pytest.param(0x0B, recorded(errno.EINVAL, "attr-012[1]", "attr-nofwebs-012[1]")),
-            pytest.param(0x0F, recorded(errno.EINVAL, "attr-nofwebs-016[1]")),
-            pytest.param(0x4F, recorded(errno.EINVAL, "attr-080[1]", "attr-nofwebs-080[1]")),
-        ],
-        ids=hex,
+    test_there_is_no_room_for_hardware_error_records = refuses(
+        (0x08, recorded(errno.EINVAL, "attr-009[1]")),
+        (0x0B, recorded(errno.EINVAL, "attr-012[1]", "attr-nofwebs-012[1]")),
+        (0x0F, recorded(errno.EINVAL, "attr-nofwebs-016[1]")),
+        (0x4F, recorded(errno.EINVAL, "attr-080[1]", "attr-nofwebs-080[1]")),
+        cases=(197,),
     )
-    @pytest.mark.cases(197)
-    def test_there_is_no_room_for_hardware_error_records(
-        self, efivars: Efivars, attributes: int, refusal: int
-    ) -> None:
-        with refused(refusal):
-            efivars.write("V", b"DATA", attributes)
-
-    @pytest.mark.parametrize(
-        ("attributes", "refusal"),
-        [
-            pytest.param(0x10, recorded(errno.EINVAL, "attr-017[1]")),
-            pytest.param(0x13, recorded(errno.EINVAL, "attr-020[1]", "attr-nofwebs-020[1]")),
-            pytest.param(0x17, recorded(errno.EINVAL, "attr-024[1]", "attr-nofwebs-024[1]")),
-            pytest.param(0x53, recorded(errno.EINVAL, "attr-084[1]", "attr-nofwebs-084[1]")),
-        ],
-        ids=hex,
+    test_counter_based_authentication_is_gone = refuses(
+        (0x10, recorded(errno.EINVAL, "attr-017[1]")),
+        (0x13, recorded(errno.EINVAL, "attr-020[1]", "attr-nofwebs-020[1]")),
+        (0x17, recorded(errno.EINVAL, "attr-024[1]", "attr-nofwebs-024[1]")),
+        (0x53, recorded(errno.EINVAL, "attr-084[1]", "attr-nofwebs-084[1]")),
+        cases=(195,),
     )
-    @pytest.mark.cases(195)
-    def test_counter_based_authentication_is_gone(
-        self, efivars: Efivars, attributes: int, refusal: int
-    ) -> None:
-        with refused(refusal):
-            efivars.write("V", b"DATA", attributes)
-
-    @pytest.mark.parametrize(
-        ("attributes", "refusal"),
-        [
-            pytest.param(0x33, recorded(errno.EINVAL, "attr-052[1]", "attr-nofwebs-052[1]")),
-            pytest.param(0x37, recorded(errno.EINVAL, "attr-nofwebs-056[1]")),
-            pytest.param(0x77, recorded(errno.EINVAL, "attr-120[1]", "attr-nofwebs-120[1]")),
-        ],
-        ids=hex,
+    test_two_kinds_of_authentication_contradict_each_other = refuses(
+        (0x33, recorded(errno.EINVAL, "attr-052[1]", "attr-nofwebs-052[1]")),
+        (0x37, recorded(errno.EINVAL, "attr-nofwebs-056[1]")),
+        (0x77, recorded(errno.EINVAL, "attr-120[1]", "attr-nofwebs-120[1]")),
+        cases=(196,),
     )
-    @pytest.mark.cases(196)
-    def test_two_kinds_of_authentication_contradict_each_other(
-        self, efivars: Efivars, attributes: int, refusal: int
-    ) -> None:
-        with refused(refusal):
-            efivars.write("V", b"DATA", attributes)
-
-    @pytest.mark.parametrize(
-        ("attributes", "refusal"),
-        [
-            pytest.param(0x21, recorded(errno.EACCES, "attr-034[1]", "attr-nofwebs-034[1]")),
-            pytest.param(0x23, recorded(errno.EACCES, "attr-nofwebs-036[1]")),
-            pytest.param(0x26, recorded(errno.EACCES, "attr-039[1]")),
-            pytest.param(0x27, recorded(errno.EACCES, "attr-040[1]", "attr-nofwebs-040[1]")),
-            pytest.param(0x2F, recorded(errno.EACCES, "attr-nofwebs-048[1]")),
-            pytest.param(0x60, recorded(errno.EACCES, "attr-097[1]")),
-            pytest.param(0x67, recorded(errno.EACCES, "attr-104[1]", "attr-nofwebs-104[1]")),
-        ],
-        ids=hex,
+    test_an_authenticated_one_without_a_signature_is_a_security_violation = refuses(
+        (0x21, recorded(errno.EACCES, "attr-034[1]", "attr-nofwebs-034[1]")),
+        (0x23, recorded(errno.EACCES, "attr-nofwebs-036[1]")),
+        (0x26, recorded(errno.EACCES, "attr-039[1]")),
+        (0x27, recorded(errno.EACCES, "attr-040[1]", "attr-nofwebs-040[1]")),
+        (0x2F, recorded(errno.EACCES, "attr-nofwebs-048[1]")),
+        (0x60, recorded(errno.EACCES, "attr-097[1]")),
+        (0x67, recorded(errno.EACCES, "attr-104[1]", "attr-nofwebs-104[1]")),
+        cases=(237,),
     )
-    @pytest.mark.cases(237)
-    def test_an_authenticated_one_without_a_signature_is_a_security_violation(
-        self, efivars: Efivars, attributes: int, refusal: int
-    ) -> None:
-        with refused(refusal):
-            efivars.write("V", b"DATA", attributes)
-
-    @pytest.mark.parametrize(
-        ("attributes", "refusal"),
-        [
-            pytest.param(0x24, recorded(errno.EINVAL, "attr-037[1]")),
-            pytest.param(0x25, recorded(errno.EINVAL, "attr-nofwebs-038[1]")),
-            pytest.param(0x65, recorded(errno.EINVAL, "attr-102[1]", "attr-nofwebs-102[1]")),
-        ],
-        ids=hex,
+    test_the_combination_is_judged_before_the_signature = refuses(
+        (0x24, recorded(errno.EINVAL, "attr-037[1]")),
+        (0x25, recorded(errno.EINVAL, "attr-nofwebs-038[1]")),
+        (0x65, recorded(errno.EINVAL, "attr-102[1]", "attr-nofwebs-102[1]")),
     )
-    def test_the_combination_is_judged_before_the_signature(
-        self, efivars: Efivars, attributes: int, refusal: int
-    ) -> None:
-        with refused(refusal):
-            efivars.write("V", b"DATA", attributes)
-
-    @pytest.mark.parametrize(
-        ("attributes", "refusal"),
-        [
-            pytest.param(0x80, recorded(errno.EINVAL, "attr-129[1]")),
-            pytest.param(
-                0x87,
-                recorded(errno.EINVAL, "attr-130[1]", "attr-nofwebs-130[1]"),
-                marks=pytest.mark.cases(194, 375),
-            ),
-            pytest.param(0x107, recorded(errno.EINVAL, "attr-132[1]", "attr-nofwebs-132[1]")),
-            pytest.param(0xFFFFFFFF, recorded(errno.EINVAL, "attr-134[1]", "attr-nofwebs-134[1]")),
-        ],
-        ids=hex,
+    test_unknown_bits_are_refused = refuses(
+        (0x80, recorded(errno.EINVAL, "attr-129[1]")),
+        (0x87, recorded(errno.EINVAL, "attr-130[1]", "attr-nofwebs-130[1]"), 194, 375),
+        (0x107, recorded(errno.EINVAL, "attr-132[1]", "attr-nofwebs-132[1]")),
+        (0xFFFFFFFF, recorded(errno.EINVAL, "attr-134[1]", "attr-nofwebs-134[1]")),
     )
-    def test_unknown_bits_are_refused(
-        self, efivars: Efivars, attributes: int, refusal: int
-    ) -> None:
-        with refused(refusal):
-            efivars.write("V", b"DATA", attributes)
-
-    @pytest.mark.parametrize(
-        ("attributes", "refusal"),
-        [
-            pytest.param(0x40, recorded(errno.EIO, "attr-065[1]")),
-            pytest.param(0x41, recorded(errno.EIO, "attr-nofwebs-066[1]")),
-            pytest.param(0x00, errno.EIO),
-        ],
-        ids=hex,
+    test_without_boot_and_run_time_there_is_nothing_to_delete = refuses(
+        (0x40, recorded(errno.EIO, "attr-065[1]")),
+        (0x41, recorded(errno.EIO, "attr-nofwebs-066[1]")),
+        (0x00, errno.EIO),
     )
-    def test_without_boot_and_run_time_there_is_nothing_to_delete(
-        self, efivars: Efivars, attributes: int, refusal: int
-    ) -> None:
-        with refused(refusal):
-            efivars.write("V", b"DATA", attributes)
 
     @ONE_RECORD
     @pytest.mark.cases(220)
@@ -303,7 +239,7 @@ class TestOverwrite:
     @ONE_RECORD
     @pytest.mark.cases(210)
     def test_no_attributes_delete_whatever_the_data(self, efivars: Efivars) -> None:
-        """Neither boot nor run time is how UEFI spells a deletion (contract 4.6)."""
+        """Neither boot nor run time is how UEFI spells a deletion (stack 4.6)."""
         efivars.write("V", b"gone")
         efivars.overwrite("V", b"DATA", 0)
         assert not efivars.exists("V")
@@ -325,7 +261,7 @@ class TestOverwrite:
 def test_a_variable_of_boot_time_only_is_hidden_and_write_protected(
     efivars: Efivars, attributes: int
 ) -> None:
-    """CustomMode is made by the firmware at every start (contract 4.7)."""
+    """CustomMode is made by the firmware at every start (stack 4.7)."""
     assert not efivars.exists("CustomMode", CUSTOM_MODE_GUID)
     try:
         with efivars.opened("CustomMode", "O_RDWR|O_CREAT", CUSTOM_MODE_GUID) as file:

@@ -14,6 +14,7 @@ from uuid import UUID
 import pytest
 
 from harness.board.board import Board
+from harness.capabilities import VENDOR_GUID
 from harness.expectations import recorded
 from harness.formats.authentication import (
     CERT_DATA_OFFSET,
@@ -23,8 +24,8 @@ from harness.formats.authentication import (
     Authentication2,
 )
 from harness.formats.efi import CERT_DB_GUID, Attributes, EfiTime
-from harness.instruments import accepted, refused
-from harness.instruments.efivars import NV_BS_RT, VENDOR_GUID, Efivars, VariableName
+from harness.instruments.efivars import NV_BS_RT, Efivars, VariableName
+from harness.instruments.outcomes import accepted, refused
 from harness.instruments.rpmb import Rpmb
 from harness.safekeeping import authenticated
 from harness.safekeeping.secure_boot import key_directory
@@ -55,10 +56,10 @@ SIGNATURE_BYTES = 256
 """RSA-2048."""
 
 PLAIN_LIMIT = 8132
-"""Bytes of name and value of a variable that is not authenticated (contract 4.4)."""
+"""Bytes of name and value of a variable that is not authenticated (stack 4.4)."""
 LARGEST = 10226 - 40 - 4 - CERT_DATA_OFFSET
 """Value under a bare descriptor: Linux takes 10226 bytes of a message of SetVariable, of which
-40 are its header and 4 the name (contract 5.1, 5.3)."""
+40 are its header and 4 the name (stack 5.1, 5.3)."""
 
 pytestmark = [pytest.mark.needs("writable"), pytest.mark.consents("write_rpmb")]
 
@@ -241,7 +242,7 @@ class TestCreate:
         before = private.efivars.read("certdb", CERT_DB_GUID).data
         private.set(b"owned", 0)
         entry = private.efivars.read("certdb", CERT_DB_GUID).data[len(before) :]
-        # GUID, three sizes, name without NUL, SHA-256: contract 4.7.
+        # GUID, three sizes, name without NUL, SHA-256: stack 4.7.
         assert len(entry) == 28 + 2 + 32
         assert entry[:16] == VENDOR_GUID.bytes_le
         private.delete()
@@ -573,7 +574,7 @@ class TestDelete:
     @held_costs(CREATE)
     def test_a_bare_descriptor_deletes_as_presence_is_asserted(self, existing: Private) -> None:
         """This firmware takes the user's physical presence for given, so that root needs no key
-        (contract 4.7, EDK2 PcdUserPhysicalPresence)."""
+        (stack 4.7, EDK2 PcdUserPhysicalPresence)."""
         with accepted():
             existing.write(unsigned(b"", moment(0)))
         assert not existing.efivars.exists(HELD)

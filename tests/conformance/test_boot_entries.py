@@ -22,10 +22,10 @@ from harness.errors import MissingCapability
 from harness.expectations import recorded
 from harness.formats.efi import GLOBAL_VARIABLE_GUID
 from harness.formats.load_option import ACTIVE, load_option
-from harness.instruments import succeeded
 from harness.instruments.efivars import Efivars
-from harness.probe import Probe
+from harness.instruments.outcomes import succeeded
 from harness.probe import steps as do
+from harness.probe.probe import Probe
 from harness.shell import Result, Shell
 
 pytestmark = [

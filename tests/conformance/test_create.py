@@ -12,11 +12,12 @@ from uuid import UUID
 import pytest
 
 from harness.board.board import Board
+from harness.capabilities import VENDOR_GUID
 from harness.expectations import recorded
-from harness.instruments import accepted, refused
-from harness.instruments.efivars import NV_BS_RT, VENDOR_GUID, Efivars
-from harness.probe import Probe
+from harness.instruments.efivars import NV_BS_RT, Efivars
+from harness.instruments.outcomes import accepted, refused
 from harness.probe import steps as do
+from harness.probe.probe import Probe
 from harness.shell import Shell
 from harness.store.records import record_size
 

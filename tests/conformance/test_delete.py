@@ -13,8 +13,8 @@ import pytest
 
 from harness.board.board import Board
 from harness.expectations import recorded
-from harness.instruments import accepted, refused
 from harness.instruments.efivars import NV_BS_RT, Efivars
+from harness.instruments.outcomes import accepted, refused
 from harness.shell import Shell
 from harness.store.records import record_size
 

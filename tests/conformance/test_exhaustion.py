@@ -2,7 +2,7 @@
 
 At run time nothing is reclaimed: a full store refuses whatever would need a record, also one that
 would shrink a variable, and goes on answering and deleting. Deleting gives no room, nor does a
-reboot; the next SetVariable before ExitBootServices that does not fit does (contract 4.13, truth
+reboot; the next SetVariable before ExitBootServices that does not fit does (stack 4.13, truth
 fill, fill2, log-reboot-b1). Filling and reclaiming cost about 6000 RPMB writes, so they are done
 once, in the fixture ``full``; every test judges one part of what was seen.
 """
@@ -17,14 +17,15 @@ from functools import partial
 import pytest
 
 from harness.board.board import Board
+from harness.capabilities import VENDOR_GUID
 from harness.errors import HilError, MissingCapability
 from harness.expectations import recorded
-from harness.instruments.efivars import VENDOR_GUID, Efivars, VariableName
-from harness.instruments.outcomes import content_of, errno_of
+from harness.instruments.efivars import Efivars, VariableName, content_of
+from harness.instruments.outcomes import errno_of
 from harness.pytest_plugin.budget import BUDGET
 from harness.store.gauge import SpaceGauge
-from harness.store.records import record_size
-from harness.store.space import CAPACITY, FOREIGN, INVISIBLE
+from harness.store.records import RECORDED, record_size
+from harness.store.space import FOREIGN
 
 ATTRIBUTES = b"\7\0\0\0"
 LIVE = {
@@ -48,7 +49,7 @@ pytestmark = [
     pytest.mark.foreign(*FOREIGN),
     pytest.mark.power,
     pytest.mark.wear,
-    pytest.mark.cost(store_bytes=CAPACITY, rpmb_writes=6000, story="full"),
+    pytest.mark.cost(store_bytes=RECORDED.capacity, rpmb_writes=6000, story="full"),
 ]
 
 figures = pytest.mark.needs("query_variable_info")
@@ -327,8 +328,8 @@ class TestReclaim:
     @figures
     def test_all_room_but_that_of_living_variables(self, full: Full) -> None:
         # What is left over belongs to variables without run-time access.
-        left_over = CAPACITY - full.live_bytes - full.free_after_reclaim
-        assert 0 <= left_over <= INVISIBLE
+        left_over = RECORDED.capacity - full.live_bytes - full.free_after_reclaim
+        assert 0 <= left_over <= RECORDED.invisible
 
     @pytest.mark.cases(304)
     def test_every_living_value_survives_with_its_attributes(self, full: Full) -> None:

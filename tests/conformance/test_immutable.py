@@ -11,11 +11,12 @@ from uuid import UUID
 
 import pytest
 
+from harness.capabilities import VENDOR_GUID
 from harness.expectations import recorded
-from harness.instruments import accepted, refused, succeeded
-from harness.instruments.efivars import IMMUTABLE, VENDOR_GUID, Efivars
-from harness.probe import Probe
+from harness.instruments.efivars import IMMUTABLE, Efivars
+from harness.instruments.outcomes import accepted, refused, succeeded
 from harness.probe import steps as do
+from harness.probe.probe import Probe
 from harness.shell import Shell
 from harness.store.records import record_size
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import pytest
 
-from harness.board.board import Board, PowerSwitch
+from harness.board.board import Board
+from harness.board.boot import PowerSwitch
 from harness.errors import HilError
 from harness.instruments.kernel_log import bad_lines
 from harness.probe import steps as do

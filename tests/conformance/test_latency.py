@@ -129,5 +129,5 @@ def test_from_bind_to_writable(board: Board, efivars: Efivars, measurement: Meas
 @pytest.mark.consents("power_cycle")
 def test_boot_until_writable(board: Board, measurement: Measure) -> None:
     """From switching on to a variable that could be written."""
-    board.power_off()
-    measurement("boot_to_writable", round(_ms(board.power_on) / 1000, 3), "s")
+    board.switch.off()
+    measurement("boot_to_writable", round(_ms(board.switch.on) / 1000, 3), "s")

@@ -6,10 +6,11 @@ import errno
 
 import pytest
 
-from harness.instruments import refused, succeeded
 from harness.instruments.efivars import Efivars
-from harness.probe import Probe, Step
+from harness.instruments.outcomes import refused, succeeded
 from harness.probe import steps as do
+from harness.probe.probe import Probe
+from harness.probe.steps import Step
 from harness.store.records import record_size
 
 pytestmark = [

@@ -15,11 +15,11 @@ import pytest
 from harness.board.board import Board
 from harness.errors import CommandFailed
 from harness.formats.efi import GLOBAL_VARIABLE_GUID
-from harness.instruments import refused, succeeded
 from harness.instruments.efivars import Efivars, MountState
+from harness.instruments.outcomes import refused, succeeded
 from harness.instruments.tee import Tee
-from harness.probe import Probe
 from harness.probe import steps as do
+from harness.probe.probe import Probe
 from harness.shell import Shell
 
 pytestmark = [

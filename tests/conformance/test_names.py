@@ -10,13 +10,14 @@ from collections.abc import Iterator
 
 import pytest
 
+from harness.capabilities import VENDOR_GUID
 from harness.expectations import recorded
 from harness.formats.efi import LINUX_RANDOM_SEED_GUID
-from harness.instruments import accepted, refused
 from harness.instruments.descriptor import opened
-from harness.instruments.efivars import VENDOR_GUID, Efivars, VariableName
-from harness.probe import Probe
+from harness.instruments.efivars import Efivars, VariableName
+from harness.instruments.outcomes import accepted, refused
 from harness.probe import steps as do
+from harness.probe.probe import Probe
 from harness.store.records import record_size
 
 pytestmark = [pytest.mark.needs("writable"), pytest.mark.consents("write_rpmb")]
@@ -82,7 +83,7 @@ class TestValid:
     @pytest.mark.disturbs
     @pytest.mark.cost(store_bytes=record_size("üü", 1))
     def test_a_fresh_mount_shows_each_byte_as_a_character(self, efivars: Efivars) -> None:
-        """The kernel makes a CHAR16 of each byte, and UTF-8 of each CHAR16 (contract 6.2)."""
+        """The kernel makes a CHAR16 of each byte, and UTF-8 of each CHAR16 (stack 6.2)."""
         efivars.write("ü", b"n")
         efivars.unmount()
         efivars.mount()

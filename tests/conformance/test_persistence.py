@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 import pytest
 
-from harness.board.board import Board, PowerSwitch
+from harness.board.board import Board
+from harness.board.boot import PowerSwitch
 from harness.expectations import recorded
 from harness.formats.efi import Attributes
-from harness.instruments.efivars import Efivars, VariableName
-from harness.instruments.outcomes import content_of, errno_of
+from harness.instruments.efivars import Efivars, VariableName, content_of
+from harness.instruments.outcomes import errno_of
 from harness.instruments.writer import WriterLoop
 from harness.store import listing
 from harness.store.records import record_size
@@ -97,7 +98,7 @@ def boots(board: Board) -> Boots:
     over_reboot = {name: content_of(efivars, name) for name in KEPT}
     names_over_reboot = efivars.names()
     immutable = efivars.exists("Created") and efivars.is_immutable("Created")
-    board.power_cycle()
+    board.switch.cycle()
     efivars = listing.of_the_store(board)
     return Boots(
         names=names,
@@ -198,7 +199,7 @@ def _cut(board: Board, after: int) -> Cut:
         consent=board.require_consent,
     )
     acknowledged = loop.wait_until(after)
-    board.power_cycle()
+    board.switch.cycle()
     efivars = listing.of_the_store(board)
     value = content_of(efivars, "InFlight")
     set_after = errno_of(lambda: efivars.overwrite("InFlight", b"after"))
@@ -241,7 +242,7 @@ class TestPowerCutUnderAWriter:
 def test_the_largest_variable_outlives_a_power_cut_with_all_around_it(
     board: Board, efivars: Efivars, power: PowerSwitch
 ) -> None:
-    """8132 bytes of name and data (contract 4.4), over three blocks of flash: an OP-TEE that loses
+    """8132 bytes of name and data (stack 4.4), over three blocks of flash: an OP-TEE that loses
     what lies behind a long write would lose what is stored behind it."""
     data = bytes(range(256)) * 31 + bytes(8132 - 12 - 256 * 31)
     efivars.write("Large", data, timeout=120)

@@ -16,12 +16,12 @@ import pytest
 from harness.board.board import Board
 from harness.capabilities import LINUX_EFI_CRASH_GUID
 from harness.errors import LinkError
-from harness.instruments.efivars import Efivars, VariableName
+from harness.instruments.efivars import Efivars, VariableName, content_of
 from harness.instruments.kernel_log import KernelLog
-from harness.instruments.outcomes import content_of, errno_of
+from harness.instruments.outcomes import errno_of
 from harness.shell import Shell
 from harness.store import listing
-from harness.store.records import RELOCATION
+from harness.store.records import RECORDED
 
 CRASH_GUID = UUID(LINUX_EFI_CRASH_GUID)
 REGISTERED = "pstore: Registered efi_pstore as persistent store backend"
@@ -60,7 +60,7 @@ def crash(board: Board) -> Crash:
     counter = board.rpmb.counter() if board.capabilities.has("rpmb_access") else None
     with contextlib.suppress(LinkError):
         board.shell.run_isolated("echo c > /proc/sysrq-trigger", timeout=3)
-    board.power_cycle()
+    board.switch.cycle()
     efivars = listing.of_the_store(board)
     moved = None if counter is None else board.rpmb.counter() - counter
     return Crash(
@@ -94,9 +94,9 @@ class TestPanic:
     def test_it_writes_nothing_to_the_card(self, crash: Crash) -> None:
         # A boot costs the replay guard's write and nothing like a record's.
         assert crash.counter_moved is not None
-        assert 1 <= crash.counter_moved < RELOCATION
+        assert 1 <= crash.counter_moved < RECORDED.relocation
 
-    @pytest.mark.needs("query_variable_info", "relocation_keeps_tail", "uncommitted_files_stay")
+    @pytest.mark.needs("query_variable_info", "relocation_keeps_tail", "statfs_is_live")
     def test_it_takes_no_space(self, crash: Crash) -> None:
         assert crash.free_same
 

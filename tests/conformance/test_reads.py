@@ -8,11 +8,11 @@ from shlex import quote
 import pytest
 
 from harness.expectations import recorded
-from harness.instruments import accepted, refused
 from harness.instruments.efivars import Efivars
+from harness.instruments.outcomes import accepted, refused
 from harness.instruments.rpmb import Rpmb
-from harness.probe import Probe
 from harness.probe import steps as do
+from harness.probe.probe import Probe
 from harness.shell import Shell
 from harness.store.records import record_size
 

@@ -1,7 +1,7 @@
 """What a SetVariable costs in RPMB writes, to the write; who may write the RPMB; who it is.
 
 The store's file is written in half sectors of 256 bytes. A change within one is one write; a
-record that crosses into the next makes OP-TEE copy the whole file, 192 writes more (contract 2.4).
+record that crosses into the next makes OP-TEE copy the whole file, 192 writes more (stack 2.4).
 """
 
 from __future__ import annotations
@@ -14,18 +14,17 @@ from dataclasses import dataclass
 import pytest
 
 from harness.board.board import Board
-from harness.capabilities import OPTEE_TEST_KEY as TEST_KEY
 from harness.expectations import recorded
 from harness.formats import rpmb as wire
+from harness.formats.rpmb import OPTEE_TEST_KEY as TEST_KEY
 from harness.formats.rpmb import RpmbResult
-from harness.instruments import refused
-from harness.instruments.efivars import Efivars
-from harness.instruments.outcomes import content_of, errno_of
+from harness.instruments.efivars import Efivars, content_of
+from harness.instruments.outcomes import errno_of, refused
 from harness.instruments.rpmb import Rpmb, RpmbRefused
 from harness.shell import Shell
 from harness.store import listing
-from harness.store import records as store_space
-from harness.store.gauge import HALF_SECTOR, SpaceGauge
+from harness.store.gauge import SpaceGauge
+from harness.store.records import RECORDED, data_for, record_size
 
 pytestmark = [pytest.mark.needs("rpmb_access")]
 
@@ -33,7 +32,7 @@ writes = pytest.mark.needs("writable")
 consents = pytest.mark.consents("write_rpmb")
 NAME = "Fit"
 MARKS = 9 * SpaceGauge.MARK_BYTES
-SMALLEST = store_space.record_size(NAME, 1)
+SMALLEST = record_size(NAME, 1)
 
 
 def _steps(board: Board, writes: int) -> tuple[int, ...]:
@@ -58,7 +57,7 @@ def _spent(rpmb: Rpmb, action: Callable[[], object]) -> int:
 
 def _data(record: int, byte: bytes = b"d") -> bytes:
     """Data that makes the record of :data:`NAME` so many bytes."""
-    return byte * (record - store_space.record_size(NAME, 0))
+    return byte * data_for(NAME, record)
 
 
 @writes
@@ -186,7 +185,7 @@ class TestWhatAWriteCosts:
         self, board: Board, efivars: Efivars, rpmb: Rpmb, gauge: SpaceGauge
     ) -> None:
         efivars.write(NAME, b"1234")
-        gauge.free_in_half_sector(store_space.record_size(NAME, 8))
+        gauge.free_in_half_sector(record_size(NAME, 8))
         spent = _spent(rpmb, lambda: efivars.append(NAME, b"5678"))
         assert spent in _steps(board, 4)
 
@@ -196,9 +195,9 @@ class TestWhatAWriteCosts:
         self, board: Board, efivars: Efivars, rpmb: Rpmb, gauge: SpaceGauge
     ) -> None:
         free = gauge.free()
-        to_block_end = -store_space.position(free) % store_space.BLOCK
-        record = max(to_block_end, SMALLEST) + HALF_SECTOR + 44
-        expected = store_space.rpmb_writes(free, record)
+        to_block_end = -RECORDED.position(free) % RECORDED.block
+        record = max(to_block_end, SMALLEST) + RECORDED.half_sector + 44
+        expected = RECORDED.rpmb_writes(free, record)
         assert expected in (195, 387)
         spent = _spent(rpmb, lambda: efivars.write(NAME, _data(record)))
         assert spent in _steps(board, expected)
@@ -239,12 +238,12 @@ def test_a_create_is_two_or_moves_the_file(board: Board, efivars: Efivars, rpmb:
 @pytest.mark.cases(34, 83, 428)
 def test_a_boot_costs_the_replay_guard_and_no_file(board: Board) -> None:
     before = board.rpmb.counter()
-    board.power_cycle()
+    board.switch.cycle()
     spent = board.rpmb.counter() - before
     assert spent >= 1
     # Every variable was written before, and an identical write is none. An OP-TEE that loses the
     # store's tail makes StandaloneMM reclaim at its start.
-    assert spent < store_space.RELOCATION or not board.capabilities.has("relocation_keeps_tail")
+    assert spent < RECORDED.relocation or not board.capabilities.has("relocation_keeps_tail")
 
 
 class TestIdentity:
@@ -263,8 +262,8 @@ class TestIdentity:
 
     @pytest.mark.cases(16)
     def test_the_last_half_sector_can_be_read(self, rpmb: Rpmb) -> None:
-        last = rpmb.identity().rpmb_bytes // HALF_SECTOR - 1
-        assert len(rpmb.read_block(last)) == HALF_SECTOR
+        last = rpmb.identity().rpmb_bytes // wire.DATA_SIZE - 1
+        assert len(rpmb.read_block(last)) == wire.DATA_SIZE
 
 
 def _register(extcsd: str, name: str) -> int:
@@ -431,7 +430,7 @@ def foreign(board: Board) -> Foreign:
     rpmb, efivars = board.rpmb, board.efivars
     efivars.write("Own", b"own")
     # The file system never uses the last half sector.
-    last = rpmb.identity().rpmb_bytes // HALF_SECTOR - 1
+    last = rpmb.identity().rpmb_bytes // wire.DATA_SIZE - 1
     content = rpmb.read_block(last, key=TEST_KEY)
     start = rpmb.counter()
 

@@ -30,8 +30,8 @@ from harness.formats.efi import (
     Attributes,
     EfiTime,
 )
-from harness.instruments import accepted, refused
 from harness.instruments.efivars import NV_BS_RT, Efivars, VariableName
+from harness.instruments.outcomes import accepted, refused
 from harness.instruments.rpmb import Rpmb
 from harness.probe import steps as do
 from harness.safekeeping import authenticated

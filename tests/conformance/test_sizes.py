@@ -12,8 +12,8 @@ from shlex import quote
 import pytest
 
 from harness.expectations import recorded
-from harness.instruments import accepted, refused
 from harness.instruments.efivars import Efivars
+from harness.instruments.outcomes import accepted, refused
 from harness.links import posix
 from harness.shell import Shell
 from harness.store.records import record_size
@@ -21,7 +21,7 @@ from harness.store.records import record_size
 pytestmark = [pytest.mark.needs("writable"), pytest.mark.consents("write_rpmb")]
 
 LIMIT = 8132
-"""Bytes of name, with its NUL, and data of a non-volatile variable (contract 4.4)."""
+"""Bytes of name, with its NUL, and data of a non-volatile variable (stack 4.4)."""
 LARGEST = LIMIT - 2 * len("Vx\0")
 """Data of the largest variable with a name of two characters."""
 

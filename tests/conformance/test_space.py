@@ -2,7 +2,7 @@
 ``df`` says so where the firmware advertises QueryVariableInfo.
 
 A record is 60 bytes of header, the name in CHAR16 with its NUL, the data, and what is missing to a
-multiple of four (contract 4.13). After ExitBootServices no record is ever taken out; before it,
+multiple of four (stack 4.13). After ExitBootServices no record is ever taken out; before it,
 QueryVariableInfo does not count the dead ones.
 """
 
@@ -15,10 +15,10 @@ import pytest
 
 from harness.board.board import Board
 from harness.formats import variable_store as layout
-from harness.instruments import refused
 from harness.instruments.efivars import Efivars
-from harness.probe import Probe
+from harness.instruments.outcomes import refused
 from harness.probe import steps as do
+from harness.probe.probe import Probe
 from harness.shell import Shell
 from harness.store.gauge import SpaceGauge
 from harness.store.records import record_size
@@ -264,7 +264,7 @@ def test_a_reboot_alone_gives_nothing_back(
 ) -> None:
     """truth README: reclaim comes with a SetVariable before ExitBootServices that does not fit.
     OP-TEE before 4.10 leaves zeros behind the store's end, and StandaloneMM reclaims at its start
-    (contract 2.4, case 310)."""
+    (stack 2.4, case 310)."""
     # Longer than a half sector, so that OP-TEE must move the file.
     efivars.write("Given", bytes(256))
     efivars.delete("Given")

@@ -1,7 +1,7 @@
 """Variables that firmware or kernel treat specially: read-only ones, those that the kernel
 validates, those that are not immutable, and the memory overwrite request.
 
-Recorded rows: special-001 to -051, imm-001; contract 4.9, 4.10, 6.3, 6.4. U-Boot never tells
+Recorded rows: special-001 to -051, imm-001; stack 4.9, 4.10, 6.3, 6.4. U-Boot never tells
 StandaloneMM that boot is over (EndOfDxe), so read-only is what the driver asks for before each
 write, and the firmware's own checks of names and sizes are asleep.
 """
@@ -15,6 +15,7 @@ from uuid import UUID
 import pytest
 
 from harness.board.board import Board
+from harness.capabilities import VENDOR_GUID
 from harness.expectations import recorded
 from harness.formats.efi import (
     CERT_DB_GUID,
@@ -27,11 +28,11 @@ from harness.formats.efi import (
     VENDOR_KEYS_NV_GUID,
 )
 from harness.formats.load_option import END_NODE, load_option
-from harness.instruments import refused, succeeded
-from harness.instruments.efivars import IMMUTABLE, VENDOR_GUID, Efivars
+from harness.instruments.efivars import IMMUTABLE, Efivars
+from harness.instruments.outcomes import refused, succeeded
 from harness.instruments.tee import Tee
-from harness.probe import Probe
 from harness.probe import steps as do
+from harness.probe.probe import Probe
 
 pytestmark = [pytest.mark.needs("writable"), pytest.mark.consents("write_rpmb")]
 
@@ -452,7 +453,7 @@ class TestLoadOptions:
 @pytest.mark.foreign("Boot12", "BootNext", "OsIndications", "Timeout", "Hil")
 class TestFirmwareChecks:
     """Names and sizes under the global GUID are the firmware's to check, and it does so as a whole
-    or, where nobody told it EndOfDxe, not at all (contract 4.3, 4.10)."""
+    or, where nobody told it EndOfDxe, not at all (stack 4.3, 4.10)."""
 
     @pytest.fixture
     def armed(self, efivars: Efivars, probe: Probe) -> bool:
@@ -536,7 +537,7 @@ MOR_LOCK = "MemoryOverwriteRequestControlLock"
 @pytest.mark.foreign(MOR, MOR_LOCK)
 class TestMemoryOverwriteRequest:
     """TCG's request to clear memory at the next boot, and its lock. Neither variable can be
-    deleted once it is there, hence only on a disposable board (contract 4.9). EFI_ACCESS_DENIED
+    deleted once it is there, hence only on a disposable board (stack 4.9). EFI_ACCESS_DENIED
     has no errno of its own in Linux: it is EINVAL (K6 efi.c, efi_status_to_err)."""
 
     @pytest.fixture(autouse=True)

@@ -18,13 +18,12 @@ import pytest
 from harness.board.board import Board
 from harness.errors import HilError
 from harness.expectations import recorded
-from harness.instruments import refused, succeeded
-from harness.instruments.efivars import Efivars, VariableName
-from harness.instruments.outcomes import content_of, errno_of
+from harness.instruments.efivars import Efivars, VariableName, content_of
+from harness.instruments.outcomes import errno_of, refused, succeeded
 from harness.instruments.tee import Tee
 from harness.instruments.writer import Writer
-from harness.probe import Probe
 from harness.probe import steps as do
+from harness.probe.probe import Probe
 from harness.shell import Shell
 from harness.store import listing
 from harness.store.records import record_size
@@ -42,7 +41,7 @@ disturbing = [
 
 def _no_server(board: Board) -> tuple[int, ...]:
     """What a write without a supplicant gets. OP-TEE's error reaches StandaloneMM as one that it
-    knows (FF-A numbers of OP-TEE 4.7 and EDK2 of late 2024) or as any other (contract 3)."""
+    knows (FF-A numbers of OP-TEE 4.7 and EDK2 of late 2024) or as any other (stack 3)."""
     if board.capabilities.has("relocation_keeps_tail"):
         return (recorded(errno.ENOSPC, "kill2-003[1]"),)
     return (errno.ENOSPC, errno.EINVAL)
@@ -194,8 +193,7 @@ class TestStoppedWhileBound:
         assert stopped.listing_same
         assert stopped.listing_after_remount_same
 
-    # Linux 7 may answer from a cache, and is told by the files that it drops.
-    @pytest.mark.needs("uncommitted_files_stay")
+    @pytest.mark.needs("statfs_is_live")
     def test_df_is_the_same(self, stopped: Stopped) -> None:
         # p2c-012
         assert stopped.space_same
@@ -309,7 +307,7 @@ class TestBoundAnewWhileStopped:
 
     @pytest.mark.cases(316)
     def test_bind_works_and_reads_do(self, order: Order) -> None:
-        # contract 11: StandaloneMM runs already and needs no flash to be asked
+        # stack 11: StandaloneMM runs already and needs no flash to be asked
         assert order.bind is None
         assert order.writable
         assert order.read == ATTRIBUTES + b"before"

@@ -19,12 +19,12 @@ from harness.capabilities import STMM_DEVICE, STMM_DRIVER
 from harness.errors import CommandFailed, MissingCapability
 from harness.expectations import recorded
 from harness.formats.efi import GLOBAL_VARIABLE_GUID
-from harness.instruments import accepted, refused, succeeded
 from harness.instruments.efivars import Efivars, MountState
 from harness.instruments.kernel_log import KernelLog, Mark
+from harness.instruments.outcomes import accepted, refused, succeeded
 from harness.instruments.tee import Tee, routing_model
-from harness.probe import Probe
 from harness.probe import steps as do
+from harness.probe.probe import Probe
 from harness.shell import Shell
 from harness.store.gauge import SpaceGauge
 

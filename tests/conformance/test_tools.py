@@ -12,13 +12,14 @@ from collections.abc import Iterator
 
 import pytest
 
+from harness.capabilities import VENDOR_GUID
 from harness.errors import MissingCapability
 from harness.expectations import recorded
 from harness.formats.efi import GLOBAL_VARIABLE_GUID
-from harness.instruments import succeeded
-from harness.instruments.efivars import IMMUTABLE, VENDOR_GUID, Efivars, VariableName
-from harness.probe import Probe
+from harness.instruments.efivars import IMMUTABLE, Efivars, VariableName
+from harness.instruments.outcomes import succeeded
 from harness.probe import steps as do
+from harness.probe.probe import Probe
 from harness.shell import Result, Shell
 
 pytestmark = [pytest.mark.needs("writable"), pytest.mark.consents("write_rpmb")]

@@ -13,11 +13,11 @@ import pytest
 
 from harness.board.board import Board
 from harness.expectations import recorded
-from harness.instruments import refused, succeeded
 from harness.instruments.efivars import Efivars
+from harness.instruments.outcomes import refused, succeeded
 from harness.instruments.rpmb import Rpmb
-from harness.probe import Probe
 from harness.probe import steps as do
+from harness.probe.probe import Probe
 from harness.shell import Shell
 from harness.store.records import record_size
 

@@ -14,9 +14,9 @@ import pytest
 from harness.board.board import Board
 from harness.expectations import recorded
 from harness.formats.efi import Attributes
-from harness.instruments import accepted, refused
 from harness.instruments.descriptor import Descriptor
 from harness.instruments.efivars import NV_BS_RT, Efivars
+from harness.instruments.outcomes import accepted, refused
 from harness.instruments.rpmb import Rpmb
 from harness.links import posix
 from harness.shell import Shell

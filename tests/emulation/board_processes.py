@@ -9,18 +9,19 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from emulation.linux.devices import DeviceNode
+from emulation.linux.efivarfs import EFIVARFS_MAGIC
 from emulation.linux.kernel import Task
+from emulation.linux.sysfs import SYSFS_MAGIC
 from emulation.userland.jail.jail import Jail
 from emulation.userland.jail.plan import (
-    EFIVARFS_MAGIC,
-    SYSFS_MAGIC,
-    BoardFile,
-    DeviceNode,
     FuseMount,
     JailPlan,
     OpenHook,
+    PlacedFile,
     Uname,
 )
+from emulation.userland.jail.spawner import Program
 from tests.emulation.memory_filesystem import MemoryFilesystem
 
 EFIVARS = "/sys/firmware/efi/efivars"
@@ -124,12 +125,12 @@ class Board:
             ),
             nodes=tuple(nodes),
             files=(
-                BoardFile("/etc/passwd", PASSWD),
-                BoardFile("/etc/shadow", SHADOW, 0o600),
-                BoardFile("/etc/group", b"root:x:0:\ntester:x:1000:\n"),
-                BoardFile("/proc/sys/kernel/random/boot_id", b"a-boot-id\n"),
-                BoardFile("/usr/bin/systemctl", b"#!/bin/sh\necho shim $*\n", 0o755),
-                BoardFile("/run/board.txt", b"on run\n"),
+                PlacedFile("/etc/passwd", PASSWD),
+                PlacedFile("/etc/shadow", SHADOW, 0o600),
+                PlacedFile("/etc/group", b"root:x:0:\ntester:x:1000:\n"),
+                PlacedFile("/proc/sys/kernel/random/boot_id", b"a-boot-id\n"),
+                PlacedFile("/usr/bin/systemctl", b"#!/bin/sh\necho shim $*\n", 0o755),
+                PlacedFile("/run/board.txt", b"on run\n"),
             ),
             open_hooks=hooks or {},
             efivarfs_read_only=read_only,
@@ -161,14 +162,9 @@ class Running:
         self._read, write = os.pipe()
         null = os.open(os.devnull, os.O_RDONLY)
         try:
-            self.pid = jail.spawn(
-                ["/bin/sh", "-c", command],
-                env={"PATH": PATH, "LC_ALL": "C.UTF-8"},
-                fds=(null, write, write),
-                uid=uid,
-                gid=uid,
-                on_exit=self._exited,
-            )
+            env = {"PATH": PATH, "LC_ALL": "C.UTF-8"}
+            program = Program(["/bin/sh", "-c", command], env, uid=uid, gid=uid)
+            self.pid = jail.spawn(program, (null, write, write), self._exited)
         finally:
             os.close(write)
             os.close(null)

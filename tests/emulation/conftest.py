@@ -21,6 +21,7 @@ import pytest
 from emulation.machine import Machine
 from emulation.options import BoardOptions
 from tests.emulation.rig import MakeRig, Rig
+from tests.pace import HANGS
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class EmulatedBoard:
         self.endpoints: dict[str, Any] = json.loads(line)
         self._client: paramiko.SSHClient | None = None
 
-    def _line(self, timeout: float = 30) -> bytes:
+    def _line(self, timeout: float = HANGS) -> bytes:
         """One line of standard output; fails with what was printed on standard error."""
         assert self.process.stdout is not None
         assert self.process.stderr is not None
@@ -59,7 +60,7 @@ class EmulatedBoard:
             pytest.fail(f"no answer from the emulator: {self.process.stderr.read().decode()}")
         return line
 
-    def control(self, command: str, timeout: float = 30) -> dict[str, str]:
+    def control(self, command: str, timeout: float = HANGS) -> dict[str, str]:
         """One line of the control protocol and its answer."""
         assert self.process.stdin is not None
         self.process.stdin.write(command.encode() + b"\n")
@@ -80,7 +81,7 @@ class EmulatedBoard:
                 key_filename=self.endpoints["key"],
                 allow_agent=False,
                 look_for_keys=False,
-                timeout=10,
+                timeout=60,
             )
         return self._client
 
@@ -116,7 +117,7 @@ class EmulatedBoard:
         assert outcome.status == 0, f"{command}: {outcome}"
         return outcome.out
 
-    def until(self, command: str, timeout: float = 10) -> None:
+    def until(self, command: str, timeout: float = 60) -> None:
         """Repeat a command on the board until its status is 0."""
         loop = f"while ! {{ {command}; }} >/dev/null 2>&1; do sleep 0.02; done"
         self.ok(f"timeout {timeout} sh -c {shlex.quote(loop)}", timeout=timeout + 5)
@@ -142,7 +143,7 @@ class EmulatedBoard:
             self.process.terminate()
         assert self.process.stderr is not None
         try:
-            _, errors = self.process.communicate(timeout=15)
+            _, errors = self.process.communicate(timeout=HANGS)
         except subprocess.TimeoutExpired:
             self.process.kill()
             raise

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from emulation.linux.kernel import Task
-from emulation.userland.jail.fuse import Attr, Entry, StatFs
+from emulation.linux.vfs import Attr, Entry, StatFs
 
 IMMUTABLE = 0x10
 
@@ -29,7 +29,7 @@ class Node:
 
 
 class MemoryFilesystem:
-    """Implements ``emulation.userland.jail.fuse.Filesystem``."""
+    """Implements ``emulation.linux.vfs.Filesystem``."""
 
     root = 100
 

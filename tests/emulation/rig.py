@@ -6,7 +6,6 @@ The supplicant is the board's own program on a thread.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ from emulation.linux.kernel import Task, running
 from emulation.machine import Machine
 from emulation.options import BoardOptions
 from tests.emulation.supplicant_thread import SupplicantThread
+from tests.pace import until
 
 ROOT = Task(1)
 GUID = "12345678-1234-1234-1234-123456789abc"
@@ -47,10 +47,7 @@ class Rig:
 
     @staticmethod
     def wait(condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 30
-        while not condition():
-            assert time.monotonic() < deadline, "did not happen in 30 s"
-            time.sleep(0.001)
+        until(condition, step=0.001)
 
     @property
     def counter(self) -> int:

@@ -54,7 +54,7 @@ class CuttableStorage(MemoryStorage):
 
 
 def rpmb_writes(writes: list[tuple[int, int]]) -> int:
-    """What OP-TEE makes of storage writes once its file exists (contract 2.4)."""
+    """What OP-TEE makes of storage writes once its file exists (stack 2.4)."""
     return sum(
         1 if offset // OPTEE_BLOCK == (offset + length - 1) // OPTEE_BLOCK else RELOCATION
         for offset, length in writes

@@ -12,10 +12,11 @@ import threading
 from pathlib import PurePosixPath
 
 from emulation.faults import PowerLost
+from emulation.linux.devices import ReturnedFd
 from emulation.linux.kernel import Killed, Task
 from emulation.linux.mmc_ioctl import MmcNode
 from emulation.linux.sysfs import Sysfs
-from emulation.linux.tee_ioctl import NewFd, TeeFile
+from emulation.linux.tee_ioctl import TeeFile
 from emulation.machine import Machine
 from emulation.userland.system import tee_supplicant
 
@@ -87,7 +88,7 @@ class ModelSystem(tee_supplicant.System):
 
     def ioctl(self, fd: int, request: int, buffer: array.array[int] | bytearray) -> int:
         result = self._files[fd].ioctl(request, address_of(buffer), self._memory, self.task)
-        if isinstance(result, NewFd):
+        if isinstance(result, ReturnedFd):
             return result.fd if result.close_after else os.dup(result.fd)
         return result
 

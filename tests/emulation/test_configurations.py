@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 import pytest
 
+from emulation.linux.vfs import Attr
 from emulation.options import BoardOptions, OptionError
-from emulation.userland.jail.fuse import Attr
 from harness.formats.efi import EfiStatus
 from harness.formats.mm import MM_VARIABLE_GUID, AccessVariable, Message, VariableFunction
 from harness.formats.tee import Param
@@ -89,7 +89,7 @@ def test_writes_of_a_record_inside_one_block(make_rig: MakeRig, release: str, wr
 def test_a_storage_code_seen_as_64_bits_is_access_denied(
     make_rig: MakeRig, release: str, status: EfiStatus
 ) -> None:
-    # Contract 3: the code arrives zero-extended, the comparison is with a 64-bit -2.
+    # Stack 3: the code arrives zero-extended, the comparison is with a 64-bit -2.
     rig = make_rig(optee=release)
     rig.boot()
     rig.machine.faults.arm(f"storage.write:1+={NO_SPACE}")
@@ -98,12 +98,12 @@ def test_a_storage_code_seen_as_64_bits_is_access_denied(
 
 
 def test_optee_41_cannot_leave_rpmb_to_the_kernel() -> None:
-    # Contract 1.8: probing by the kernel came with 4.4.
+    # Stack 1.8: probing by the kernel came with 4.4.
     with pytest.raises(OptionError, match="needs OP-TEE"):
         BoardOptions.parse(["optee=4.1", "variant=mm-kernel-rpmb"])
 
 
-# efivarfs of K7 (contract 6.7)
+# efivarfs of K7 (stack 6.7)
 
 
 @pytest.mark.parametrize(("series", "stays"), [("K6", True), ("K7", False)])

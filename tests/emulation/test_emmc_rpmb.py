@@ -1,4 +1,4 @@
-"""The RPMB as a state machine: each rule of contract 1.4, and a second model of the whole."""
+"""The RPMB as a state machine: each rule of stack 1.4, and a second model of the whole."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every fault point through the whole board, with the consequences of contract 9 and 11."""
+"""Every fault point through the whole board, with the consequences of stack 9 and 11."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_a_lost_request_is_tried_again(faulty: Rig) -> None:
 
 
 def test_an_answer_lost_after_the_write_took_effect_kills_the_rpmb(faulty: Rig) -> None:
-    # Contract 9: the old counter is sent again, nine times refused as stale.
+    # Stack 9: the old counter is sent again, nine times refused as stale.
     arm(faulty, "rpmb.written=lost")
     with faulty.costs(1):
         assert errno_of(lambda: faulty.write(name("V"), NEW)) == errno.EINVAL
@@ -196,7 +196,7 @@ def test_no_space_in_the_rpmb_file_system_is_einval(faulty: Rig) -> None:
 def test_a_read_error_at_the_start_of_standalone_mm_formats_the_store(
     faulty: Rig, spec: str
 ) -> None:
-    # Contract 4.12: the result of the read is ignored, and what is not a volume is formatted.
+    # Stack 4.12: the result of the read is ignored, and what is not a volume is formatted.
     arm(faulty, spec)
     faulty.reboot()
     assert name("V") not in faulty.names()
@@ -243,7 +243,7 @@ def test_no_memory_in_the_driver_is_enospc(faulty: Rig) -> None:
 
 @pytest.mark.cases(339)
 def test_a_stuck_supplicant_holds_everybody_until_sigkill(faulty: Rig) -> None:
-    # Contract 9; truth kill2.
+    # Stack 9; truth kill2.
     arm(faulty, "supplicant.request:2=stuck")
     writer, reader = Task(236), Task(237)
     outcome = in_thread(lambda: faulty.write(name("V"), NEW, writer))
@@ -314,7 +314,7 @@ def _points_in(folder: Path) -> Iterator[str]:
 
 
 def test_every_point_is_passed_somewhere_and_every_passage_is_a_point() -> None:
-    assert set(_points_in(ROOT_OF_REPOSITORY / "emulation")) == set(POINTS)
+    assert set(_points_in(ROOT_OF_REPOSITORY / "emulation")) == {point.name for point in POINTS}
 
 
 def test_the_table_in_the_documentation_is_the_list_of_points() -> None:
@@ -322,9 +322,9 @@ def test_the_table_in_the_documentation_is_the_list_of_points() -> None:
     rows = re.findall(r"^\| `([\w.-]+)` \| (.+?) \| `([\w-]+)(?::N)?` \| (.+?) \|", text, re.M)
     documented = {(point, passed, action, effect) for point, passed, action, effect in rows}
     assert documented == {
-        (point, entry.passed, action, effect)
-        for point, entry in POINTS.items()
-        for action, effect in entry.actions.items()
+        (point.name, point.passed, action, effect)
+        for point in POINTS
+        for action, effect in point.actions.items()
     }
     for spec in re.findall(r"fault[= ](\w[\w.-]*(?::\d+\+?)?=[\w:-]+)", text):
         try:

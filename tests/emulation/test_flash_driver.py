@@ -72,7 +72,7 @@ def driver(library: Path) -> FlashDriver:
 
 
 def test_platform_is_the_recorded_one() -> None:
-    """truth/README.md: store and FTW areas 0x4000, variables 0x2000, authenticated 0x2800"""
+    """tests/truth/README.md: store and FTW areas 0x4000, variables 0x2000, authenticated 0x2800"""
     config = StmmConfig()
     assert platform_pcds() | {"PcdStMmStackSize": 0} == {
         "PcdStMmStackSize": 0,

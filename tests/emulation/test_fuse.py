@@ -14,6 +14,7 @@ import pytest
 
 from emulation.faults import PowerLost
 from emulation.linux.kernel import Killed, Task
+from emulation.linux.vfs import Attr
 from emulation.userland.jail import fuse
 from emulation.userland.jail.fuse import FuseConnection
 from tests.emulation.memory_filesystem import IMMUTABLE, MemoryFilesystem
@@ -123,7 +124,7 @@ def test_node_one_of_the_model_is_not_the_root() -> None:
     filesystem = MemoryFilesystem()
     filesystem.nodes[1] = filesystem.nodes[filesystem.add(b"one", b"x")]
     filesystem.nodes[filesystem.root].children[b"one"] = 1
-    filesystem.nodes[1].attr = fuse.Attr(1, stat.S_IFREG | 0o644, 1, 0, 0, 1, 0.0)
+    filesystem.nodes[1].attr = Attr(1, stat.S_IFREG | 0o644, 1, 0, 0, 1, 0.0)
     kernel = Kernel(filesystem)
     node = struct.unpack_from("<Q", kernel.call(1, b"one\0"))[0]
     assert node not in (1, 0)

@@ -1,6 +1,6 @@
 """What the board leaves on its flash, other programs read; what they make, the board takes.
 
-The store by virt-firmware, the way to it through the RPMB file system by the arithmetic of contract
+The store by virt-firmware, the way to it through the RPMB file system by the arithmetic of stack
 2 written down a second time, signed updates by efitools and sbsigntool.
 """
 
@@ -83,7 +83,7 @@ def test_virt_firmware_reads_the_store_in_the_rpmb_image(rig: Rig, tmp_path: Pat
     rig.machine.close()
     medium = (rig.machine.state / "rpmb.img").read_bytes()[: 2 << 20]
     found = parsed(efi_vars(medium), tmp_path).get_varlist()
-    # efivarfs makes one CHAR16 of each byte of a file name (contract 6.2).
+    # efivarfs makes one CHAR16 of each byte of a file name (stack 6.2).
     for short, data in {**written, "Short": b"replaced"}.items():
         variable = found[short.encode().decode("latin-1")]
         assert (str(variable.guid), variable.attr, variable.data) == (GUID, 7, data)
@@ -222,7 +222,7 @@ def test_efitools_take_a_board_from_setup_to_user_mode(
 def test_a_list_with_an_elliptic_key_is_no_signature_list(
     rig: Rig, tmp_path: Path, efitools: None
 ) -> None:
-    # Contract 4.7: CheckSignatureListFormat wants an RSA key.
+    # Stack 4.7: CheckSignatureListFormat wants an RSA key.
     elliptic = Signer(tmp_path, "EC", elliptic=True)
     signer = Signer(tmp_path, "RSA")
     update = signer.sign("db", elliptic.signature_list(), 1)

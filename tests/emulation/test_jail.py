@@ -19,18 +19,14 @@ from pathlib import Path
 
 import pytest
 
+from emulation.linux.devices import DeviceFile, DeviceNode, UserMemory
 from emulation.linux.kernel import Task
 from emulation.userland.jail import probe
-from emulation.userland.jail.jail import Jail, Zygote
+from emulation.userland.jail.jail import Jail
 from emulation.userland.jail.namespaces import IdRange, _free_range, to_board
-from emulation.userland.jail.plan import (
-    DeviceFile,
-    DeviceNode,
-    JailError,
-    JailPlan,
-    UserMemory,
-    WriteSink,
-)
+from emulation.userland.jail.plan import JailError, JailPlan, WriteSink
+from emulation.userland.jail.spawner import Program
+from emulation.userland.jail.zygote import Zygote
 from tests.emulation.board_processes import BOOT, EFIVARS, NEW, Board
 from tests.emulation.memory_filesystem import MemoryFilesystem
 
@@ -120,7 +116,7 @@ def test_immutable_flag_by_chattr_and_lsattr(board: Board) -> None:
 
 
 def test_chattr_by_another_user_is_refused(board: Board) -> None:
-    if not board.jail.second_uid:
+    if not board.jail.maps.second_uid:
         pytest.skip("one uid only: install uidmap and give this user a range in /etc/subuid")
     path = f"{EFIVARS}/{BOOT}"
     refused = board.run(f"chattr +i {path}", uid=1000)
@@ -131,7 +127,7 @@ def test_chattr_by_another_user_is_refused(board: Board) -> None:
 
 
 def test_su_and_chown(board: Board) -> None:
-    if not board.jail.second_uid:
+    if not board.jail.maps.second_uid:
         pytest.skip("one uid only: install uidmap and give this user a range in /etc/subuid")
     assert board.text("su tester -c 'id -u; id -g'") == "1000\n1000"
     assert board.text("touch /tmp/x; chown tester /tmp/x; stat -c %U /tmp/x") == "tester"
@@ -199,7 +195,7 @@ def test_remount_rw_refused_without_set_variable() -> None:
     board = Board(read_only=True)
     try:
         board.handlers.writable = False
-        # The superblock is read-only, the mount is not (contract 6.1).
+        # The superblock is read-only, the mount is not (stack 6.1).
         assert " rw,nosuid" in board.text("grep efivarfs /proc/self/mountinfo")
         assert board.text("grep efivarfs /proc/self/mountinfo").endswith("efivarfs ro")
         assert "Read-only file system" in board.run(f"touch {EFIVARS}/{NEW}").out
@@ -248,7 +244,7 @@ def test_second_mount_and_busy_umount(board: Board) -> None:
 
 
 def test_user_without_capabilities_cannot_mount(board: Board) -> None:
-    if not board.jail.second_uid:
+    if not board.jail.maps.second_uid:
         pytest.skip("one uid only: install uidmap and give this user a range in /etc/subuid")
     code = (
         "import ctypes; libc = ctypes.CDLL(None, use_errno=True); "
@@ -310,13 +306,9 @@ def test_signal_and_pty(board: Board) -> None:
         board.jail.signal(9999, signal.SIGTERM)
     pty = board.jail.open_pty()
     done = threading.Event()
-    board.jail.spawn(
-        ["sh", "-c", "tty; test -t 0 && echo tty > /dev/tty"],
-        env={"PATH": "/usr/bin:/bin"},
-        fds=(pty.slave, pty.slave, pty.slave),
-        controlling_tty=True,
-        on_exit=lambda status: done.set(),
-    )
+    command = ["sh", "-c", "tty; test -t 0 && echo tty > /dev/tty"]
+    program = Program(command, {"PATH": "/usr/bin:/bin"}, controlling_tty=True)
+    board.jail.spawn(program, (pty.slave,) * 3, lambda status: done.set())
     assert done.wait(10)
     expected = f"{pty.name}\r\ntty\r\n".encode()
     seen = b""
@@ -330,9 +322,7 @@ def test_signal_and_pty(board: Board) -> None:
 def test_program_that_does_not_exist(board: Board) -> None:
     read, write = os.pipe()
     status: Future[int] = Future()
-    board.jail.spawn(
-        ["/no/such/program"], env={}, fds=(write, write, write), on_exit=status.set_result
-    )
+    board.jail.spawn(Program(["/no/such/program"], {}), (write,) * 3, status.set_result)
     os.close(write)
     assert os.waitstatus_to_exitcode(status.result(10)) == 127
     assert b"No such file" in os.read(read, 1000)
@@ -403,7 +393,7 @@ def test_device_node() -> None:
         assert echo.closed.wait(5)
         assert len(echo.opened) == 1
         assert board.text("head -c 1 /dev/tee0 | wc -c") == "0"
-        if board.jail.second_uid:
+        if board.jail.maps.second_uid:
             refused = board.run("head -c 1 /dev/tee0", uid=1000)
             assert "Permission denied" in refused.out
             assert board.text("chmod 666 /dev/tee0; su tester -c 'head -c 1 /dev/tee0'") == ""
@@ -755,7 +745,9 @@ def test_id_maps() -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")
 @pytest.mark.skipif(shutil.which("setpriv") is None, reason="setpriv: package util-linux")
 def test_user_without_subordinate_ids_gets_a_single_uid() -> None:
-    code = SUPERVISOR.replace("print(board.jail.pid, flush=True)", "print(board.jail.second_uid)")
+    code = SUPERVISOR.replace(
+        "print(board.jail.pid, flush=True)", "print(board.jail.maps.second_uid)"
+    )
     code = code.replace("time.sleep(60)", "board.jail.kill()")
     result = subprocess.run(
         ["setpriv", "--reuid=4242", "--regid=4242", "--clear-groups", sys.executable, "-c", code,

@@ -162,7 +162,7 @@ class Files(RuleBasedStateMachine):
 
     def notice_the_gap(self) -> None:
         """Between erasing the store and writing its first block the real firmware has nothing
-        (contract 4.12, test_stmm_power): it then formats."""
+        (stack 4.12, test_stmm_power): it then formats."""
         medium = (self.rig.machine.state / "rpmb.img").read_bytes()[:RPMB_BYTES]
         if efi_vars(medium)[VOLUME_SIGNATURE] != b"_FVH":
             self.model, self.ghosts = {}, {}

@@ -1,4 +1,4 @@
-"""ioctls of /dev/mmcblk0 and /dev/mmcblk0rpmb, errno by errno (contract 1.6)."""
+"""ioctls of /dev/mmcblk0 and /dev/mmcblk0rpmb, errno by errno (stack 1.6)."""
 
 from __future__ import annotations
 

@@ -9,17 +9,18 @@ from types import ModuleType
 
 import pytest
 
-from emulation.mutants import installed, mutants
-from emulation.mutants.registry import Patches, StaleMutant
+from emulation.__main__ import CANNOT_RUN, main
+from emulation.mutants.mutant import Patches, StaleMutant
+from emulation.mutants.registry import LAYERS, MUTANTS, installed
 from emulation.mutants.table import document
-from emulation.options import BoardOptions, OptionError
+from emulation.options import OptionError
 from tests.emulation.conftest import EmulatedBoard
 from tests.emulation.rig import MakeRig, errno_of, name
 
 REPOSITORY = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("mutant", mutants())
+@pytest.mark.parametrize("mutant", MUTANTS)
 def test_it_boots(mutant: str, make_rig: MakeRig, used_flash: Path, tmp_path: Path) -> None:
     with installed(mutant):
         rig = make_rig()
@@ -29,7 +30,7 @@ def test_it_boots(mutant: str, make_rig: MakeRig, used_flash: Path, tmp_path: Pa
         rig.machine.close()
 
 
-@pytest.mark.parametrize("mutant", [m.name for m in mutants().values() if m.layer == "userland"])
+@pytest.mark.parametrize("mutant", [m.name for m in LAYERS["userland"]])
 def test_it_boots_with_its_userland(mutant: str, boot: Callable[..., EmulatedBoard]) -> None:
     board = boot(f"mutant={mutant}")
     board.until("grep -q 'efivarfs rw' /proc/mounts")
@@ -49,15 +50,10 @@ def test_all_patches_are_taken_back() -> None:
     from emulation.linux.efivarfs import Efivarfs
 
     before = {**vars(Efivarfs)}, {**vars(module)}
-    for mutant in mutants():
+    for mutant in MUTANTS:
         with installed(mutant):
             pass
     assert ({**vars(Efivarfs)}, {**vars(module)}) == before
-
-
-def test_no_name_breaks_nothing() -> None:
-    with installed(""):
-        pass
 
 
 class TestPatches:
@@ -92,20 +88,24 @@ class TestPatches:
 
 
 def test_an_unknown_name_is_refused_with_the_nearest() -> None:
-    with pytest.raises(OptionError, match="did you mean erofs_is_eperm"):
-        BoardOptions.parse(["mutant=erofs_is_eprm"])
+    with pytest.raises(OptionError, match="no such mutant; did you mean erofs_is_eperm"):
+        installed("erofs_is_eprm")
 
 
-def test_help_lists_them() -> None:
-    with pytest.raises(OptionError) as refusal:
-        BoardOptions.parse(["mutant=help"])
-    assert all(mutant in str(refusal.value) for mutant in mutants())
+def test_help_lists_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--state", str(tmp_path), "-o", "mutant=help"]) == CANNOT_RUN
+    said = capsys.readouterr().err
+    assert said.startswith("emulation: mutant=help: no such mutant")
+    assert all(mutant in said for mutant in MUTANTS)
 
 
 def test_there_are_enough_in_every_layer() -> None:
-    layers = [mutant.layer for mutant in mutants().values()]
-    assert len(layers) >= 55
-    assert min(layers.count(layer) for layer in layers) >= 5
+    assert len(MUTANTS) >= 55
+    assert min(len(members) for members in LAYERS.values()) >= 5
+
+
+def test_no_two_have_one_name() -> None:
+    assert len(MUTANTS) == sum(len(members) for members in LAYERS.values())
 
 
 def test_the_document_is_up_to_date() -> None:

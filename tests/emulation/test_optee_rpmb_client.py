@@ -19,7 +19,7 @@ from harness.formats.tee import TeeResult
 from tests.emulation.optee_bench import Bench
 
 ATTEMPTS = 10
-"""RPMB_MAX_RETRIES, said again so that the client's own number is tested (contract 1.8)."""
+"""RPMB_MAX_RETRIES, said again so that the client's own number is tested (stack 1.8)."""
 
 
 def fails(result: TeeResult, call: Callable[[], object]) -> None:
@@ -187,7 +187,7 @@ def test_nine_failures_are_forgiven_the_tenth_is_not() -> None:
 
 
 def test_without_memory_for_a_request_nothing_is_given_up() -> None:
-    """No supplicant: contract 11."""
+    """No supplicant: stack 11."""
     bench = ready()
 
     def refuse(request: bytes) -> None:
@@ -218,7 +218,7 @@ def test_a_foreign_write_makes_the_counter_stale_until_reboot() -> None:
 
 
 def test_an_answer_lost_after_the_write_took_effect_is_fatal() -> None:
-    """Contract 9: the retry carries the old counter."""
+    """Stack 9: the retry carries the old counter."""
     bench = ready()
     bench.faults.arm("rpmb.response=lost")
     fails(TeeResult.COMMUNICATION, lambda: bench.rpmb.write(0, block("new")))

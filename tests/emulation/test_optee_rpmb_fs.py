@@ -175,7 +175,7 @@ def test_in_place_writes_leave_table_and_neighbours() -> None:
 @pytest.mark.cases(94)
 @pytest.mark.pain(6)
 def test_what_lies_behind_a_relocating_write(release: str) -> None:
-    """OP-TEE 4.1 to 4.9 lose it, chunk by chunk (contract 2.4)."""
+    """OP-TEE 4.1 to 4.9 lose it, chunk by chunk (stack 2.4)."""
     bench = filled(OpTeeConfig(release="4.1" if release == "4.1" else "4.10"))
     storage = bench.loaded[-1].storage
     assert storage.write(0x1100, b"!" * 0x200) == OK

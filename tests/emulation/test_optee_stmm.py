@@ -43,7 +43,7 @@ def test_a_message_goes_in_and_out() -> None:
     params = message(buffer)
     bench.optee.invoke(session, 0, params)
     assert buffer == b"cba"
-    # The low half of x4 in a 64-bit word (contract 3).
+    # The low half of x4 in a 64-bit word (stack 3).
     assert params[1].a == 0xFFFFFFFD
 
 

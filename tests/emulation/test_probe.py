@@ -75,7 +75,7 @@ def test_root_is_not_told_about_sysctls_for_others() -> None:
 REFUSED = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from emulation.userland import probe
+from emulation.userland.jail import probe
 for step in probe.check():
     print(step.name, "ok" if step.ok else step.remedy, sep=": ")
 """

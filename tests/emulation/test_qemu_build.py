@@ -476,7 +476,7 @@ def test_what_stands_in_the_way_is_said_before_anything_is_built(
 
 
 def test_each_configuration_has_a_file_for_the_power_driver(tmp_path: Path) -> None:
-    from harness.power.options import QemuPowerOptions
+    from harness.power.qemu import QemuPowerOptions
     from harness.power.qemu_images import with_images
 
     names = ("qemu", "firmware", "disk", "root")
@@ -486,7 +486,7 @@ def test_each_configuration_has_a_file_for_the_power_driver(tmp_path: Path) -> N
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path))
         for path, configuration in zip(publish(cache, built), CONFIGURATIONS, strict=True):
-            options, login = with_images(QemuPowerOptions(images=path.stem), board="b")
+            options, login = with_images(QemuPowerOptions(), path.stem, board="b")
             assert options.machine == "virt,secure=on,gic-version=3"
             assert options.bios is not None
             assert options.bios.resolve() == built["firmware"].out / f"{configuration.name}.bin"

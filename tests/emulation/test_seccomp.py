@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from emulation.userland.jail import seccomp
+from emulation.userland.jail.dispatch import SYSTEM_CALLS
 from emulation.userland.jail.mounts import BoardView, MountEntry, containing, parse_mountinfo
 from emulation.userland.jail.syscalls import (
     AARCH64,
@@ -19,9 +20,9 @@ from emulation.userland.jail.syscalls import (
     Architecture,
     NodeStat,
     ProcessMemory,
-    StatFsFields,
     encode_dev,
     host_architecture,
+    pack_statfs,
     pack_utsname,
     raw,
 )
@@ -95,6 +96,11 @@ def test_filter(architecture: Architecture) -> None:
     assert run(program, numbers["openat"], 0x40000003) == ALLOW  # i386 processes are left alone
 
 
+def test_what_is_notified_is_what_is_answered() -> None:
+    notified = [*seccomp.NOTIFIED, *seccomp.SOMETIMES]
+    assert sorted(call.name for call in SYSTEM_CALLS) == sorted(notified)
+
+
 @BOTH
 def test_jumps_fit(architecture: Architecture) -> None:
     program = seccomp.build_filter(architecture, COOKIE)
@@ -136,7 +142,7 @@ def test_layouts() -> None:
     assert struct.unpack_from("<2Q4IQ", packed) == (59, 4, 0o60660, 1, 0, 6, 179 << 8 | 1)
     assert struct.unpack_from("<qixxxxqqQqQqQ", packed, 48) == (0, 4096, 0, *(1, 500000000) * 3)
     # include/uapi/asm-generic/statfs.h on a 64-bit architecture
-    packed = StatFsFields(0xDE5E81E4, 1, 2, 3, 4, 5, 6, 7, 255, 9, 0x1020).pack()
+    packed = pack_statfs(0xDE5E81E4, 1, 2, 3, 4, 5, 6, 7, 255, 9, 0x1020)
     assert len(packed) == 120
     assert struct.unpack("<15q", packed)[:11] == (0xDE5E81E4, 1, 2, 3, 4, 5, 6, 7, 255, 9, 0x1020)
     names = pack_utsname("Linux", "n" * 80, "6.12", "#1", "aarch64", "(none)")

@@ -10,7 +10,7 @@ import signal
 import socket
 import subprocess
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import asyncssh
@@ -24,29 +24,23 @@ from emulation.userland.access.ssh import (
     find_sftp_server,
     prepare_keys,
 )
-from emulation.userland.jail.spawner import Account, Pty
+from emulation.userland.jail.spawner import Account, Program, Pty
 
 
 class HostSpawner:
     """Processes of this machine with the board's interface."""
 
-    def spawn(
-        self,
-        argv: Sequence[str],
-        *,
-        env: Mapping[str, str],
-        cwd: str,
-        fds: Sequence[int],
-        controlling_tty: bool,
-        uid: int,
-        gid: int,
-        on_exit: Callable[[int], None],
-    ) -> int:
+    def spawn(self, program: Program, fds: Sequence[int], on_exit: Callable[[int], None]) -> int:
         # As a board's init does; under nohup it would stay ignored.
         command = ["env", "--default-signal=HUP", shutil.which("setsid") or "setsid"]
-        command += [*(["-c"] if controlling_tty else []), *argv]
+        command += [*(["-c"] if program.controlling_tty else []), *program.argv]
         process = subprocess.Popen(
-            command, env=dict(env), cwd=cwd, stdin=fds[0], stdout=fds[1], stderr=fds[2]
+            command,
+            env=dict(program.env),
+            cwd=program.cwd,
+            stdin=fds[0],
+            stdout=fds[1],
+            stderr=fds[2],
         )
 
         def reap() -> None:

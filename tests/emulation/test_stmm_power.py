@@ -37,7 +37,7 @@ def nearly_full() -> bytes:
 def header_erased(storage: CuttableStorage) -> bool:
     """The one gap in the real firmware: between erasing the variable store's blocks and writing
     the first of them the volume header is gone, and the flash driver, which starts before the
-    fault tolerant write driver, formats what it does not recognise (contract 4.12)."""
+    fault tolerant write driver, formats what it does not recognise (stack 4.12)."""
     return storage.content[40:44] != b"_FVH"
 
 
@@ -192,7 +192,7 @@ def test_failing_reclaim_is_aborted_and_ends_with_the_store_whole() -> None:
 
 @pytest.mark.cases(310)
 def test_garbage_behind_the_last_variable_is_reclaimed_at_start() -> None:
-    """What OP-TEE 4.1 to 4.9 leave when they lose the end of a chunk (contract 2.4)."""
+    """What OP-TEE 4.1 to 4.9 leave when they lose the end of a chunk (stack 2.4)."""
     board = Partition()
     assert board.set("Keep", b"untouched") == EfiStatus.SUCCESS
     board.storage.content[0x3000:0x3100] = bytes(0x100)

@@ -33,7 +33,7 @@ ERRNO = {
     EfiStatus.SECURITY_VIOLATION: errno.EACCES,
     EfiStatus.NOT_FOUND: errno.EIO,
 }
-"""What a write to efivarfs makes of a status (contract 5.5 and 6.5)."""
+"""What a write to efivarfs makes of a status (stack 5.5 and 6.5)."""
 
 
 def recorded_attributes(group: str) -> list[tuple[int, str]]:
@@ -449,7 +449,7 @@ def test_language_variables_follow_each_other() -> None:
 
 
 class TestMemoryOverwrite:
-    """Contract 4.9, and deletion as EDK2 allows it without the policy engine."""
+    """Stack 4.9, and deletion as EDK2 allows it without the policy engine."""
 
     CONTROL = ("MemoryOverwriteRequestControl", MEMORY_OVERWRITE_CONTROL_GUID)
     LOCK = ("MemoryOverwriteRequestControlLock", MEMORY_OVERWRITE_LOCK_GUID)

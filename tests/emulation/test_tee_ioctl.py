@@ -17,10 +17,11 @@ import pytest
 
 from emulation.emmc.card import EmmcCard
 from emulation.emmc.image import RpmbImage
+from emulation.linux.devices import ReturnedFd
 from emulation.linux.kernel import Kernel, Killed, Task, running
 from emulation.linux.optee import OpteeDriver
 from emulation.linux.tee_bus import BusDriver, TeeDevice
-from emulation.linux.tee_ioctl import NewFd, TeeFile, TeeNode
+from emulation.linux.tee_ioctl import TeeFile, TeeNode
 from emulation.optee.errors import TeeError
 from emulation.optee.optee import OpTee
 from emulation.optee.stmm_partition import STMM_UUID, Storage
@@ -107,7 +108,7 @@ def allocate(file: TeeFile, size: int) -> tuple[int, int]:
     """SHM_ALLOC; the memory's number and descriptor."""
     buffer = bytearray(abi.SHM_ALLOC_DATA.pack(size, 0, 0))
     result = file.ioctl(abi.TEE_IOC_SHM_ALLOC, address_of(buffer), MEMORY, ROOT)
-    assert isinstance(result, NewFd)
+    assert isinstance(result, ReturnedFd)
     return abi.SHM_ALLOC_DATA.unpack(buffer)[2], result.fd
 
 

@@ -1,4 +1,4 @@
-"""The tee-supplicant program: result codes of its RPMB transport (contract 1.7), its emulated RPMB,
+"""The tee-supplicant program: result codes of its RPMB transport (stack 1.7), its emulated RPMB,
 and how it starts."""
 
 from __future__ import annotations

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from harness.boardfile import boardfile
-from harness.boardfile.boardfile import BoardFile
+from harness.boardfile import loading
+from harness.boardfile.sections import BoardFile
 from harness.consents import Consent
 from harness.truth import report
-from harness.truth.replay import GroupResult, Verdict
+from harness.truth.results import Agreement, GroupResult
 from harness.truth.rows import OWN_ROWS, load
 
 AUTH = OWN_ROWS / "auth"
@@ -29,7 +29,7 @@ HALVES = (
 
 
 def emulated() -> BoardFile:
-    return boardfile.load(boardfile.find("emulated"))
+    return loading.load(loading.find("emulated"))
 
 
 def silent(_: str) -> None:
@@ -46,7 +46,7 @@ def test_every_recorded_row_agrees() -> None:
     counted = [one for result in results for one in result.results]
     differing = [f"{one.row.id} {d}" for one in counted for d in one.differences]
     assert differing == []
-    skipped = {one.row.id for one in counted if one.verdict is Verdict.SKIPPED}
+    skipped = {one.row.id for one in counted if one.verdict is Agreement.SKIPPED}
     assert skipped == UNREPEATABLE
     rows = [row for group in load(OWN_ROWS).values() for row in group if row.replay]
     assert len(counted) == len(rows)
@@ -68,7 +68,7 @@ def some_rows(folder: Path, group: str, ids: set[str], change: Change | None = N
     return folder
 
 
-def verdicts(results: list[GroupResult]) -> dict[str, Verdict]:
+def verdicts(results: list[GroupResult]) -> dict[str, Agreement]:
     return {one.row.id: one.verdict for result in results for one in result.results}
 
 
@@ -90,7 +90,7 @@ def test_altered_rows_are_differences(change: Change, tmp_path: Path) -> None:
     folder = some_rows(tmp_path, "size", ids, change)
     said: list[str] = []
     results = report.replay(emulated(), folder, say=said.append)
-    assert verdicts(results) == dict.fromkeys(ids, Verdict.DIFFERED)
+    assert verdicts(results) == dict.fromkeys(ids, Agreement.DIFFERED)
     assert not report.all_agree(results)
     assert said[-1] == "TRUTH agreed 0 of 3, skipped 0"
 
@@ -102,7 +102,7 @@ def test_rows_out_of_their_group_agree_without_the_others(
     monkeypatch.setattr(report, "OWN_ROWS", tmp_path / "none")
     ids = {"size-007", "size-014", "size-019", "size-024", "size-042"}
     results = report.replay(emulated(), some_rows(tmp_path, "size", ids), say=silent)
-    assert verdicts(results) == dict.fromkeys(ids, Verdict.AGREED)
+    assert verdicts(results) == dict.fromkeys(ids, Agreement.AGREED)
 
 
 def test_what_nobody_tells_is_unknown_and_never_agrees(
@@ -138,4 +138,4 @@ def test_kernel_routed_rows_are_taken_on_that_configuration(tmp_path: Path) -> N
     ids = {"basic-003", "basic-004"}
     folder = some_rows(tmp_path, "basic", ids, lambda row: row.update(board="mm-kernel-rpmb"))
     results = report.replay(emulated(), folder, say=silent)
-    assert verdicts(results) == dict.fromkeys(ids, Verdict.AGREED)
+    assert verdicts(results) == dict.fromkeys(ids, Agreement.AGREED)

@@ -13,11 +13,11 @@ from emulation.emmc.gpt import ESP, read_table
 from emulation.emmc.image import ImageError, RpmbImage
 from emulation.emmc.user_area import UserArea
 from emulation.faults import PowerLost
+from emulation.linux.devices import DeviceNode
 from emulation.linux.efivarfs import REFUSED_WRITE
 from emulation.linux.kernel import Kernel
 from emulation.linux.mmc_ioctl import MmcBlock, MmcNode
 from emulation.userland.jail import probe
-from emulation.userland.jail.plan import DeviceNode
 from emulation.userland.jail.seccomp import LONGEST_WRITE
 from tests.emulation.board_processes import EFIVARS, NEW, Board
 

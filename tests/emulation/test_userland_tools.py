@@ -216,7 +216,7 @@ def test_service_life_cycle(emulated: EmulatedBoard) -> None:
     try:
         assert emulated.run("systemctl is-active tee-supplicant").out == "inactive\n"
         assert emulated.run("pidof tee-supplicant").status == 1
-        # Reads go on, the mount stays writable, writes fail (contract 9, truth).
+        # Reads go on, the mount stays writable, writes fail (stack 9, truth).
         emulated.ok(f"cat {EFIVARS}/SetupMode-*")
         assert re.search(r"efivarfs rw[ ,]", emulated.ok("grep efivarfs /proc/mounts"))
     finally:

@@ -8,14 +8,15 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
-from emulation.userland.jail.spawner import Pty
+from emulation.userland.jail.spawner import Program, Pty
 from emulation.userland.system.journal import Journal
-from emulation.userland.system.systemctl import Caller, Journalctl, Reply, Systemctl, UnitTable
+from emulation.userland.system.journalctl import Journalctl
+from emulation.userland.system.systemctl import Reply, Systemctl, UnitTable
 from emulation.userland.system.units import ProcessUnit, Readiness, UnitFile
 
-ROOT = Caller(0)
+ROOT = 0
 FILE = UnitFile("tee-supplicant.service", "TEE Supplicant", "/etc/systemd/system/x.service")
 SLEEPER = "import time; print('up', flush=True); time.sleep(60)"
 STUBBORN = (
@@ -25,19 +26,10 @@ STUBBORN = (
 
 
 class HostProcesses:
-    def spawn(
-        self,
-        argv: Sequence[str],
-        *,
-        env: Mapping[str, str],
-        cwd: str,
-        fds: Sequence[int],
-        controlling_tty: bool,
-        uid: int,
-        gid: int,
-        on_exit: Callable[[int], None],
-    ) -> int:
-        process = subprocess.Popen(argv, env=dict(env), stdin=fds[0], stdout=fds[1], stderr=fds[2])
+    def spawn(self, program: Program, fds: Sequence[int], on_exit: Callable[[int], None]) -> int:
+        process = subprocess.Popen(
+            program.argv, env=dict(program.env), stdin=fds[0], stdout=fds[1], stderr=fds[2]
+        )
 
         def reap() -> None:
             _, status = os.waitpid(process.pid, 0)
@@ -77,8 +69,8 @@ class Bench:
         self._systemctl = Systemctl(units, self.journal, self.power)
         self._journalctl = Journalctl(units, self.journal)
 
-    async def systemctl(self, line: str, caller: Caller = ROOT) -> Reply:
-        return await self._systemctl.run(caller, line.split())
+    async def systemctl(self, line: str, uid: int = ROOT) -> Reply:
+        return await self._systemctl.run(uid, line.split())
 
     async def journalctl(self, line: str) -> list[str]:
         return (await self._journalctl.run(ROOT, line.split())).out
@@ -254,10 +246,10 @@ def test_unknown_units_verbs_and_callers() -> None:
         assert (await bench.systemctl("is-active nonsense")).status == 4
         assert (await bench.systemctl("show -p LoadState nonsense")).out == ["LoadState=not-found"]
         assert (await bench.systemctl("frobnicate")).err == ["Unknown command verb 'frobnicate'."]
-        refused = await bench.systemctl("start tee-supplicant", Caller(1000))
+        refused = await bench.systemctl("start tee-supplicant", 1000)
         assert refused.status == 1
         assert bench.unit.active == "inactive"
-        assert (await bench.systemctl("reboot", Caller(1000))).status == 1
+        assert (await bench.systemctl("reboot", 1000)).status == 1
         assert bench.power.requests == []
         await bench.systemctl("reboot -f")
         assert bench.power.requests == [("reboot", True)]

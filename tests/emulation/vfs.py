@@ -13,7 +13,7 @@ from itertools import count
 
 from emulation.linux.efivarfs import Efivarfs
 from emulation.linux.kernel import Task
-from emulation.userland.jail.fuse import Attr
+from emulation.linux.vfs import Attr
 
 UMASK = 0o022
 

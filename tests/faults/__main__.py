@@ -1,5 +1,5 @@
-"""``python -m tests.faults [--at COMMIT] [FAULT ...]``: today's tests of the faults, on today's code
-and on that of another commit, side by side.
+"""``python -m tests.faults [--at COMMIT] [FAULT ...]``: today's tests of the faults, on today's
+code and on that of another commit, side by side.
 
 The other commit is checked out beside, its tests replaced by today's. A test module that cannot be
 imported there says so: what it tests did not exist.

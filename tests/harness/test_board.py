@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from harness import capabilities
-from harness.board.board import Board, Standing
-from harness.boardfile.boardfile import BoardFile, SshSection
+from harness.board.board import Board
+from harness.board.standing import Standing
+from harness.boardfile.sections import BoardFile, SshSection
 from harness.capabilities import Capability
 from harness.consents import Consent
 from harness.errors import (
@@ -24,7 +25,7 @@ from harness.errors import (
 )
 from harness.instruments.kernel_log import bad_lines
 from harness.links.ssh import SshShell
-from harness.power.options import ManualPowerSection
+from harness.power.manual import ManualPowerSection
 from tests.harness.support.servers import Server, openssh
 
 CID = "00112233445566778899aabbccddeeff"
@@ -70,9 +71,6 @@ class TestCapabilities:
         for name, command in [("python3", "python3"), ("efibootmgr", "efibootmgr")]:
             assert measured.has(name) == (shutil.which(command) is not None)
 
-    def test_every_capability_has_a_measurement(self) -> None:
-        assert set(capabilities.MEASUREMENTS) == set(Capability)
-
     def test_what_the_series_promises_fails(self, measured: capabilities.Capabilities) -> None:
         with pytest.raises(TargetError, match=r"no stmm_driver .*the kernel series promises it"):
             measured.require("stmm_driver")
@@ -82,7 +80,7 @@ class TestCapabilities:
             measured.require(Capability.QUERY_VARIABLE_INFO)
 
     def test_what_the_board_file_pinned_fails(self) -> None:
-        finding = capabilities.Finding(Capability.MMC_UTILS, False, "")
+        finding = capabilities.Measured(Capability.MMC_UTILS, False, "")
         pinned = capabilities.Capabilities(
             {Capability.MMC_UTILS: finding}, {Capability.MMC_UTILS: True}, "desk"
         )
@@ -100,16 +98,28 @@ class TestBoard:
             yield board
 
     def test_ssh_is_the_default_link(self, board: Board) -> None:
-        assert board.link == "ssh"
-        assert board.links == ["ssh"]
+        assert board.links.chosen == "ssh"
+        assert board.links.names == ["ssh"]
         assert board.shell.run("echo here").text == "here"
 
     def test_boot_id_is_the_kernels(self, board: Board) -> None:
-        assert board.boot_id == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        assert board.links.boot_id == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
     def test_a_link_it_lacks_is_a_missing_capability(self, board: Board) -> None:
         with pytest.raises(MissingCapability, match=r"no serial link .*board desk"):
-            _ = board.console
+            _ = board.links.console
+
+    def test_no_instrument_outlives_its_link(self, board: Board) -> None:
+        shell, before = board.shell, vars(board.instruments)
+        assert all(shell in vars(instrument).values() for instrument in before.values())
+        board.relink()
+        after = vars(board.instruments)
+        assert after.keys() == before.keys()
+        for name, instrument in after.items():
+            assert instrument is not before[name]
+            assert board.shell in vars(instrument).values()
+            assert shell not in vars(instrument).values()
+            assert getattr(board, name, instrument) is instrument
 
     def test_no_consent_no_action(self, board: Board) -> None:
         with pytest.raises(ConsentMissing, match="does not consent to stop_supplicant"):
@@ -137,7 +147,7 @@ def test_a_board_that_comes_up_late_is_waited_for(tmp_path: Path) -> None:
 def test_a_board_that_stays_away_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("harness.board.board._ALREADY_ON_SECONDS", 0.5)
+    monkeypatch.setattr("harness.board.boot._ALREADY_ON_SECONDS", 0.5)
     server = openssh(tmp_path)
     with pytest.raises(LinkTimeout, match=str(server.address.port)), Board(file_for(server)):
         pass

@@ -9,11 +9,11 @@ import pytest
 from harness.board import recovery
 from harness.board.board import Board
 from harness.board.recovery import Step, recover
-from harness.boardfile.boardfile import BoardFile, SshSection
+from harness.boardfile.sections import BoardFile, SshSection
 from harness.consents import Consent
 from harness.errors import BoardWedged, LabError, PowerError, WrongBoard
 from harness.power.driver import PowerState
-from harness.power.options import ManualPowerSection
+from harness.power.manual import ManualPowerSection
 from tests.harness.support.servers import Server, openssh
 
 
@@ -94,13 +94,13 @@ def test_an_unreachable_board_is_not_talked_to(
 ) -> None:
     built = Ladder(monkeypatch, cure="cycle")
     monkeypatch.setattr(recovery, "_STEP_SECONDS", 0.2)
-    away = reached.file.model_copy(
-        update={"ssh": reached.file.ssh and reached.file.ssh.model_copy(update={"port": 1})}
+    away = Board(
+        reached.file.model_copy(
+            update={"ssh": reached.file.ssh and reached.file.ssh.model_copy(update={"port": 1})}
+        )
     )
-    reached.file = away
-    reached.relink()
-    reached._find_endpoints(just_switched_on=False)
-    assert recover(reached).helped == "cycle"
+    away.links.find()
+    assert recover(away).helped == "cycle"
     assert built.taken == ["cycle"]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from harness import resources
-from harness.boardfile import boardfile
+from harness.boardfile import loading, schema
 from harness.capabilities import Capability
 from harness.consents import Consent
 from harness.errors import ConfigurationError
@@ -22,31 +22,31 @@ def problems(tmp_path: Path, text: str) -> list[str]:
     path = tmp_path / "desk.toml"
     path.write_text(text)
     with pytest.raises(ConfigurationError) as caught:
-        boardfile.load(path)
+        loading.load(path)
     return caught.value.what.replace(str(path), "desk.toml").split("; ")
 
 
 @pytest.mark.parametrize("path", sorted(BOARDS.glob("*.toml")), ids=lambda path: path.stem)
 def test_committed_board_files_are_valid(path: Path) -> None:
-    assert boardfile.load(path).name == path.stem
+    assert loading.load(path).name == path.stem
 
 
 def test_committed_schema_is_current() -> None:
     committed = resources.schema().read_text()
-    assert committed == boardfile.schema_text(), "run: hil boards --schema > boards/..."
+    assert committed == schema.schema_text(), "run: hil boards --schema > boards/..."
 
 
 def test_schema_lists_capabilities_and_consents() -> None:
-    definitions = boardfile.schema()["$defs"]
+    definitions = schema.schema()["$defs"]
     assert definitions["Capability"]["enum"] == list(Capability)
     assert definitions["Consent"]["enum"] == list(Consent)
-    assert "name" not in boardfile.schema()["required"]
+    assert "name" not in schema.schema()["required"]
 
 
 def test_name_defaults_to_the_file_name(tmp_path: Path) -> None:
     path = tmp_path / "desk-3.toml"
     path.write_text(MANUAL)
-    assert boardfile.load(path).name == "desk-3"
+    assert loading.load(path).name == "desk-3"
 
 
 def test_paths_are_relative_to_the_file_and_home(
@@ -55,7 +55,7 @@ def test_paths_are_relative_to_the_file_and_home(
     monkeypatch.setenv("HOME", "/home/someone")
     path = tmp_path / "desk.toml"
     path.write_text(MANUAL + '[ssh]\nhost = "h"\nkey = "~/.ssh/id"\nknown_hosts = "keys/known"\n')
-    ssh = boardfile.load(path).ssh
+    ssh = loading.load(path).ssh
     assert ssh is not None
     assert ssh.key == Path("/home/someone/.ssh/id")
     assert ssh.known_hosts == tmp_path / "keys/known"
@@ -64,7 +64,7 @@ def test_paths_are_relative_to_the_file_and_home(
 def test_consents_default_to_no(tmp_path: Path) -> None:
     path = tmp_path / "desk.toml"
     path.write_text(MANUAL + "[consents]\nwrite_rpmb = true\n")
-    board = boardfile.load(path)
+    board = loading.load(path)
     assert board.consents_to(Consent.WRITE_RPMB)
     assert not board.consents_to(Consent.PROGRAM_KEY)
 
@@ -131,7 +131,7 @@ def test_toml_syntax_error_names_the_line(tmp_path: Path) -> None:
 
 def test_missing_file_is_a_configuration_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="No such file"):
-        boardfile.load(tmp_path / "none.toml")
+        loading.load(tmp_path / "none.toml")
 
 
 def test_names_are_found_and_misspelt_ones_get_a_hint(
@@ -139,11 +139,11 @@ def test_names_are_found_and_misspelt_ones_get_a_hint(
 ) -> None:
     monkeypatch.setenv("HIL_BOARDS", str(tmp_path))
     (tmp_path / "desk3.toml").write_text(MANUAL)
-    assert boardfile.find("desk3") == tmp_path / "desk3.toml"
-    assert boardfile.find("emulated").name == "emulated.toml"
+    assert loading.find("desk3") == tmp_path / "desk3.toml"
+    assert loading.find("emulated").name == "emulated.toml"
     with pytest.raises(ConfigurationError, match="did you mean 'desk3'"):
-        boardfile.find("desk4")
+        loading.find("desk4")
 
 
 def test_schema_is_json(tmp_path: Path) -> None:
-    assert json.loads(boardfile.schema_text())["additionalProperties"] is False
+    assert json.loads(schema.schema_text())["additionalProperties"] is False

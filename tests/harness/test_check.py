@@ -14,21 +14,21 @@ from pathlib import Path
 import pytest
 
 from harness.board.board import Board
-from harness.boardfile import boardfile
-from harness.boardfile.boardfile import BoardFile
-from harness.check import Report, Verdict, walk
-from harness.check.finding import fail, ok
+from harness.boardfile import loading
+from harness.boardfile.sections import BoardFile
+from harness.check.finding import Verdict, fail, ok
 from harness.check.show import Screen
-from harness.check.walk import STEPS
+from harness.check.walk import STEPS, Walk, walk
 from harness.formats.rpmb import RpmbResult
 from harness.instruments.rpmb import RpmbRefused
 from harness.lab.lease import LeaseDesk
 from harness.lab.things import things_of
 from tests.harness.support.running_board import RunningBoard
 from tests.harness.support.udev_bench import run
+from tests.pace import HANGS
 
 ROOT = Path(__file__).parents[2]
-EMULATED = boardfile.load(ROOT / "boards" / "emulated.toml")
+EMULATED = loading.load(ROOT / "boards" / "emulated.toml")
 
 
 @pytest.fixture(autouse=True)
@@ -43,11 +43,11 @@ def emulated(**options: str) -> BoardFile:
     return EMULATED.model_copy(update={"power": power})
 
 
-def verdicts(report: Report) -> dict[str, Verdict]:
+def verdicts(report: Walk) -> dict[str, Verdict]:
     return {finding.step: finding.verdict for finding in report.findings}
 
 
-def found(report: Report, step: str) -> str:
+def found(report: Walk, step: str) -> str:
     return next(finding.found for finding in report.findings if finding.step == step)
 
 
@@ -103,14 +103,14 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningBoard]:
 
 
 def state_of(path: Path) -> tuple[int, list[str]]:
-    with Board(boardfile.load(path)) as board:
+    with Board(loading.load(path)) as board:
         return board.rpmb.counter(), board.shell.run("ls /sys/firmware/efi/efivars").text.split()
 
 
 def test_without_consents_nothing_is_written(running: RunningBoard) -> None:
     path = running.file(consents="")
     before = state_of(path)
-    report = walk(boardfile.load(path))
+    report = walk(loading.load(path))
     assert state_of(path) == before
     assert not report.failed
     assert found(report, "power") == "driver 'manual' cannot tell; not switched"
@@ -122,14 +122,14 @@ def test_without_consents_nothing_is_written(running: RunningBoard) -> None:
 def test_the_round_trip_leaves_no_variable(running: RunningBoard) -> None:
     path = running.file()
     before = state_of(path)
-    assert not walk(boardfile.load(path)).failed
+    assert not walk(loading.load(path)).failed
     counter, names = state_of(path)
     assert names == before[1]
     assert counter > before[0]
 
 
 def test_the_drop_in_is_given_where_it_is_missing(running: RunningBoard) -> None:
-    report = walk(boardfile.load(running.file(consents="")))
+    report = walk(loading.load(running.file(consents="")))
     warning = next(finding for finding in report.findings if finding.step == "service stop")
     assert warning.verdict is Verdict.WARN
     assert "/etc/systemd/system/tee-supplicant.service.d/unbind.conf" in warning.remedy
@@ -138,14 +138,14 @@ def test_the_drop_in_is_given_where_it_is_missing(running: RunningBoard) -> None
 
 def test_a_limit_of_the_board_file_counts(running: RunningBoard) -> None:
     path = running.file()
-    file = boardfile.load(path).model_copy(update={"limits": {"set_variable_ms": 0.001}})
+    file = loading.load(path).model_copy(update={"limits": {"set_variable_ms": 0.001}})
     failure = walk(file).first_failure
     assert failure is not None
     assert (failure.step, "slower" in failure.cause) == ("SetVariable", True)
 
 
 def test_a_board_that_somebody_holds_is_not_touched(running: RunningBoard) -> None:
-    file = boardfile.load(running.file())
+    file = loading.load(running.file())
     with LeaseDesk().acquire(things_of(file), board="twin", purpose="demo", timeout=0.0):
         report = walk(file)
     first, *others = report.findings
@@ -190,7 +190,7 @@ def test_a_board_that_is_off_is_switched_on_where_allowed_and_its_boot_is_heard(
     try:
         power = Outlet(board).power
         path = board.file(power=power, consents="power_cycle = true")
-        report = walk(boardfile.load(path), link="ssh")
+        report = walk(loading.load(path), link="ssh")
     finally:
         board.close()
     assert not report.failed, [f.lines() for f in report.findings if f.verdict is Verdict.FAIL]
@@ -203,7 +203,7 @@ def test_the_secure_worlds_own_words_are_evidence(tmp_path: Path) -> None:
     board = RunningBoard(tmp_path, f"rpmb_key={'11' * 32}")
     try:
         path = board.file(power=Outlet(board).power, consents="power_cycle = true")
-        failure = walk(boardfile.load(path), link="ssh").first_failure
+        failure = walk(loading.load(path), link="ssh").first_failure
     finally:
         board.close()
     assert failure is not None
@@ -218,18 +218,18 @@ def test_a_missing_key_ends_the_walk_and_stays_missing(tmp_path: Path) -> None:
     board = RunningBoard(tmp_path, "variant=file", "supplicant_autostart=no")
     try:
         path = board.file()
-        report = walk(boardfile.load(path))
+        report = walk(loading.load(path))
         failure = report.first_failure
         assert failure is not None
         assert failure.step == "RPMB key"
         assert "the next boot" in failure.remedy
         for step in ("supplicant", "driver", "round trip"):
             assert found(report, step) == "because RPMB key failed"
-        allowed = walk(boardfile.load(board.file(consents="program_key = true")))
+        allowed = walk(loading.load(board.file(consents="program_key = true")))
         assert verdicts(allowed)["RPMB key"] is Verdict.WARN
         assert allowed.first_failure is not None
         assert allowed.first_failure.step == "supplicant"
-        with Board(boardfile.load(path)) as opened, pytest.raises(RpmbRefused) as refusal:
+        with Board(loading.load(path)) as opened, pytest.raises(RpmbRefused) as refusal:
             opened.rpmb.counter()
         assert refusal.value.result == RpmbResult.KEY_NOT_PROGRAMMED
     finally:
@@ -244,7 +244,7 @@ def hil(*words: str | Path) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-m", "harness", "check", *map(str, words)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANGS,
         check=False,
     )
 
@@ -280,7 +280,7 @@ def test_a_discovered_board_file_is_accepted_unchanged(
     running: RunningBoard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HIL_BOARDS", str(tmp_path))
-    shown = run(_DISCOVERED, os.path.realpath(running.ends["serial"]), timeout=120)
+    shown = run(_DISCOVERED, os.path.realpath(running.ends["serial"]), timeout=HANGS)
     assert "not looked at round trip       because not allowed" in shown, shown
     assert shown.splitlines()[-1] == "status 0", shown
 

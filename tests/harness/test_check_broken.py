@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 from _pytest.mark import ParameterSet
 
-from harness.boardfile import boardfile
-from harness.boardfile.boardfile import BoardFile
-from harness.check import Finding, Report, Verdict, walk
+from harness.boardfile import loading
+from harness.boardfile.sections import BoardFile
+from harness.check.finding import Finding, Verdict
+from harness.check.walk import Walk, walk
 from harness.consents import Consent
 from harness.lab import console_probe
 from harness.links.address import SerialAddress
@@ -23,8 +24,10 @@ from harness.shell import Shell
 from tests.harness.support.line import Line
 from tests.harness.support.running_board import RunningBoard
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[2]
-EMULATED = boardfile.load(ROOT / "boards" / "emulated.toml")
+EMULATED = loading.load(ROOT / "boards" / "emulated.toml")
 TEST_KEY = "d3eb3ec36e334c9f988ce2c0b85954610d2bcf8664844df2ab56e6c61bb701e4"
 OTHER_KEY = "11" * 32
 
@@ -43,7 +46,7 @@ def emulated(*options: str, consents: dict[Consent, bool]) -> BoardFile:
     return EMULATED.model_copy(update={"power": power, "consents": allowed})
 
 
-def first_failure(report: Report) -> Finding:
+def first_failure(report: Walk) -> Finding:
     failure = report.first_failure
     assert failure is not None, [finding.lines() for finding in report.findings]
     assert failure.remedy
@@ -99,12 +102,12 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningBoard]:
 def shell_of(board: RunningBoard) -> Iterator[Shell]:
     from harness.board.board import Board
 
-    with Board(boardfile.load(board.file())) as opened:
+    with Board(loading.load(board.file())) as opened:
         yield opened.shell
 
 
-def check(path: Path) -> Report:
-    return walk(boardfile.load(path), link="ssh")
+def check(path: Path) -> Walk:
+    return walk(loading.load(path), link="ssh")
 
 
 @pytest.mark.parametrize(
@@ -163,13 +166,13 @@ def test_another_host_key(running: RunningBoard) -> None:
 
 def test_the_console_still_shows_the_board_when_ssh_does_not(running: RunningBoard) -> None:
     path = running.file(fingerprint="SHA256:" + "A" * 43, consents="")
-    report = walk(boardfile.load(path))
+    report = walk(loading.load(path))
     assert [f.step for f in report.findings if f.verdict is Verdict.FAIL] == ["ssh"]
     assert found(report, "login").startswith("root over serial")
     assert found(report, "driver") == "tee-stmm-efi is bound"
 
 
-def found(report: Report, step: str) -> str:
+def found(report: Walk, step: str) -> str:
     return next(finding.found for finding in report.findings if finding.step == step)
 
 

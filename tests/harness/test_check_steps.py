@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from harness.check import Verdict, firmware, tee
+from harness.check import firmware, tee
+from harness.check.finding import Verdict
 from harness.check.target import Node, Target
 from tests.harness.support.udev_bench import run
 
@@ -81,7 +82,7 @@ def test_two_supplicants() -> None:
 _LATENCY = """
 import sys
 from types import SimpleNamespace
-from harness.lab.check.cable import latency_timer
+from harness.check.cable import latency_timer
 from harness.links.address import SerialAddress
 bench.add("P: /devices/usb1/1-1/1-1:1.0/ttyUSB0\\nE: SUBSYSTEM=usb-serial\\n"
           f"A: latency_timer={sys.argv[1]}\\n")

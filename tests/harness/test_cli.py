@@ -16,6 +16,7 @@ from harness.cli.command import GROUPS
 from harness.cli.status import Status
 from harness.resources import recorded_rows
 from tests.harness.support.screen import Screen
+from tests.pace import HANGS
 
 SLOW_MODULES = ("pydantic", "paramiko", "pytest", "asyncssh", "cryptography", "serial", "pyudev")
 COMMANDS = {
@@ -31,7 +32,7 @@ def hil(*arguments: str) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-m", "harness", *arguments],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=HANGS,
         check=False,
         env={**os.environ, "COLUMNS": "100"},
     )
@@ -78,6 +79,10 @@ def test_the_page_of_the_command_has_its_verbs_and_statuses() -> None:
     ]
 
 
+def _imported(times: str) -> set[str]:
+    return {line.rpartition("|")[2].strip() for line in times.splitlines()}
+
+
 def test_starting_imports_few_modules() -> None:
     """The interpreter's own account of it, for what every ``hil`` pays."""
     run = subprocess.run(
@@ -86,7 +91,10 @@ def test_starting_imports_few_modules() -> None:
         text=True,
         check=True,
     )
-    imported = {line.rpartition("|")[2].strip() for line in run.stderr.splitlines()}
+    nothing = subprocess.run(
+        [sys.executable, "-X", "importtime", "-c", ""], capture_output=True, text=True, check=True
+    )
+    imported = _imported(run.stderr) - _imported(nothing.stderr)
     assert "argparse" in imported
     assert not imported & {*SLOW_MODULES, "shtab", "asyncio", "ssl", "subprocess", "termios"}
     assert not imported & {"dataclasses", "inspect", "pathlib", "importlib.metadata"}

@@ -10,9 +10,9 @@ from tests.harness.support.udev_bench import run
 
 _LIST = """
 import json
-from harness.lab.discovery import Bench, udev_match, ambiguous_serials
+from harness.lab.discovery import Discovery, udev_match, ambiguous_serials
 def show():
-    found = Bench().devices()
+    found = Discovery().devices()
     print(json.dumps([[d.node, d.kind, d.serial, d.path, d.interface] for d in found]))
     print(json.dumps([udev_match(d, found) for d in found]))
     print(json.dumps(ambiguous_serials(found)))
@@ -119,14 +119,14 @@ show()
 def test_hot_plug_is_watched() -> None:
     script = """
 import threading
-from harness.lab.discovery import Bench
+from harness.lab.discovery import Discovery
 def plug():
     place = bench.serial_adapter("ttyUSB7", serial="LATE")
     bench.event(place, "add")
     threading.Event().wait(0.3)
     bench.remove(place)
 threading.Timer(0.5, plug).start()
-for action, device in Bench().watch(timeout=3):
+for action, device in Discovery().watch(timeout=3):
     print(action, device.node, device.serial, flush=True)
     if action == "remove":
         break
@@ -138,14 +138,14 @@ def test_an_adapter_that_comes_with_the_board_s_power_is_waited_for() -> None:
     script = """
 import threading
 from harness.errors import HostError
-from harness.lab.discovery import Bench
+from harness.lab.discovery import Discovery
 def plug():
     bench.event(bench.serial_adapter("ttyUSB0", serial="ONBOARD"), "add")
 threading.Timer(0.5, plug).start()
-found = Bench().wait_for(lambda d: d.serial == "ONBOARD", what="the console", timeout=10)
+found = Discovery().wait_for(lambda d: d.serial == "ONBOARD", what="the console", timeout=10)
 print(found.node)
 try:
-    Bench().wait_for(lambda d: d.serial == "ABSENT", what="the other console", timeout=0.2)
+    Discovery().wait_for(lambda d: d.serial == "ABSENT", what="the other console", timeout=0.2)
 except HostError as error:
     print(error.what)
 """
@@ -157,8 +157,8 @@ except HostError as error:
 
 
 _BOARD_FILE = """
-from harness import boardfile
-from harness.board import Board
+from harness.boardfile import loading
+from harness.board.board import Board
 def board_file(folder, serial):
     path = folder / "desk.toml"
     path.write_text(f'''
@@ -175,13 +175,13 @@ boot = 60
 [consents]
 power_cycle = true
 ''')
-    return boardfile.load(path)
+    return loading.load(path)
 """
 
 
 def test_a_board_file_s_adapter_is_the_one_that_has_every_property() -> None:
     script = """
-from harness.boardfile import UdevMatch
+from harness.boardfile.sections import UdevMatch
 from harness.errors import HostError
 from harness.lab.adapter import node_of
 for n in range(2): bench.serial_adapter(f"ttyUSB{n}", interface=n, serial="PAIR")
@@ -223,19 +223,19 @@ pause = threading.Event()
 threading.Thread(target=outlet, daemon=True).start()
 board = Board(board_file(folder, 'udev = { serial = "ONBOARD" }'))
 board.start()
-print(board.find_links().serial.url == lines[0].device, board.serial.run("echo up").text)
+print(board.links.find().serial.url == lines[0].device, board.links.serial.run("echo up").text)
 board.power.off(5)
-while any(device.serial for device in Bench().devices()):
+while any(device.serial for device in Discovery().devices()):
     pause.wait(0.02)
 board.power.on(5)
-print(board.find_links(just_switched_on=True).serial.url == lines[1].device)
+print(board.links.find(just_switched_on=True).serial.url == lines[1].device)
 board.relink()
-print(board.serial.run("echo again").text)
+print(board.links.serial.run("echo again").text)
 board.close()
 sys.stdout.flush()
 os._exit(0)
 """
-    prelude = _BOARD_FILE + "from harness.lab.discovery import Bench\n"
+    prelude = _BOARD_FILE + "from harness.lab.discovery import Discovery\n"
     assert run(prelude + script, str(tmp_path)) == "True up\nTrue\nagain\n"
 
 

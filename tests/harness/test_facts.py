@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from harness.board.board import Board
-from harness.boardfile import boardfile
+from harness.boardfile import loading
 from harness.capabilities import Capability
 from harness.consents import Consent
-from harness.power.options import EmulatedPowerSection
+from harness.store.records import record_size
 
 HEALTHY = {
     "sftp": True,
@@ -20,8 +20,7 @@ HEALTHY = {
 
 
 def board_with(consents: dict[Consent, bool], **options: str | bool) -> Board:
-    file = boardfile.load(boardfile.find("emulated"))
-    assert isinstance(file.power, EmulatedPowerSection)
+    file = loading.load(loading.find("emulated"))
     power = file.power.model_copy(update={"options": options})
     return Board(file.model_copy(update={"power": power, "consents": consents}), link="ssh")
 
@@ -47,9 +46,45 @@ def test_measured_without_a_write(
         assert (board.rpmb.counter(), board.efivars.names()) == before
 
 
+@pytest.mark.parametrize(
+    ("options", "live"),
+    [
+        ({"efivarfs": "K6"}, True),
+        ({"efivarfs": "K6", "userland": "busybox"}, True),
+        ({"efivarfs": "K7"}, False),
+        ({"efivarfs": "K7", "userland": "busybox"}, False),
+        ({"variant": "mm"}, False),  # no figures
+    ],
+)
+def test_a_cached_statfs_is_told_by_a_mark(options: dict[str, str | bool], live: bool) -> None:
+    with board_with({Consent.WRITE_RPMB: True}, **options) as board:
+        board.wait_until_ready()
+        before = board.efivars.names()
+        assert board.capabilities.has(Capability.STATFS_IS_LIVE) is live
+        assert board.efivars.names() == before
+
+
+def test_the_mark_is_written_when_it_is_asked_for_and_once() -> None:
+    with board_with({Consent.WRITE_RPMB: True, Consent.POWER_CYCLE: True}) as board:
+        board.wait_until_ready()
+        before = board.rpmb.counter(), board.efivars.space().free
+        assert board.capabilities.has(Capability.WRITABLE)
+        assert (board.rpmb.counter(), board.efivars.space().free) == before
+        assert board.capabilities.has(Capability.STATFS_IS_LIVE)
+        after = board.efivars.space().free
+        assert before[1] - after == record_size("hil-statfs", 1)
+        assert board.rpmb.counter() > before[0]
+        board.reboot()
+        assert board.capabilities.has(Capability.STATFS_IS_LIVE)
+        assert board.efivars.space().free == after
+
+
 def test_nothing_is_created_without_consent() -> None:
     with board_with({}) as board:
         board.wait_until_ready()
-        finding = board.capabilities.findings[Capability.UNCOMMITTED_FILES_STAY]
-        assert not finding.present
-        assert finding.detail == "not measured without the consent write_rpmb"
+        before = board.efivars.space()
+        for name in (Capability.UNCOMMITTED_FILES_STAY, Capability.STATFS_IS_LIVE):
+            assert not board.capabilities.has(name)
+            detail = board.capabilities.findings[name].detail
+            assert detail == "not measured without the consent write_rpmb"
+        assert board.efivars.space() == before

@@ -32,7 +32,7 @@ frames = st.builds(
 
 @pytest.mark.cases(36)
 def test_mac_of_the_known_frame() -> None:
-    """Contract 1.1: an all-zero write request under OP-TEE's test key."""
+    """Stack 1.1: an all-zero write request under OP-TEE's test key."""
     frame = RpmbFrame(kind=3).pack()
     assert rpmb.mac(rpmb.OPTEE_TEST_KEY, frame).hex() == (
         "76918f30cef74130c8c0478156345cb4206034010b6e23874a2912cb2d93ff1d"

@@ -183,13 +183,13 @@ def line() -> Iterator[Line]:
 def test_what_a_command_hears_is_one_log_a_boot(line: Line, folder: Path, board: Path) -> None:
     """Two commands over the same console, in one boot, by a board opened as commands do."""
     from harness.board.board import Board
-    from harness.boardfile import boardfile
+    from harness.boardfile import loading
 
     board.write_text(board.read_text().replace("/dev/ttyUSB0", line.device))
     for word in ("first", "second"):
-        opened = Board(boardfile.load(board))
-        opened.find_links()
-        with_console = opened.console
+        opened = Board(loading.load(board))
+        opened.links.find()
+        with_console = opened.links.console
         mark = with_console.mark()
         line.print_from_kernel(f"\r\n[    1.000000] {word} was here\r\n")
         with_console.wait_for("was here\r\n", timeout=30, since=mark)

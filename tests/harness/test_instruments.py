@@ -10,9 +10,9 @@ import pytest
 from harness.board.board import Board
 from harness.errors import TargetError
 from harness.formats import rpmb as wire
-from harness.instruments import refused
 from harness.instruments.efivars import Efivars, MountState, VariableName, mount_state
 from harness.instruments.kernel_log import KernelLog
+from harness.instruments.outcomes import refused
 from harness.instruments.rpmb import Rpmb, RpmbRefused, _MmcUtils, _PythonIoctl
 from harness.instruments.tee import Tee
 from harness.shell import Shell
@@ -166,7 +166,7 @@ class TestTee:
         tee.unbind()
         tee.stop_supplicant()
         board.efivars.unmount()
-        mended = board.restore_standing()
+        mended = board.standard.restore()
         assert mended == [
             "supplicant running",
             "driver bound",
@@ -178,4 +178,4 @@ class TestTee:
 
 def test_the_right_board_is_checked_over_every_link(board: Board) -> None:
     board.check_right_board()
-    assert board.shell.run("cat /proc/sys/kernel/random/boot_id").text == board.boot_id
+    assert board.shell.run("cat /proc/sys/kernel/random/boot_id").text == board.links.boot_id

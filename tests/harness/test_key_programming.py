@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 
 from harness.board.board import Board
-from harness.boardfile import boardfile
+from harness.boardfile import loading
 from harness.consents import Consent
 from harness.errors import ConsentMissing, WrongBoard
 from harness.formats import rpmb as wire
 from harness.instruments.rpmb import RpmbRefused
-from harness.safekeeping.key_programming import NEVER, KeyProgramming, require
+from harness.safekeeping.key_programming import KeyProgramming
 
 ROOT = Path(__file__).parents[2]
-FILE = boardfile.load(ROOT / "boards" / "emulated.toml")
+FILE = loading.load(ROOT / "boards" / "emulated.toml")
 CID = FILE.emmc_cid
 MEANT = KeyProgramming(wanted=True, identity=CID)
 
@@ -25,7 +25,7 @@ MEANT = KeyProgramming(wanted=True, identity=CID)
 @pytest.fixture(scope="module")
 def blank() -> Iterator[Board]:
     """A board whose RPMB has no key, and whose OP-TEE gives it none."""
-    options = {**FILE.power.options, "variant": "file", "write_key": False}  # type: ignore[dict-item]
+    options = {**FILE.power.options, "variant": "file", "write_key": False}
     power = FILE.power.model_copy(update={"options": options})
     with Board(FILE.model_copy(update={"power": power})) as board:
         yield board
@@ -46,7 +46,7 @@ def test_a_key_that_was_meant_is_programmed_once(
             refused()
     with pytest.raises(RpmbRefused):
         blank.rpmb.counter()
-    monkeypatch.setattr(blank, "_key_programming", MEANT)
+    monkeypatch.setattr(blank, "_programming", MEANT.require)
     blank.rpmb.program_key(wire.OPTEE_TEST_KEY)
     assert blank.rpmb.counter() == 0
     blank.rpmb.read_block(0, key=wire.OPTEE_TEST_KEY)
@@ -58,7 +58,7 @@ def test_a_key_that_was_meant_is_programmed_once(
 @pytest.mark.parametrize(
     ("given", "consent", "disposable", "what"),
     [
-        (NEVER, True, True, "was not asked for"),
+        (KeyProgramming(), True, True, "was not asked for"),
         (KeyProgramming(identity=CID), True, True, "was not asked for"),
         (MEANT, False, True, "does not consent to program_key"),
         (MEANT, True, False, "for ever"),
@@ -78,13 +78,13 @@ def test_all_must_be_given(
     changed = blank.file.model_copy(update={"consents": consents, "disposable": disposable})
     monkeypatch.setattr(blank, "file", changed)
     with pytest.raises(ConsentMissing, match=what):
-        require(blank, given)
+        given.require(blank)
 
 
 @pytest.mark.parametrize("typed", ["yes", CID[:8], "0" * 32, CID[1:]])
 def test_another_boards_identity_ends_the_run(blank: Board, typed: str) -> None:
     with pytest.raises(WrongBoard, match="the identity typed in is"):
-        require(blank, KeyProgramming(wanted=True, identity=typed))
+        KeyProgramming(wanted=True, identity=typed).require(blank)
 
 
 def test_no_test_programs_a_key_behind_the_harness() -> None:

@@ -17,12 +17,13 @@ from pathlib import Path
 
 import pytest
 
-from harness.boardfile import boardfile
+from harness.boardfile import loading
 from harness.lab.console_probe import probe_console
 from harness.links.address import SerialAddress
 from harness.links.console import Stage
 from tests.harness.support.line import Line
 from tests.harness.support.udev_bench import run
+from tests.pace import HANGS
 
 _HIL = [sys.executable, "-m", "harness"]
 _DISCOVER = """
@@ -79,7 +80,7 @@ def test_discover_writes_a_board_file_that_loads(
     monkeypatch.setenv("HIL_BOARDS", str(tmp_path))
     shown = run(_DISCOVER, board_serial, "--write", "found")
     assert "next: hil check found" in shown
-    file = boardfile.load(tmp_path / "found.toml")
+    file = loading.load(tmp_path / "found.toml")
     assert file.emmc_cid == "aa015851454d55212101deadbeef2900"
     assert file.serial is not None
     assert file.serial.udev is not None
@@ -159,7 +160,7 @@ def bench_board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def _hil(*words: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*_HIL, *map(str, words)], capture_output=True, text=True, timeout=60, check=False
+        [*_HIL, *map(str, words)], capture_output=True, text=True, timeout=HANGS, check=False
     )
 
 
@@ -203,7 +204,7 @@ def test_a_broken_lease_ends_the_command_with_a_clear_message(bench_board: Path)
         assert holder.stdout is not None
         assert holder.stdout.readline() == "up\n"
         assert "taken from" in _hil("lease", "break", "--reason", "demo", bench_board).stdout
-        _, errors = holder.communicate(timeout=20)
+        _, errors = holder.communicate(timeout=HANGS)
     assert holder.returncode == 1
     assert "the lease was broken: by " in errors
     assert ": demo" in errors

@@ -18,14 +18,16 @@ import pytest
 
 from harness.board.board import Board
 from harness.board.state_dir import STATE_ENVIRONMENT
-from harness.boardfile import boardfile
-from harness.boardfile.boardfile import BoardFile, LabgridSection
-from harness.check import walk
+from harness.boardfile import loading
+from harness.boardfile.sections import BoardFile, LabgridSection
+from harness.check.walk import walk
 from harness.errors import ConfigurationError, HilError, LabError, PowerError
 from harness.lab.labgrid.place import LabgridPlace
 from harness.lab.lease import LEASES_ENVIRONMENT, BoardHeld, LeaseBroken
+from harness.lab.powering import power_of
 from harness.lab.things import things_of
-from harness.power.driver import PowerState, power_of
+from harness.power.driver import PowerState
+from harness.power.registry import driver_of
 from tests.harness.support.labgrid_lab import PATIENCE, LabgridLab, Pdu, serving
 from tests.harness.support.running_board import CID, RunningBoard
 from tests.harness.support.servers import free_port, need
@@ -99,7 +101,7 @@ def _refused(section: LabgridSection, kind: type[HilError]) -> str:
 def _file(folder: Path, text: str) -> BoardFile:
     path = folder / "bench.toml"
     path.write_text(f'emmc_cid = "{CID}"\n{text}')
-    return boardfile.load(path)
+    return loading.load(path)
 
 
 # --- the board file -----------------------------------------------------------------------------
@@ -108,7 +110,7 @@ def _file(folder: Path, text: str) -> BoardFile:
 def test_a_place_is_enough_of_a_board_file(tmp_path: Path) -> None:
     file = _file(tmp_path, '[labgrid]\ncoordinator = "lab"\nplace = "desk-3"\n[ssh]\n'
                  'known_hosts = "k"\n[serial.login]\nuser = "me"\n')  # fmt: skip
-    assert file.power.driver == "labgrid"
+    assert driver_of(file.power).needs_place
     assert things_of(file) == ["place lab:20408 desk-3"]
 
 
@@ -263,8 +265,8 @@ def test_a_coordinator_that_dies_stops_the_run(tmp_path: Path) -> None:
 
 HOLDER = """
 import sys, time
-from harness.boardfile import LabgridSection
-from harness.lab.labgrid import LabgridPlace
+from harness.boardfile.sections import LabgridSection
+from harness.lab.labgrid.place import LabgridPlace
 LabgridPlace(LabgridSection(coordinator=sys.argv[1], place=sys.argv[2]), board="b").hold()
 print("held", flush=True)
 time.sleep(600)
@@ -468,17 +470,20 @@ def test_a_board_in_a_place_is_a_board(
 ) -> None:
     running, text = board_in_a_place
     with Board(_file(tmp_path, text)) as board:
-        assert board.ssh.run("echo over ssh").check().text == "over ssh"
-        assert board.serial.run("echo over serial").check().text == "over serial"
-        assert board.serial.name.startswith("serial rfc2217://127.0.0.1:")
-        before = board.boot_id
-        board.power_cycle()
-        assert board.boot_id != before
-        assert board.serial.run("cat /proc/sys/kernel/random/boot_id").text == board.boot_id
+        assert board.links.ssh.run("echo over ssh").check().text == "over ssh"
+        assert board.links.serial.run("echo over serial").check().text == "over serial"
+        assert board.links.serial.name.startswith("serial rfc2217://127.0.0.1:")
+        before = board.links.boot_id
+        board.switch.cycle()
+        assert board.links.boot_id != before
+        assert (
+            board.links.serial.run("cat /proc/sys/kernel/random/boot_id").text
+            == board.links.boot_id
+        )
         assert board.power.state() is PowerState.ON
-        board.power_off()
+        board.switch.off()
         assert running.ask("status")["power"] == "off"
-        board.power_on()
+        board.switch.on()
         assert lab.holder("bench-1")
     lab.wait_until_free("bench-1")
 

@@ -17,6 +17,7 @@ import pytest
 
 from harness.errors import HostError
 from harness.lab.lease import BoardHeld, Lease, LeaseBroken, LeaseDesk, Status
+from tests.pace import until
 
 _HOLD = """
 import sys, threading
@@ -133,7 +134,7 @@ def test_it_can_be_waited_for_and_first_come_is_first_served(desk: LeaseDesk) ->
     for name in ("one", "two", "three"):
         threads.append(threading.Thread(target=user, args=(name,)))
         threads[-1].start()
-        _until(lambda: len(desk.status(["a"]).queue) == len(threads))
+        until(lambda: len(desk.status(["a"]).queue) == len(threads))
     assert [waiting.board for waiting in desk.status(["a"]).queue] == ["one", "two", "three"]
     assert {status.holders[0].board for status in queued} == {"mine"}
     first.release()
@@ -147,7 +148,7 @@ def test_a_dead_ticket_holds_up_nobody(
 ) -> None:
     lease = _acquire(desk, "a")
     waiter = subprocess.Popen([sys.executable, "-c", _HOLD, str(tmp_path / "leases"), "a"])
-    _until(lambda: len(desk.status(["a"]).queue) == 1)
+    until(lambda: len(desk.status(["a"]).queue) == 1)
     waiter.kill()
     waiter.wait()
     assert desk.status(["a"]).queue == ()
@@ -273,11 +274,3 @@ def test_twenty_users_fight_over_three_boards(tmp_path: Path) -> None:
     assert killed
     assert min(turns.values()) > 5
     assert LeaseDesk(tmp_path / "leases").all() == Status((), ())
-
-
-def _until(condition: object, timeout: float = 10) -> None:
-    assert callable(condition)
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline
-        threading.Event().wait(0.01)

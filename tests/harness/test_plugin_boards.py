@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.boardfile import boardfile
+from harness.boardfile import loading
 from harness.lab.lease import LEASES_ENVIRONMENT, LeaseDesk
 from harness.lab.things import things_of
 from harness.pytest_plugin.boards import board_files
@@ -21,6 +21,8 @@ from harness.pytest_plugin.sharing import copies, deal
 from tests.harness.support.ktap import Line, parse_ktap
 from tests.harness.support.runs import ROOT
 from tests.harness.support.watched import SECONDS, Watched
+
+pytestmark = pytest.mark.long
 
 INNER = """
 import pytest
@@ -94,7 +96,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     boards.mkdir()
     _board(boards, "alpha")
     _board(boards, "beta", 'mutant = "append_replaces"')
-    others = things_of(boardfile.load(_board(boards, "gamma", keeps='state = "flash"')))
+    others = things_of(loading.load(_board(boards, "gamma", keeps='state = "flash"')))
     (folder / "test_inner.py").write_text(INNER)
     with LeaseDesk(folder / "desk").acquire(others, board="x", purpose="soldering", timeout=0):
         words = ["--board", "boards", "--junitxml=r.xml", "--ktap=r.ktap", "test_inner.py"]
@@ -289,7 +291,7 @@ import pytest
 @pytest.mark.parametrize("number", range(3))
 def test_on_a_board(board, number):
     with open("ran", "a") as file:
-        print(f"{__name__}[{number}] pid", board.boot_id, file=file)
+        print(f"{__name__}[{number}] pid", board.links.boot_id, file=file)
 
 def test_without_a_board():
     pass

@@ -164,3 +164,11 @@ def test_a_misspelt_cost_is_an_error_before_the_first_test(tmp_path: Path) -> No
     run = inner_run(tmp_path, SPACE, board_file(tmp_path))
     assert run.status == pytest.ExitCode.USAGE_ERROR
     assert "cost takes store_bytes=N and rpmb_writes=N, not bytes" in run.output
+
+
+def test_a_run_that_writes_nothing_wears_nothing(tmp_path: Path) -> None:
+    """Not even to measure what takes a write to measure."""
+    test = "def test_reads(efivars):\n    assert efivars.names()\n"
+    run = inner_run(tmp_path, test, board_file(tmp_path), "-o hil_enforce_cost=true")
+    assert run.outcomes["test_reads"] == ("passed", "")
+    assert re.search(r"^RPMB writes: 0; ", run.output, re.MULTILINE)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.boardfile import boardfile
+from harness.boardfile import loading
 from harness.lab.lease import (
     LEASES_ENVIRONMENT,
     TOKEN_ENVIRONMENT,
@@ -88,7 +88,7 @@ class Robbed:
 
 @pytest.fixture(scope="module")
 def robbed(folder: Path, board: Path, environment: dict[str, str], desk: LeaseDesk) -> Robbed:
-    things = things_of(boardfile.load(board))
+    things = things_of(loading.load(board))
     lease = desk.acquire(things, board="desk3", purpose="soldering", timeout=0)
     tests = [f"test_inner.py::{name}" for name in ("test_first", "test_is_robbed")]
     tests.append("test_inner.py::test_is_not_run_any_more")
@@ -145,7 +145,7 @@ def test_a_held_board_ends_the_run_before_it_is_touched(
     tmp_path: Path, folder: Path, environment: dict[str, str], desk: LeaseDesk
 ) -> None:
     board = board_file(tmp_path, 'driver = "emulated"', 'driver = "emulated"\nstate = "flash"')
-    things = things_of(boardfile.load(board))
+    things = things_of(loading.load(board))
     with desk.acquire(things, board="desk3", purpose="soldering", timeout=0):
         run = Watched(folder, environment, *_pytest(board, "test_inner.py"))
         assert run.end() == pytest.ExitCode.INTERRUPTED, run.output
@@ -168,7 +168,7 @@ def test_commands_respect_the_lease(
     command, *rest = words
     target = str(path)
     order = [command, *rest, target] if command == "power" else [command, target, *rest]
-    with desk.acquire(things_of(boardfile.load(path)), board="x", purpose="soldering", timeout=0):
+    with desk.acquire(things_of(loading.load(path)), board="x", purpose="soldering", timeout=0):
         done = Watched(tmp_path, environment, "-m", "harness", *order)
         assert done.end() == 1, done.output
     assert "the board is held by " in done.output
@@ -180,7 +180,7 @@ def test_a_board_of_ones_own_costs_no_lease(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(LEASES_ENVIRONMENT, str(tmp_path / "desk"))
-    file = boardfile.load(ROOT / "boards" / "emulated.toml")
+    file = loading.load(ROOT / "boards" / "emulated.toml")
     with lease_board(file, purpose="one"), lease_board(file, purpose="two"):
         pass
     assert not (tmp_path / "desk").exists()
@@ -191,7 +191,7 @@ def test_what_a_holder_starts_may_use_the_board(
 ) -> None:
     desk = LeaseDesk(tmp_path)
     monkeypatch.setenv(LEASES_ENVIRONMENT, str(tmp_path))
-    file = boardfile.load(board)
+    file = loading.load(board)
     things = things_of(file)
     with desk.acquire(things, board="outer", purpose="hil lease hold", timeout=0) as outer:
         monkeypatch.setenv(TOKEN_ENVIRONMENT, outer.holder.token)
@@ -207,7 +207,7 @@ def test_a_broken_lease_ends_what_is_going_on(
     board: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(LEASES_ENVIRONMENT, str(tmp_path))
-    file = boardfile.load(board)
+    file = loading.load(board)
 
     def is_robbed() -> None:
         with leased(file, purpose="x") as lease:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from harness.resources import conformance_suite, suite_relative
 from tests.harness.support.ktap import Line, parse_ktap
-from tests.harness.support.runs import Run, board_file, inner_run
+from tests.harness.support.runs import ROOT, Run, board_file, inner_run
+from tests.junit import read_report
 
+_SUITE = conformance_suite()
 INNER = """
 import errno
 
@@ -183,3 +189,42 @@ def test_groups_have_counts_and_writes(run: Run) -> None:
 
 def test_a_test_can_ask_what_is_free(run: Run) -> None:
     assert run.outcomes["test_asks_for_what_there_is"] == ("passed", "")
+
+
+class TestIds:
+    @pytest.mark.parametrize("root", [ROOT, ROOT / "tests"])
+    def test_results_name_a_test_by_its_place_in_the_suite(
+        self, tmp_path: Path, root: Path
+    ) -> None:
+        name = "TestOffset::test_the_whole_file_and_then_its_end"
+        words = ["-c", str(ROOT / "pyproject.toml"), "--rootdir", str(root), "--board", "emulated"]
+        words += ["--junitxml", str(tmp_path / "r.xml"), "--ktap", str(tmp_path / "r.ktap")]
+        ended = subprocess.run(
+            [sys.executable, "-m", "pytest", "-v", *words, f"{_SUITE}/test_reads.py::{name}"],
+            cwd=ROOT,
+            env={**os.environ, "XDG_STATE_HOME": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert ended.returncode == 0, ended.stdout
+        assert f"{_SUITE.relative_to(root)}/test_reads.py::{name} PASSED" in ended.stdout
+        assert re.search(r"^test_reads.py +1 +0 +0 +\d+$", ended.stdout, re.MULTILINE)
+        assert 'classname="test_reads.TestOffset"' in (tmp_path / "r.xml").read_text()
+        assert list(read_report(tmp_path / "r.xml")) == [f"test_reads.py::{name}"]
+        (group,) = parse_ktap((tmp_path / "r.ktap").read_text())
+        assert group.name == "test_reads.py"
+        assert [test.name for test in group.subtests] == [name]
+
+    @pytest.mark.parametrize(
+        ("nodeid", "file", "named"),
+        [
+            ("a/test_x.py::T::test[a::b]", _SUITE / "test_x.py", "test_x.py::T::test[a::b]"),
+            ("test_x.py", _SUITE / "more" / "test_x.py", "more/test_x.py"),
+            ("a/test_x.py::test", ROOT / "a" / "test_x.py", "a/test_x.py::test"),
+        ],
+    )
+    def test_what_is_outside_of_the_suite_keeps_its_id(
+        self, nodeid: str, file: Path, named: str
+    ) -> None:
+        assert suite_relative(nodeid, file) == named

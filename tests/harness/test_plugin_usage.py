@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness.support.servers import Server, fingerprint, free_port, make_key, openssh
+from tests.pace import HANGS
 
 ROOT = Path(__file__).parents[2]
 CID = "00112233445566778899aabbccddeeff"
@@ -65,7 +66,7 @@ def pytest_run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANGS,
     )
 
 
@@ -118,7 +119,8 @@ def test_wrong_port(tmp_path: Path, server: Server) -> None:
 
 
 def test_missing_serial_device(tmp_path: Path) -> None:
-    path = board_file(tmp_path, f'[serial]\nport = "{tmp_path}/ttyUSB7"\n')
+    links = f'[serial]\nport = "{tmp_path}/ttyUSB7"\n[timeouts]\nadapter = 0.5\n'
+    path = board_file(tmp_path, links)
     assert "ttyUSB7" in refusal(tmp_path, "--board", str(path))
 
 

@@ -15,8 +15,7 @@ import pytest
 
 from harness.errors import HostError
 from harness.power.driver import PowerState
-from harness.power.emulated import EmulatedPower
-from harness.power.options import EmulatedPowerSection
+from harness.power.emulated import EmulatedPower, EmulatedPowerSection
 
 
 def driver(state: Path | None = None, **options: str) -> EmulatedPower:

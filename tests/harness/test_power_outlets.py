@@ -23,16 +23,18 @@ import pytest
 from pydantic import TypeAdapter
 
 from harness.errors import PowerError
-from harness.power.driver import PowerDriver, PowerState, open_driver
-from harness.power.options import PowerSection
+from harness.power.driver import Context, PowerDriver, PowerState
+from harness.power.registry import PowerSection, driver_of
+from harness.power.section import Section
+from tests.harness.support.servers import free_port
 
-_SECTION: TypeAdapter[PowerSection] = TypeAdapter(PowerSection)
+_SECTION: TypeAdapter[Section] = TypeAdapter(PowerSection)
 
 
 def _driver(driver: str, **options: Any) -> PowerDriver:
     options = {"timeout": 2.0, "off_seconds": 0.05} | options
     section = _SECTION.validate_python({"driver": driver, "options": options})
-    return open_driver(section, board="desk3")
+    return driver_of(section).open(section, Context("desk3"))
 
 
 def _switch_each_way(driver: PowerDriver) -> None:
@@ -160,9 +162,7 @@ def agent(tmp_path: Path) -> Iterator[int]:
     program = shutil.which("snmpd", path=f"{os.environ['PATH']}:/usr/sbin")
     if program is None:
         pytest.skip("needs an SNMP agent (Debian package snmpd)")
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
+    port = free_port(socket.SOCK_DGRAM)
     configuration = tmp_path / "snmpd.conf"
     configuration.write_text(
         f"rwcommunity private 127.0.0.1\nrocommunity public 127.0.0.1\n"

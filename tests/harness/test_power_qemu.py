@@ -27,9 +27,9 @@ from harness.links.address import SshAddress
 from harness.links.console import Console
 from harness.links.ssh import SshShell
 from harness.power.driver import PowerState
-from harness.power.options import QemuPowerOptions
-from harness.power.qemu import QemuPower
+from harness.power.qemu import QemuPower, QemuPowerOptions
 from tests.harness.support.arm64_image import Arm64Image, image
+from tests.pace import until
 
 pytestmark = pytest.mark.slow
 
@@ -171,8 +171,7 @@ def test_rpmb_is_there_or_its_absence_is_named(images: Arm64Image, tmp_path: Pat
 _OWNER = """
 import sys, threading
 from pathlib import Path
-from harness.power.options import QemuPowerOptions
-from harness.power.qemu import QemuPower
+from harness.power.qemu import QemuPower, QemuPowerOptions
 power = QemuPower(QemuPowerOptions(kernel=Path(sys.argv[1]), memory_mib=128), board="virt")
 power.on(10)
 print(power._process.pid, flush=True)
@@ -187,10 +186,7 @@ def test_it_ends_with_the_harness(images: Arm64Image) -> None:
         assert owner.stdout is not None
         pid = int(owner.stdout.readline())
         owner.send_signal(signal.SIGKILL)
-    deadline = time.monotonic() + 10
-    while _lives(pid) and time.monotonic() < deadline:
-        threading.Event().wait(0.05)
-    assert not _lives(pid)
+    until(lambda: not _lives(pid))
 
 
 def _lives(pid: int) -> bool:

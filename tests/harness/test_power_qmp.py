@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 
 from harness.errors import ConfigurationError
-from harness.power.options import QemuPowerOptions
-from harness.power.qemu import QemuPower
+from harness.power.qemu import QemuPower, QemuPowerOptions
 from harness.power.qmp import Monitor, QmpError
 
 GREETING: dict[str, Any] = {"QMP": {"version": {}, "capabilities": []}}
@@ -105,7 +104,7 @@ def test_the_board_file_wins_over_the_images(
         '[login]\nuser = "root"\nkey = "key"\nhost_key_fingerprint = "SHA256:x"\n'
     )
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    options, login = with_images(QemuPowerOptions(images="mine", cpus=4), board="b")
+    options, login = with_images(QemuPowerOptions(cpus=4), "mine", board="b")
     assert (options.cpus, options.memory_mib) == (4, 2048)
     assert options.bios == images / "../flash.bin"
     assert options.program == str(images / "../q")

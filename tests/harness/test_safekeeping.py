@@ -15,27 +15,29 @@ import pytest
 
 from harness.board import state_dir as place
 from harness.board.board import Board
-from harness.boardfile import boardfile
-from harness.capabilities import EFIVARS_PATH
+from harness.boardfile import loading
+from harness.boardfile.sections import BoardFile
+from harness.capabilities import EFIVARS_PATH, VENDOR_GUID
 from harness.consents import Consent
 from harness.errors import ConsentMissing, HostError, LabError, UndeclaredWrite, WrongBoard
 from harness.formats.efi import GLOBAL_VARIABLE_GUID
-from harness.instruments.efivars import NV_BS_RT, VENDOR_GUID, VariableName
+from harness.instruments.efivars import NV_BS_RT, VariableName, name_of_file
 from harness.instruments.guard import ANY
-from harness.probe import Probe, Step
 from harness.probe import steps as do
+from harness.probe.probe import Probe
+from harness.probe.steps import Step
 from harness.safekeeping import snapshot
-from harness.safekeeping.restore import Verdict, judge, restore, restore_whatever_it_takes, table
+from harness.safekeeping.restore import Fate, judge, restore, restore_whatever_it_takes, table
 from harness.safekeeping.snapshot import Snapshot
-from harness.safekeeping.variables import Nature, Stored, name_of_file, nature, read_all
+from harness.safekeeping.variables import Nature, Stored, nature, read_all
 
 ROOT = Path(__file__).parents[2]
 FOREIGN = UUID("3b9f4a52-1d60-4a7e-8f0e-0c9d2e7a6b15")
 
 
-def emulated(**consents: bool) -> boardfile.BoardFile:
+def emulated(**consents: bool) -> BoardFile:
     """The emulated board's file with other consents."""
-    file = boardfile.load(ROOT / "boards" / "emulated.toml")
+    file = loading.load(ROOT / "boards" / "emulated.toml")
     given = {**file.consents, **{Consent(name): value for name, value in consents.items()}}
     return file.model_copy(update={"consents": given})
 
@@ -66,10 +68,10 @@ def digests(board: Board) -> dict[str, str]:
     return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
 
 
-def verdicts(board: Board, kept: Snapshot) -> dict[str, Verdict]:
-    """Restore; the verdict of every variable that is not identical."""
+def fates(board: Board, kept: Snapshot) -> dict[str, Fate]:
+    """Restore; the fate of every variable that is not identical."""
     report = restore(board, kept)
-    return {line.name.name: line.verdict for line in report.notable}
+    return {line.name.name: line.fate for line in report.notable}
 
 
 # --- what comes back ----------------------------------------------------------------------------
@@ -77,7 +79,7 @@ def verdicts(board: Board, kept: Snapshot) -> dict[str, Verdict]:
 
 def test_nothing_changed_costs_nothing(own_board: Board, taken: Snapshot) -> None:
     before = own_board.rpmb.counter()
-    assert verdicts(own_board, taken) == {}
+    assert fates(own_board, taken) == {}
     assert own_board.rpmb.counter() == before
 
 
@@ -91,8 +93,8 @@ def test_changed_deleted_and_new_variables_come_back_to_the_byte(
     efivars.delete("Foreign", FOREIGN)
     efivars.write("BootNext", b"\1\0", NV_BS_RT, GLOBAL_VARIABLE_GUID)
     efivars.overwrite("BootOrder", b"\1\0", NV_BS_RT, GLOBAL_VARIABLE_GUID)
-    assert verdicts(own_board, taken) == dict.fromkeys(
-        ("Own", "NewOwn", "Foreign", "BootNext", "BootOrder"), Verdict.RESTORED
+    assert fates(own_board, taken) == dict.fromkeys(
+        ("Own", "NewOwn", "Foreign", "BootNext", "BootOrder"), Fate.RESTORED
     )
     assert digests(own_board) == before
     assert efivars.is_immutable("Foreign", FOREIGN)
@@ -102,14 +104,14 @@ def test_only_what_differs_is_written(own_board: Board, taken: Snapshot) -> None
     own_board.efivars.write("BootNext", b"\1\0", NV_BS_RT, GLOBAL_VARIABLE_GUID)
     before = own_board.rpmb.counter()
     restore(own_board, taken)
-    # A deletion clears one bit of the record's state byte (contract 4.12).
+    # A deletion clears one bit of the record's state byte (stack 4.12).
     assert own_board.rpmb.counter() == before + 1
 
 
 def test_an_immutable_flag_comes_back_without_a_write(own_board: Board, taken: Snapshot) -> None:
     own_board.efivars.set_immutable("Foreign", False, FOREIGN)
     before = own_board.rpmb.counter()
-    assert verdicts(own_board, taken) == {"Foreign": Verdict.RESTORED}
+    assert fates(own_board, taken) == {"Foreign": Fate.RESTORED}
     assert own_board.efivars.is_immutable("Foreign", FOREIGN)
     assert own_board.rpmb.counter() == before
 
@@ -117,7 +119,7 @@ def test_an_immutable_flag_comes_back_without_a_write(own_board: Board, taken: S
 def test_what_nobody_declared_and_appears_is_left_alone(own_board: Board, taken: Snapshot) -> None:
     own_board.efivars.write("Fwupd", b"update", NV_BS_RT, FOREIGN)
     try:
-        assert verdicts(own_board, taken) == {"Fwupd": Verdict.KEPT}
+        assert fates(own_board, taken) == {"Fwupd": Fate.KEPT}
         assert own_board.efivars.read("Fwupd", FOREIGN).data == b"update"
     finally:
         own_board.efivars.delete("Fwupd", FOREIGN)
@@ -135,7 +137,7 @@ def test_a_store_without_room_is_reclaimed(own_board: Board, taken: Snapshot) ->
     before = digests(own_board)
     own_board.efivars.delete("Own")
     fill(own_board)
-    assert verdicts(own_board, taken) == {"Own": Verdict.RESTORED, "Filler": Verdict.RESTORED}
+    assert fates(own_board, taken) == {"Own": Fate.RESTORED, "Filler": Fate.RESTORED}
     assert digests(own_board) == before
 
 
@@ -148,7 +150,7 @@ def test_without_a_reboot_a_full_store_waits_and_says_why(
         patch.setattr(own_board, "file", emulated(power_cycle=False))
         report = restore(own_board, taken)
     (line,) = (line for line in report.notable if line.name.name == "Own")
-    assert line.verdict is Verdict.WAITS
+    assert line.fate is Fate.WAITS
     assert "no room left in the store" in line.reason
     assert "reclaim" in line.reason
     assert not report.finished
@@ -186,7 +188,7 @@ def test_authenticated_variables_are_listed_as_lost(own_board: Board, taken: Sna
         taken, variables={**taken.variables, own: Stored(own, b"\x27\0\0\0" + b"certificate")}
     )
     (line,) = judge(own_board, kept).notable
-    assert (line.verdict, line.reason) == (Verdict.LOST, str(Nature.AUTHENTICATED))
+    assert (line.fate, line.reason) == (Fate.LOST, str(Nature.AUTHENTICATED))
     assert not restore(own_board, kept).complete
 
 
@@ -213,12 +215,12 @@ def test_without_the_consent_foreign_variables_are_not_touched(
     own_board.efivars.delete("Foreign", FOREIGN)
     own_board.efivars.delete("Own")
     monkeypatch.setattr(own_board, "file", emulated(foreign_variables=False))
-    assert verdicts(own_board, replace(taken, foreign_consent=False)) == {
-        "Own": Verdict.RESTORED,
-        "Foreign": Verdict.KEPT,
+    assert fates(own_board, replace(taken, foreign_consent=False)) == {
+        "Own": Fate.RESTORED,
+        "Foreign": Fate.KEPT,
     }
     # The run had it: whoever took it away since may give it again.
-    assert verdicts(own_board, taken) == {"Foreign": Verdict.WAITS}
+    assert fates(own_board, taken) == {"Foreign": Fate.WAITS}
     assert not own_board.efivars.exists("Foreign", FOREIGN)
     monkeypatch.undo()
 
@@ -280,11 +282,14 @@ def test_room_is_what_restoring_may_take(taken: Snapshot) -> None:
 def test_the_place_is_private_and_goes_with_the_flash(
     own_board: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    directory = place.directory(own_board)
+    directory = place.directory(own_board.power, own_board.file)
     assert directory.stat().st_mode & 0o777 == 0o700
     monkeypatch.setattr(own_board.power, "keeps", lambda: None)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    assert place.directory(own_board) == tmp_path / "stmm-hil" / own_board.file.emmc_cid
+    assert (
+        place.directory(own_board.power, own_board.file)
+        == tmp_path / "stmm-hil" / own_board.file.emmc_cid
+    )
 
 
 def test_a_shell_alone_reads_the_same(own_board: Board, taken: Snapshot) -> None:
@@ -293,11 +298,11 @@ def test_a_shell_alone_reads_the_same(own_board: Board, taken: Snapshot) -> None
 
 
 def test_a_run_that_still_runs_keeps_others_away(own_board: Board) -> None:
-    claim = place.Claim(own_board)
+    claim = place.Claim(own_board.power, own_board.file)
     with pytest.raises(LabError, match="another run is using this board"):
-        place.Claim(own_board)
+        place.Claim(own_board.power, own_board.file)
     claim.release()
-    place.Claim(own_board).release()
+    place.Claim(own_board.power, own_board.file).release()
 
 
 # --- the guard ----------------------------------------------------------------------------------

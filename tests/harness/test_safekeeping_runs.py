@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.harness.support.killed_runs import ROOT, SEED, KilledRuns, moments
+from tests.pace import HANGS
+
+pytestmark = pytest.mark.long
 
 COUNT = int(os.environ.get("HIL_KILLED_RUNS", "2"))
 """How many runs are killed; CI at night sets more."""
@@ -64,7 +67,7 @@ def test_undeclared_writes_fail_and_are_put_back(tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANGS,
         check=False,
     )
     outcomes: dict[str, str] = {}
@@ -119,7 +122,7 @@ def test_a_run_leaves_nothing_to_restore(runs: KilledRuns, duration: float) -> N
 
 def test_collecting_touches_nothing(runs: KilledRuns, duration: float) -> None:
     run = runs.start("--collect-only", "-q")
-    output, _ = run.communicate(timeout=30)
+    output, _ = run.communicate(timeout=HANGS)
     assert run.returncode == 0, output
     assert "given back" not in output
 
@@ -136,7 +139,7 @@ def test_ctrl_c_restores(runs: KilledRuns, duration: float) -> None:
     run = runs.start()
     seen = until_test(run, "test_somebodys PASSED")
     os.kill(run.pid, signal.SIGINT)
-    rest, _ = run.communicate(timeout=60)
+    rest, _ = run.communicate(timeout=HANGS)
     assert run.returncode == 2, seen + rest
     assert "KeyboardInterrupt" in rest
     assert "NOT restored" not in rest
@@ -148,8 +151,7 @@ def test_ctrl_c_restores(runs: KilledRuns, duration: float) -> None:
 def test_the_next_run_restores_what_a_killed_one_left(runs: KilledRuns, duration: float) -> None:
     first = runs.start()
     until_test(first, "test_boot_entries[2] PASSED")
-    os.killpg(first.pid, signal.SIGKILL)
-    first.communicate()
+    runs.end(first)
     kept = runs.snapshot.read_bytes()
     listed = runs.restore("--list")
     assert "snapshot of" in listed.stdout
@@ -157,7 +159,7 @@ def test_the_next_run_restores_what_a_killed_one_left(runs: KilledRuns, duration
     assert (unasked.returncode, "there is no terminal to ask at" in unasked.stderr) == (4, True)
     assert runs.snapshot.read_bytes() == kept
     second = runs.start()
-    output, _ = second.communicate(timeout=120)
+    output, _ = second.communicate(timeout=HANGS)
     assert second.returncode == 0, output
     assert "an earlier run, begun" in output
     assert runs.digests() == runs.before

@@ -7,8 +7,7 @@ import os
 import socket
 import termios
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -16,8 +15,8 @@ import pytest
 import serial
 from serial.rfc2217 import PortManager
 
-from harness.board import board
-from harness.boardfile import boardfile
+from harness.board.board import Board
+from harness.boardfile import loading
 from harness.errors import LinkLost, LinkRefused
 from harness.links import login, rates
 from harness.links.address import SerialAddress
@@ -27,6 +26,7 @@ from harness.links.rates import COMMON_BAUDS, ERASE_LINE
 from harness.links.readable import is_garbled, is_readable
 from harness.links.serial import SerialShell
 from tests.harness.support.line import Line
+from tests.pace import until
 
 ALL_TRIED = f"no prompt at any rate tried: {', '.join(map(str, COMMON_BAUDS))} baud"
 
@@ -158,7 +158,7 @@ def test_linux_may_speak_faster_than_the_firmware(
         console.expect_boot()
         line.board_prints("\r\nU-Boot 2025.10 (Oct 01 2025)\r\nMMC: mmc@0: 0\r\n")
         line.board_prints("Starting kernel ...\r\n\r\n")
-        wait_until(lambda: console.stage is Stage.KERNEL)
+        until(lambda: console.stage is Stage.KERNEL)
         line.board_speed = termios.B1500000
         line.board_prints("[    0.000000] Linux version 6.12.0 (board)\r\n" * 3)
         assert answers(shell)
@@ -173,12 +173,12 @@ def test_the_firmware_is_reached_at_a_rate_of_its_own(line: RatedLine) -> None:
         console.wait_for_data(0, timeout=60)
         console.expect_boot()
         line.board_prints("\r\nU-Boot 2025.10 (Oct 01 2025)\r\nDRAM:  1 GiB\r\n")
-        wait_until(lambda: is_garbled(console.since(0)[-16:]))
+        until(lambda: is_garbled(console.since(0)[-16:]))
         reach = threading.Thread(target=FirmwarePrompt(console).reach, kwargs={"timeout": 60})
         reach.start()
-        wait_until(lambda: console.address.baud == 115200)
+        until(lambda: console.address.baud == 115200)
         line.board_prints("Hit any key to stop autoboot:  2 ")
-        wait_until(lambda: line.sent > 0)
+        until(lambda: line.sent > 0)
         line.board_prints("\b0 \r\n=> ")
         reach.join(60)
         assert console.stage is Stage.FIRMWARE
@@ -202,19 +202,19 @@ def test_a_board_tells_what_to_correct_and_goes_on_at_the_rate_found(
         'name = "desk"\nemmc_cid = "15010038474e4433520155aabbccdd00"\n'
         f'[power]\ndriver = "manual"\n[serial]\nport = "{line.device}"\n'
     )
-    desk = board.Board(boardfile.load(path), link="serial")
+    desk = Board(loading.load(path), link="serial")
     try:
-        desk.find_links()
-        assert desk.corrections == []
-        desk._serial_link().run("true", timeout=60).check()
+        desk.links.find()
+        assert desk.links.corrections == []
+        desk.links._serial_link().run("true", timeout=60).check()
         told = ["console speaks at 1500000 baud, the board file says 115200: correct it"]
-        assert desk.corrections == told
+        assert desk.links.corrections == told
         desk.relink()
-        assert desk.corrections == told
+        assert desk.links.corrections == told
         rate_changes.clear()
-        desk._serial_link().run("true", timeout=60).check()
+        desk.links._serial_link().run("true", timeout=60).check()
         assert not rate_changes, "opened at that rate"
-        assert desk.corrections == told
+        assert desk.links.corrections == told
     finally:
         desk.close()
 
@@ -326,10 +326,3 @@ def test_what_is_text_and_what_is_noise() -> None:
     assert is_garbled(b"\0\xff\xf8\x80\0\0\x9c#")
     assert not is_readable(b"# ")
     assert not is_garbled(b"# ")
-
-
-def wait_until(happened: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not happened():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)

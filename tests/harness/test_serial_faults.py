@@ -25,6 +25,7 @@ from harness.links.address import Login, SerialAddress
 from harness.links.console import Console, Stage
 from harness.links.serial import SerialShell
 from tests.harness.support.line import Line, Weather
+from tests.pace import slowness, within
 
 BASH = ["bash", "--norc", "-i"]
 ADDRESS_LOGIN = Login("root", "secret")
@@ -56,8 +57,9 @@ def test_files_survive_a_bad_line(line: Line, shell: SerialShell, tmp_path: Path
 
 def test_a_short_command_waits_for_nothing(line: Line, shell: SerialShell) -> None:
     shell.run("true")
+    before = slowness()
     times = sorted(shell.run("true").duration for _ in range(30))
-    assert times[15] < 0.05
+    assert times[15] < 0.05 * max(before, slowness())
 
 
 def test_login_on_an_idle_prompt_takes_no_fixed_wait(line: Line, shell: SerialShell) -> None:
@@ -65,9 +67,8 @@ def test_login_on_an_idle_prompt_takes_no_fixed_wait(line: Line, shell: SerialSh
     while shell.console.stage is not Stage.LOGIN:
         assert time.monotonic() < deadline
         shell.console.wait_for_data(shell.console.mark(), timeout=0.05)
-    start = time.monotonic()
-    shell.run("true")
-    assert time.monotonic() - start < 1.5
+    with within(1.5):
+        shell.run("true")
 
 
 def test_wrong_password_is_refused(line: Line) -> None:
@@ -80,14 +81,10 @@ def test_wrong_password_is_refused(line: Line) -> None:
 def test_dead_line_ends_at_the_timeout(line: Line, shell: SerialShell) -> None:
     shell.run("true")
     line.weather = Weather(cut=True)
-    start = time.monotonic()
-    with pytest.raises(LinkTimeout, match="did not answer"):
+    with within(1.3, waiting=0.8), pytest.raises(LinkTimeout, match="did not answer"):
         shell.run("true", timeout=0.8)
-    assert time.monotonic() - start < 1.3
-    start = time.monotonic()
-    with pytest.raises(LinkLost):
+    with within(1.3, waiting=0.8), pytest.raises(LinkLost):
         shell.run("true", timeout=0.8)
-    assert time.monotonic() - start < 1.3
     line.weather = Weather()
     shell.reconnect(deadline=10)
     assert shell.run("echo back").text == "back"

@@ -12,6 +12,8 @@ import pytest
 
 from tests.harness.support import bad_line
 
+pytestmark = pytest.mark.long
+
 COUNT = int(os.environ.get("HIL_NOISE_COMMANDS", "40"))
 
 

@@ -32,6 +32,7 @@ from harness.signing import (
     moment,
     unsigned,
 )
+from tests.pace import HANGS
 
 SIGNED_DATA = bytes.fromhex("06092a864886f70d010702")
 GUID = UUID("6f0e6f5c-2f43-4c0e-9b1f-5a4c8d7be2a1")
@@ -44,7 +45,7 @@ def signer(common_name: str) -> Signer:
 
 def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [str(word) for word in command], capture_output=True, text=True, timeout=30, check=False
+        [str(word) for word in command], capture_output=True, text=True, timeout=HANGS, check=False
     )
 
 
@@ -79,7 +80,7 @@ def test_openssl_verifies_what_we_sign(tmp_path: Path, digest: Digest) -> None:
 def test_without_content_info_it_is_the_content_of_the_content_info() -> None:
     bare = signer("one").sign(b"content")
     assert signer("one").sign(b"content", content_info=True).endswith(bare)
-    # Where EDK2 looks for the digest algorithm's OID: contract 4.7.
+    # Where EDK2 looks for the digest algorithm's OID: stack 4.7.
     assert bare[13:22] == bytes.fromhex("608648016503040201")
 
 

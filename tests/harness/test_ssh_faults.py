@@ -22,6 +22,7 @@ from harness.errors import (
 )
 from harness.links.ssh import SshShell
 from tests.harness.support.servers import Server, fingerprint, free_port, make_key, openssh
+from tests.pace import until, within
 
 
 @pytest.fixture(scope="module")
@@ -121,10 +122,8 @@ def test_missing_or_damaged_user_key(server: Server, tmp_path: Path) -> None:
 
 def test_wrong_port_is_refused_at_once(server: Server) -> None:
     shell = SshShell(replace(server.address, port=free_port()))
-    start = time.monotonic()
-    with pytest.raises(LinkRefused, match=r"refused the connection.*link ssh"):
+    with within(1), pytest.raises(LinkRefused, match=r"refused the connection.*link ssh"):
         shell.run("true")
-    assert time.monotonic() - start < 1
 
 
 def test_account_without_a_posix_shell(server: Server) -> None:
@@ -138,29 +137,22 @@ def test_silent_peer_costs_no_more_than_the_timeout(server: Server, shell: SshSh
     shell.run("true")
     server.signal_sessions(signal.SIGSTOP)
     for _ in range(2):
-        start = time.monotonic()
-        with pytest.raises((LinkTimeout, LinkLost)):
+        with within(1.2, waiting=0.7), pytest.raises((LinkTimeout, LinkLost)):
             shell.run("true", timeout=0.7)
-        assert time.monotonic() - start < 1.2
     assert shell.run("echo anew").text == "anew"
     shell.read_file("/etc/passwd")
     server.signal_sessions(signal.SIGSTOP)
-    start = time.monotonic()
-    with pytest.raises((LinkTimeout, LinkLost)):
+    with within(1.2, waiting=0.7), pytest.raises((LinkTimeout, LinkLost)):
         shell.read_file("/etc/passwd", timeout=0.7)
-    assert time.monotonic() - start < 1.2
-    start = time.monotonic()
-    shell.close()
-    assert time.monotonic() - start < 2
+    with within(2):
+        shell.close()
 
 
 def test_silent_peer_while_much_is_sent(server: Server, shell: SshShell, tmp_path: Path) -> None:
     shell.run("true")
     server.signal_sessions(signal.SIGSTOP)
-    start = time.monotonic()
-    with pytest.raises((LinkTimeout, LinkLost)):
+    with within(1.2, waiting=0.7), pytest.raises((LinkTimeout, LinkLost)):
         shell.write_file(str(tmp_path / "much"), bytes(8 << 20), timeout=0.7)
-    assert time.monotonic() - start < 1.2
 
 
 def test_lost_connection_result_is_fetched_and_not_run_again(
@@ -184,15 +176,20 @@ def test_fetched_result_has_nothing_of_the_commands_before(server: Server, shell
     assert (result.stdout, result.stderr) == (b"mine\n", b"early\n")
 
 
+def stop_once(server: Server, begun: Path) -> None:
+    """Stop it when the command has left its mark."""
+    until(begun.exists)
+    server.stop()
+
+
 def test_server_that_stays_away_leaves_the_outcome_unknown(
     server: Server, shell: SshShell, tmp_path: Path
 ) -> None:
     shell.run("true")
-    later(0.2, server.stop)
-    start = time.monotonic()
-    with pytest.raises(OutcomeUnknown) as caught:
-        shell.run(f"echo x >>{tmp_path}/count; sleep 0.4", timeout=1.5)
-    assert time.monotonic() - start < 2
+    begun = tmp_path / "count"
+    later(0, lambda: stop_once(server, begun))
+    with within(2, waiting=1.5), pytest.raises(OutcomeUnknown) as caught:
+        shell.run(f"echo x >>{begun}; sleep 0.4", timeout=1.5)
     assert "not repeated" in str(caught.value)
     assert "sleep 0.4" in str(caught.value)
     assert str(shell.address) in str(caught.value)
@@ -262,12 +259,10 @@ def test_lost_lane_is_replaced_at_most_once_for_a_command(
 def test_reconnect_waits_for_a_booting_board(prepared: Server) -> None:
     shell = SshShell(prepared.address)
     later(0.5, prepared.start)
-    start = time.monotonic()
     try:
-        shell.reconnect(deadline=10)
-        took = time.monotonic() - start
+        with within(2, waiting=0.5):
+            shell.reconnect(deadline=10)
         assert shell.run("echo up").text == "up"
-        assert took < 2
     finally:
         shell.close()
         prepared.stop()
@@ -275,10 +270,8 @@ def test_reconnect_waits_for_a_booting_board(prepared: Server) -> None:
 
 def test_reconnect_ends_at_its_deadline(server: Server) -> None:
     shell = SshShell(replace(server.address, port=free_port()))
-    start = time.monotonic()
-    with pytest.raises(LinkTimeout, match="did not come back"):
+    with within(1, waiting=0.5), pytest.raises(LinkTimeout, match="did not come back"):
         shell.reconnect(deadline=0.5)
-    assert time.monotonic() - start < 1
 
 
 def test_results_kept_on_the_board_do_not_pile_up(server: Server, shell: SshShell) -> None:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from harness.probe import helper
 from harness.probe import steps as do
-from harness.probe.helper import MACHINES, machine_of
+from harness.probe.helper import program as helper
+from harness.probe.helper.program import MACHINES, machine_of
 from harness.probe.static_steps import StaticCodec
 
 UMASK = os.umask(0)

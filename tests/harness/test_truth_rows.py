@@ -11,8 +11,8 @@ import pytest
 from harness.consents import Consent
 from harness.errors import ConfigurationError
 from harness.probe import steps as do
-from harness.store import records as store_space
-from harness.truth import needs
+from harness.store.records import RECORDED, record_size
+from harness.truth import needs, space
 from harness.truth.needs import FileNeed, Phase
 from harness.truth.rows import OWN_ROWS, Row, load, with_own
 from harness.truth.steps import (
@@ -165,19 +165,19 @@ def test_listed_files_with_their_sizes_and_dumped_contents() -> None:
 
 def test_space_as_recorded() -> None:
     """truth size-002 and -010, fill2-002, authA-001, -010."""
-    assert store_space.record_size("S1", 1) == 6124 - 6056
-    assert store_space.record_size("S1", 256) == 5580 - 5256
-    assert store_space.record_size("F000", 1000) == 14776 - 13704
+    assert record_size("S1", 1) == 6124 - 6056
+    assert record_size("S1", 256) == 5580 - 5256
+    assert record_size("F000", 1000) == 14776 - 13704
     update = (AUTH[0] / "priv1.auth").read_bytes()
     made = Written(own_file("APriv"), 0x27, update, 0)
-    assert store_space.taken(made, None, certdb=4) == 9136 - 8904
+    assert space.taken(made, None, certdb=4) == 9136 - 8904
     deletion = Written(own_file("APriv"), 0x27, (AUTH[0] / "priv-del.auth").read_bytes(), 0)
-    assert store_space.taken(deletion, b"\x27\0\0\0x", certdb=74) == 9216 - 9136
+    assert space.taken(deletion, b"\x27\0\0\0x", certdb=74) == 9216 - 9136
 
 
 def test_relocations_as_recorded() -> None:
     """truth size-002 (2 writes), -010 (194), -014 (195: cut at a block), authB-002 (387)."""
-    assert store_space.relocations(6124, 6124 - 6056) == 0
-    assert store_space.relocations(5580, 5580 - 5256) == 1
-    assert (store_space.relocations(4932, 1092), store_space.pieces(4932, 1092)) == (1, 2)
-    assert store_space.relocations(8592, 888) == 2
+    assert RECORDED.relocations(6124, 6124 - 6056) == 0
+    assert RECORDED.relocations(5580, 5580 - 5256) == 1
+    assert (RECORDED.relocations(4932, 1092), RECORDED.pieces(4932, 1092)) == (1, 2)
+    assert RECORDED.relocations(8592, 888) == 2

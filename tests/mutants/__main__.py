@@ -19,8 +19,8 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Final
 
-from emulation.mutants import mutants
-from emulation.mutants.registry import Mutant
+from emulation.mutants.mutant import Mutant
+from emulation.mutants.registry import MUTANTS
 from harness.errors import HilError
 from tests.mutants.results import caught_before, keep
 from tests.mutants.trial import Bench, Trial
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # As ^C: the runs that are going on end with this one.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     chosen = _chosen(options)
-    caught = caught_before(options.results, mutants())
+    caught = caught_before(options.results, MUTANTS)
     before = [caught[mutant.name] for mutant in chosen if mutant.name in caught]
     left = [mutant for mutant in chosen if mutant.name not in caught]
     try:
@@ -91,14 +91,13 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _chosen(options: argparse.Namespace) -> list[Mutant]:
-    known = mutants()
-    names = options.name or (SAMPLE if options.sample else known)
+    names = options.name or (SAMPLE if options.sample else MUTANTS)
     for name in names:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
+        if name not in MUTANTS:
+            near = difflib.get_close_matches(name, MUTANTS, n=1)
             hint = f"did you mean {near[0]}?" if near else "docs/mutants.md lists them"
             raise SystemExit(f"mutants: no mutant {name}; {hint}")
-    return [known[name] for name in names]
+    return [MUTANTS[name] for name in names]
 
 
 def _tried(bench: Bench, chosen: Sequence[Mutant], jobs: int) -> Iterator[Trial]:

@@ -15,7 +15,7 @@ from itertools import product
 from pathlib import Path
 from typing import Final
 
-from emulation.mutants import mutants
+from emulation.mutants.registry import MUTANTS
 from tests.mutants.results import caught_before
 from tests.variants.__main__ import Run, run
 
@@ -25,7 +25,7 @@ _BOARD: Final = "mm-query"
 
 def catching_tests(results: Path) -> list[str]:
     """The node ids of the tests that caught a mutant, sorted."""
-    trials = caught_before(results, mutants()).values()
+    trials = caught_before(results, MUTANTS).values()
     return sorted({test for trial in trials for test in trial.catching})
 
 

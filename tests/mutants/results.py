@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from emulation.mutants.registry import Mutant
+from emulation.mutants.mutant import Mutant
 from tests.mutants.trial import Trial
 
 

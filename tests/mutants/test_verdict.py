@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from emulation.mutants import mutants
-from emulation.mutants.registry import Mutant
+from emulation.mutants.mutant import Mutant, Patches
+from emulation.mutants.registry import LAYERS, MUTANTS
 from tests.mutants.__main__ import SAMPLE, main
 from tests.mutants.results import caught_before, keep
 from tests.mutants.trial import HEALTHY, Bench, Trial, files_in_order
@@ -20,7 +20,7 @@ REPOSITORY = Path(__file__).parents[2]
 CASES = """
 import errno
 import pytest
-from harness.instruments import refused
+from harness.instruments.outcomes import refused
 
 @pytest.fixture
 def broken():
@@ -104,25 +104,26 @@ def test_likely_files_come_first_and_none_is_left_out() -> None:
 
 
 def test_every_mutant_names_a_file_that_exists() -> None:
-    nowhere = [mutant.name for mutant in mutants().values() if not files_in_order(mutant.first)[0]]
+    nowhere = [mutant.name for mutant in MUTANTS.values() if not files_in_order(mutant.first)[0]]
     assert nowhere == []
 
 
 def test_the_board_file_pins_what_the_healthy_board_can(tmp_path: Path) -> None:
-    from harness.boardfile import boardfile
+    from harness.boardfile import loading
 
     path = Bench(tmp_path, {"writable": True, "python3": False}, 1).board_file("erofs_is_eperm")
-    board = boardfile.load(path)
+    board = loading.load(path)
     assert board.capabilities == {"writable": True, "python3": False}
-    assert board.consents == boardfile.load(HEALTHY).consents
-    assert board.timeouts == boardfile.load(HEALTHY).timeouts
-    assert board.power.driver == "emulated"
+    assert board.consents == loading.load(HEALTHY).consents
+    assert board.timeouts == loading.load(HEALTHY).timeouts
+    assert type(board.power) is type(loading.load(HEALTHY).power)
     assert board.power.options["mutant"] == "erofs_is_eperm"
 
 
 def test_a_board_that_does_not_start_is_not_caught(tmp_path: Path) -> None:
-    nothing = Mutant("no_such_mutant", "", "", (), lambda patches: None)
-    trial = Bench(tmp_path, {}, 60).try_mutant(nothing)
+    def no_such_mutant(patches: Patches) -> None: ...
+
+    trial = Bench(tmp_path, {}, 60).try_mutant(Mutant(no_such_mutant, ()))
     assert not trial.caught
     assert trial.outcome.startswith("NOT caught: pytest ended with 4")
 
@@ -131,11 +132,14 @@ def test_what_was_caught_is_not_tried_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     results = tmp_path / "results.jsonl"
-    caught, survived = (mutants()[name] for name in SAMPLE[:2])
-    keep(results, Trial(caught, "caught", 1, ["tests/conformance/test_x.py::test_y"], []))
+    caught, survived = (MUTANTS[name] for name in SAMPLE[:2])
+    keep(results, Trial(caught, "caught", 1, ["test_x.py::test_y"], []))
     keep(results, Trial(survived, "NOT caught (3 passed)", 1, [], []))
-    keep(results, Trial(Mutant("gone", "", "", (), survived.install), "caught", 1, ["test"], []))
-    assert list(caught_before(results, mutants())) == [caught.name]
+
+    def gone(patches: Patches) -> None: ...
+
+    keep(results, Trial(Mutant(gone, ()), "caught", 1, ["test"], []))
+    assert list(caught_before(results, MUTANTS)) == [caught.name]
     assert main([caught.name, "--results", str(results)]) == 0
     shown = capsys.readouterr().out
     assert f"| `{caught.name}` | `test_x.py::test_y` |" in shown
@@ -148,5 +152,6 @@ def test_an_unknown_mutant_is_refused(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_the_sample_covers_every_layer() -> None:
-    assert {mutants()[name].layer for name in SAMPLE} == {m.layer for m in mutants().values()}
+    sample = {MUTANTS[name] for name in SAMPLE}
+    assert all(sample.intersection(members) for members in LAYERS.values())
     assert len(SAMPLE) == 8

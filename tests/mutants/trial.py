@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from emulation.mutants.registry import Mutant
-from harness.boardfile import boardfile
+from emulation.mutants.mutant import Mutant
+from harness.boardfile import loading
+from harness.capabilities import Capability
 from tests.mutants.verdict import Verdict
 
 REPOSITORY: Final = Path(__file__).parents[2]
@@ -57,14 +58,13 @@ class Bench:
         """Measure what the healthy board can do. HilError when it does not start."""
         from harness.board.board import Board
 
-        board = Board(boardfile.load(HEALTHY))
+        board = Board(loading.load(HEALTHY))
         try:
             board.start()
             board.wait_until_ready()
-            findings = board.capabilities.findings
+            measured = {str(name): board.capabilities.has(name) for name in Capability}
         finally:
             board.close()
-        measured = {str(capability): found.present for capability, found in findings.items()}
         return cls(directory, measured, timeout)
 
     def try_mutant(self, mutant: Mutant) -> Trial:

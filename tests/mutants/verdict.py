@@ -14,6 +14,8 @@ from typing import Final
 
 import pytest
 
+from harness.resources import suite_relative
+
 ENOUGH: Final = 3
 """How many tests must have noticed for the run to end; it also ends with the file of the first."""
 
@@ -63,11 +65,12 @@ class Verdicts:
     def _note(self, item: pytest.Item, phase: str, error: BaseException) -> None:
         caught = is_assertion(phase, error)
         message = (str(error).strip() or "no message").splitlines()[0]
-        verdict = Verdict(item.nodeid, phase, type(error).__name__, message[:200], caught)
+        test = suite_relative(item.nodeid, item.path)
+        verdict = Verdict(test, phase, type(error).__name__, message[:200], caught)
         with self._path.open("a") as file:
             file.write(json.dumps(asdict(verdict)) + "\n")
         if caught:
-            self._caught.append(item.nodeid)
+            self._caught.append(test)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> None:
@@ -77,7 +80,7 @@ class Verdicts:
 
 
 def _same_file(item: pytest.Item, test: str) -> bool:
-    return item.nodeid.partition("::")[0] == test.partition("::")[0]
+    return suite_relative(item.nodeid, item.path).partition("::")[0] == test.partition("::")[0]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

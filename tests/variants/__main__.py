@@ -92,11 +92,12 @@ def run(name: str, link: str, tests: Sequence[str], timeout: float) -> Run:
 
 def _measure(file: Path, link: str) -> Mapping[str, bool]:
     from harness.board.board import Board
-    from harness.boardfile import boardfile
+    from harness.boardfile import loading
+    from harness.capabilities import Capability
 
-    with Board(boardfile.load(file), link="serial" if link == "serial" else "ssh") as board:
+    with Board(loading.load(file), link="serial" if link == "serial" else "ssh") as board:
         board.wait_until_ready()
-        return {str(name): found.present for name, found in board.capabilities.findings.items()}
+        return {str(name): board.capabilities.has(name) for name in Capability}
 
 
 def _row(run: Run) -> str:

@@ -1,4 +1,4 @@
-"""FUSE, spoken directly over /dev/fuse: a :class:`Filesystem` of the model as a real mount.
+"""FUSE, spoken directly over /dev/fuse: a file system of the model as a real mount.
 
 Structures and numbers: include/uapi/linux/fuse.h, protocol 7.31 (Linux 5.4).  They are the same on
 every 64-bit architecture.  Entries and attributes are not cached, so a change made by the model
@@ -17,151 +17,13 @@ import threading
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
 from emulation.faults import PowerLost
 from emulation.linux.kernel import Killed, Task, running
+from emulation.linux.vfs import Attr, Entry, Filesystem
+from emulation.userland.jail.supervisor import Scheduler
 from emulation.userland.jail.syscalls import encode_dev
-
-
-@dataclass(frozen=True)
-class Attr:
-    """What stat(2) shows; ``mtime`` in seconds since the epoch, ``rdev`` as makedev() has it."""
-
-    ino: int
-    mode: int
-    nlink: int
-    uid: int
-    gid: int
-    size: int
-    mtime: float
-    rdev: int = 0
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A name in a directory; ``mode`` carries the file type. "." and ".." are not listed."""
-
-    name: bytes
-    ino: int
-    mode: int
-
-
-@dataclass(frozen=True)
-class StatFs:
-    """struct statfs without flags and id: block counts are in units of ``frsize`` bytes."""
-
-    type: int
-    bsize: int
-    blocks: int
-    bfree: int
-    bavail: int
-    files: int
-    ffree: int
-    namelen: int
-    frsize: int
-
-
-class Filesystem(Protocol):
-    """A file system of the model. Every method raises ``OSError`` with the errno the caller sees.
-
-    The kernel has already checked permission bits, the mount's read-only flags and the length of
-    names; the immutable flag and the model's own read-only flag are the file system's to check.
-    """
-
-    @property
-    def root(self) -> int:
-        """Inode number of the root directory."""
-        ...
-
-    @property
-    def read_only(self) -> bool:
-        """The superblock's own flag."""
-        ...
-
-    @property
-    def write_moves_offset(self) -> bool:
-        """Whether write(2) moves the offset of the open file, as it usually does."""
-        ...
-
-    def lookup(self, task: Task, parent: int, name: bytes) -> Attr:
-        """The inode that ``name`` leads to; ENOENT."""
-        ...
-
-    def getattr(self, task: Task, ino: int) -> Attr:
-        """stat(2) of an inode."""
-        ...
-
-    def setattr(
-        self,
-        task: Task,
-        ino: int,
-        *,
-        mode: int | None = None,
-        uid: int | None = None,
-        gid: int | None = None,
-        size: int | None = None,
-        mtime: float | None = None,
-    ) -> Attr:
-        """chmod, chown, truncate, utimes; returns the new attributes."""
-        ...
-
-    def readdir(self, task: Task, ino: int) -> list[Entry]:
-        """The entries of a directory, without "." and ".."."""
-        ...
-
-    def readlink(self, task: Task, ino: int) -> bytes:
-        """Target of a symbolic link."""
-        ...
-
-    def open(self, task: Task, ino: int, flags: int) -> int:
-        """A new handle for an existing file; ``flags`` as open(2) without O_CREAT and O_TRUNC."""
-        ...
-
-    def create(
-        self, task: Task, parent: int, name: bytes, mode: int, flags: int
-    ) -> tuple[Attr, int]:
-        """open(2) with O_CREAT of a name that lookup did not find; umask is already applied."""
-        ...
-
-    def read(self, task: Task, handle: int, offset: int, size: int) -> bytes:
-        """At most ``size`` bytes; empty at the end."""
-        ...
-
-    def write(self, task: Task, handle: int, offset: int, data: bytes) -> int:
-        """One write(2); the number of bytes taken."""
-        ...
-
-    def fsync(self, task: Task, handle: int) -> None:
-        """fsync(2); EINVAL where the file system has none."""
-        ...
-
-    def release(self, handle: int) -> None:
-        """The last descriptor of an open file is gone."""
-        ...
-
-    def unlink(self, task: Task, parent: int, name: bytes) -> None:
-        """Remove a name."""
-        ...
-
-    def getflags(self, task: Task, ino: int) -> int:
-        """FS_IOC_GETFLAGS; ENOTTY where the file system has none."""
-        ...
-
-    def setflags(self, task: Task, ino: int, flags: int) -> None:
-        """FS_IOC_SETFLAGS, after the checks for a read-only mount and for ownership."""
-        ...
-
-    def statfs(self, task: Task) -> StatFs:
-        """statfs(2)."""
-        ...
-
-    def may_sleep(self, operation: str) -> bool:
-        """Whether the method named ``operation`` may wait for something other than computation."""
-        ...
-
-
-# --- the wire -------------------------------------------------------------------------------------
 
 _LOOKUP, _FORGET, _GETATTR, _SETATTR, _READLINK, _SYMLINK = 1, 2, 3, 4, 5, 6
 _MKNOD, _MKDIR, _UNLINK, _RMDIR, _RENAME, _LINK = 8, 9, 10, 11, 12, 13
@@ -259,22 +121,6 @@ def flags_from_xattr(fsxattr: bytes) -> int:
     if xflags & ~_XFLAG_COMMON or extsize or projid or cowextsize:
         raise OSError(errno.EOPNOTSUPP, "extended attributes of the inode")
     return sum(flag for xflag, flag in _XFLAGS.items() if xflags & xflag)
-
-
-class Scheduler(Protocol):
-    """What a connection needs of the jail: threads for calls that sleep, a watch on signals."""
-
-    def run_later(self, work: Callable[[], None]) -> None:
-        """Run ``work`` on a worker thread, soon."""
-        ...
-
-    def watch(self, still_needed: Callable[[], bool]) -> None:
-        """Call ``still_needed`` now and then, in the jail thread, until it returns False."""
-        ...
-
-    def has_fatal_signal(self, pid: int) -> bool:
-        """Whether the board's thread ``pid`` is about to be killed, or gone."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

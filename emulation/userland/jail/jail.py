@@ -9,27 +9,25 @@ import os
 import select
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from emulation.userland.jail import wire
 from emulation.userland.jail.dispatch import Dispatcher
 from emulation.userland.jail.fuse import FuseConnection
-from emulation.userland.jail.init import id_maps
 from emulation.userland.jail.layout import plan_message
-from emulation.userland.jail.namespaces import IdMaps, choose_maps
+from emulation.userland.jail.namespaces import IdMaps, choose_maps, id_maps
 from emulation.userland.jail.nodes import NodeTree
 from emulation.userland.jail.plan import JailError, JailPlan, SyscallHandlers
 from emulation.userland.jail.seccomp import Listener
-from emulation.userland.jail.spawner import Pty
+from emulation.userland.jail.spawner import Program, Pty
 from emulation.userland.jail.workers import Workers
+from emulation.userland.jail.zygote import Zygote
 
 _WATCH_SECONDS: Final = 0.02
 _ANSWER_SECONDS: Final = 10.0
@@ -40,62 +38,13 @@ _DYING_MILLISECONDS: Final = 5
 _T = TypeVar("_T")
 _SIGKILL_BIT: Final = 1 << (signal.SIGKILL - 1)
 
-_ZYGOTE: Final = (
-    "import sys; sys.path.insert(0, sys.argv[2]); "
-    "from emulation.userland.jail.init import zygote; zygote(int(sys.argv[1]))"
-)
-
-
 _workers = Workers()
-
-
-class Zygote:
-    """The process that forks boards. One serves the whole program; it starts in the background,
-    so call :meth:`shared` early."""
-
-    _shared: Zygote | None = None
-    _shared_lock = threading.Lock()
-
-    def __init__(self) -> None:
-        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        package_parent = Path(__file__).resolve().parents[3]
-        fd = theirs.fileno()
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-S", "-s", "-c", _ZYGOTE, str(fd), str(package_parent)],
-                pass_fds=(fd,),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                cwd="/",
-                env={"PATH": os.environ.get("PATH", os.defpath)},
-                start_new_session=True,
-            )
-
-    @classmethod
-    def shared(cls) -> Zygote:
-        """The zygote of this process, started now if there is none."""
-        with cls._shared_lock:
-            if cls._shared is None or cls._shared._process.poll() is not None:
-                cls._shared = cls()
-            return cls._shared
-
-    def start(self, plan: dict[str, Any]) -> socket.socket:
-        """Begin a board; returns the socket over which its PID 1 reports and takes requests."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        plan_fd = wire.store(plan)
-        try:
-            wire.send(self._control, ("start",), (plan_fd, theirs.fileno()))
-        finally:
-            os.close(plan_fd)
-            theirs.close()
-        return ours
 
 
 class Jail:
     """One power-on of the board's userland.
 
-    Thread-safe.  ``second_uid`` tells whether the board has user ids besides 0; ``pid`` is the
-    host's number of the board's PID 1.
+    Thread-safe.  ``maps``: which user ids the board has; ``pid`` is the host's number of its PID 1.
     """
 
     def __init__(
@@ -111,6 +60,8 @@ class Jail:
         self._sequence = itertools.count(1)
         self._answers: dict[int, Callable[[Any, int, list[int]], None]] = {}
         self._exits: dict[int, Callable[[int], None]] = {}
+        self._empty = threading.Event()
+        self._empty.set()
         self._watched: list[Callable[[], bool]] = []
         self._connections: list[FuseConnection] = []
         self._listener: Listener | None = None
@@ -158,61 +109,35 @@ class Jail:
         return jail
 
     @property
-    def second_uid(self) -> bool:
-        """Whether the board has user ids besides 0."""
-        return self.maps.second_uid
-
-    @property
     def alive(self) -> bool:
         """Whether PID 1 runs."""
         return not self._dead.is_set()
 
     # --- processes ---
 
-    def spawn(
-        self,
-        argv: Sequence[str],
-        *,
-        env: Mapping[str, str],
-        cwd: str = "/",
-        fds: Sequence[int],
-        controlling_tty: bool = False,
-        uid: int = 0,
-        gid: int = 0,
-        on_exit: Callable[[int], None],
-    ) -> int:
-        """Start ``argv`` (looked up in env PATH) in a new session with ``fds`` as 0, 1, 2, ...;
-        ``on_exit`` gets the wait status in the jail thread. Returns the board's process id.
+    def spawn(self, program: Program, fds: Sequence[int], on_exit: Callable[[int], None]) -> int:
+        """As a :class:`Spawner` does; ``on_exit`` is called in the jail thread."""
 
-        A program that cannot be executed says so on descriptor 2 and exits with 126 or 127.
-        """
-        future: Future[int] = Future()
+        def started(pid: int, _: list[int]) -> int:
+            self._empty.clear()
+            self._exits[pid] = on_exit
+            return pid
 
-        def answered(value: Any, number: int, received: list[int]) -> None:
-            if number == 0:
-                self._exits[value] = on_exit
-            _resolve(future, value, number)
-
-        message = ("spawn", list(argv), dict(env), cwd, uid, gid, controlling_tty)
-        self._send(message, answered, tuple(fds))
-        return self._wait(future)
+        who = (program.uid, program.gid, program.controlling_tty)
+        message = ("spawn", list(program.argv), dict(program.env), program.cwd, *who)
+        return self._ask(message, started, tuple(fds))
 
     def signal(self, pid: int, number: int) -> None:
         """kill(2) inside the board; raises ``OSError``."""
-        future: Future[int] = Future()
-        self._send(("signal", pid, int(number)), lambda v, e, _: _resolve(future, v, e))
-        self._wait(future)
+        self._ask(("signal", pid, int(number)), lambda *_: None)
 
     def open_pty(self) -> Pty:
         """A new pseudo-terminal of the board's devpts."""
-        future: Future[Pty] = Future()
+        return self._ask(("pty",), lambda name, fds: Pty(fds[0], fds[1], name))
 
-        def answered(value: Any, number: int, received: list[int]) -> None:
-            pty = Pty(received[0], received[1], value) if number == 0 else None
-            _resolve(future, pty, number)
-
-        self._send(("pty",), answered)
-        return self._wait(future)
+    def wait_until_empty(self, timeout: float) -> bool:
+        """Wait for the end of every process that was started here; False after ``timeout`` s."""
+        return self._empty.wait(timeout)
 
     # --- for the kernel model ---
 
@@ -323,7 +248,22 @@ class Jail:
                 del self._answers[sequence]
                 raise
 
-    def _wait(self, future: Future[_T]) -> _T:
+    def _ask(
+        self,
+        message: tuple[object, ...],
+        take: Callable[[Any, list[int]], _T],
+        fds: tuple[int, ...] = (),
+    ) -> _T:
+        """What ``take(value, descriptors)``, in the jail thread, makes of PID 1's answer."""
+        future: Future[_T] = Future()
+
+        def answered(value: Any, number: int, received: list[int]) -> None:
+            if number:
+                future.set_exception(OSError(number, os.strerror(number)))
+            else:
+                future.set_result(take(value, received))
+
+        self._send(message, answered, fds)
         if threading.current_thread() is self._thread:
             raise RuntimeError("the jail thread cannot wait for itself")
         try:
@@ -445,7 +385,10 @@ class Jail:
     def _on_exit(self, fds: list[int], pid: int, status: int) -> None:
         on_exit = self._exits.pop(pid, None)
         if on_exit is not None:
-            on_exit(status)
+            with contextlib.suppress(RuntimeError):  # a loop is closed: nobody is interested
+                on_exit(status)
+        if not self._exits:
+            self._empty.set()
 
     def _bury(self) -> None:
         """PID 1 is gone: tell everybody who waits, close everything."""
@@ -456,9 +399,9 @@ class Jail:
             self._ready.set_exception(JailError("start", errno.ECHILD, "PID 1 died"))
         for answered in answers.values():
             answered(None, errno.ESHUTDOWN, [])
-        for on_exit in self._exits.values():
-            on_exit(signal.SIGKILL)
-        self._exits.clear()
+        for pid in tuple(self._exits):
+            self._on_exit([], pid, signal.SIGKILL)
+        self._empty.set()
         for connection in self._connections:
             connection.close()
         if self._dispatcher is not None:
@@ -474,13 +417,6 @@ class Jail:
             self._wake = self._pidfd = self._proc = -1
         if self._on_death is not None:
             self._on_death()
-
-
-def _resolve(future: Future[Any], value: Any, number: int) -> None:
-    if number:
-        future.set_exception(OSError(number, os.strerror(number)))
-    else:
-        future.set_result(value)
 
 
 def _ways_to_mounts(plan: JailPlan, index: int) -> list[bytes]:

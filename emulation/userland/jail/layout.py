@@ -1,4 +1,4 @@
-"""The board's root file system as a list of steps for PID 1 (methods of ``init._Builder``)."""
+"""The board's root file system as a list of steps for PID 1 (methods of ``builder.Builder``)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
-from emulation.userland.jail.plan import BOARD_PYTHON, Bind, BoardFile, JailPlan
+from emulation.userland.jail.plan import BOARD_PYTHON, Bind, JailPlan, PlacedFile
 from emulation.userland.jail.syscalls import MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDONLY, MS_RELATIME
 
 HIDDEN: Final = "/run/board"
@@ -39,11 +39,11 @@ _DIRECTORIES: Final = (
 )  # fmt: skip
 
 _ACCOUNTS: Final = (
-    BoardFile("/etc/passwd", b"root:x:0:0:root:/root:/bin/sh\n"
+    PlacedFile("/etc/passwd", b"root:x:0:0:root:/root:/bin/sh\n"
               b"nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n"),
-    BoardFile("/etc/group", b"root:x:0:\ntty:x:5:\nnogroup:x:65534:\n"),
-    BoardFile("/etc/hosts", b"127.0.0.1 localhost\n"),
-    BoardFile("/etc/fstab", b""),
+    PlacedFile("/etc/group", b"root:x:0:\ntty:x:5:\nnogroup:x:65534:\n"),
+    PlacedFile("/etc/hosts", b"127.0.0.1 localhost\n"),
+    PlacedFile("/etc/fstab", b""),
 )  # fmt: skip
 
 Step = tuple[Any, ...]
@@ -93,7 +93,7 @@ class _Layout:
         self.steps.append(("bind_source", len(self.sources), not bind.writable, bind.target))
         self.sources.append(os.fspath(bind.source))
 
-    def _files(self, files: Iterable[BoardFile]) -> None:
+    def _files(self, files: Iterable[PlacedFile]) -> None:
         self.steps += [("file", file.path, file.content, file.mode) for file in files]
 
     def _host_programs(self) -> None:
@@ -125,7 +125,7 @@ class _Layout:
             elif path.is_dir():
                 self._bind(Bind(path, str(path)))
             elif path.is_file() and os.access(path, os.R_OK):
-                self._files([BoardFile(str(path), path.read_bytes())])
+                self._files([PlacedFile(str(path), path.read_bytes())])
         self._files(_ACCOUNTS)
         self.steps.append(("symlink", "/etc/mtab", "../proc/self/mounts"))
 

@@ -66,6 +66,12 @@ class IdMaps:
         return sum(part.count for part in self.uids) > 1
 
 
+def id_maps(lines: tuple[list[tuple[int, int, int]], ...]) -> IdMaps:
+    """The maps as the zygote reports them."""
+    uids, gids = (tuple(IdRange(*part) for part in lines[i]) for i in (0, 1))
+    return IdMaps(uids, gids)
+
+
 def to_board(ranges: Sequence[IdRange], host_id: int) -> int:
     """A host id as the board sees it; 65534 when it has none there."""
     for part in ranges:

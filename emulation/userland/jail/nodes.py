@@ -15,17 +15,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 
+from emulation.linux.devices import DeviceNode, Storage
 from emulation.linux.kernel import Task
-from emulation.userland.jail.fuse import Attr, Entry, StatFs
-from emulation.userland.jail.plan import DeviceNode, Storage
+from emulation.linux.vfs import Attr, Entry, PlainFilesystem, StatFs
 
 _ROOT = 1
 _CONTENT = "c"
 
 
 @dataclass(frozen=True)
-class NodeTree:
-    """Implements :class:`emulation.userland.jail.fuse.Filesystem`.
+class NodeTree(PlainFilesystem):
+    """Implements :class:`emulation.linux.vfs.Filesystem`.
 
     ``names``: name in this file system -> inode; node n is called ``str(n)``, and its content, if
     it has any, has the name that :meth:`content` tells.  ``handles``: open contents.
@@ -110,10 +110,6 @@ class NodeTree:
             for name, number in self.names.items()
         ]
 
-    def readlink(self, task: Task, ino: int) -> bytes:
-        """There are no links."""
-        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-
     def open(self, task: Task, ino: int, flags: int) -> int:
         """Contents only: nothing opens a node here."""
         if ino not in self.storages:
@@ -121,12 +117,6 @@ class NodeTree:
         handle = next(self._handle_numbers)
         self.handles[handle] = self.storages[ino]
         return handle
-
-    def create(
-        self, task: Task, parent: int, name: bytes, mode: int, flags: int
-    ) -> tuple[Attr, int]:
-        """Nobody sees this directory."""
-        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 
     def read(self, task: Task, handle: int, offset: int, size: int) -> bytes:
         """From the storage."""
@@ -136,24 +126,9 @@ class NodeTree:
         """To the storage."""
         return self.handles[handle].write(offset, data)
 
-    def fsync(self, task: Task, handle: int) -> None:
-        """Every write is in the storage when it returns."""
-
     def release(self, handle: int) -> None:
         """The descriptor and its duplicates are closed."""
         self.handles.pop(handle, None)
-
-    def unlink(self, task: Task, parent: int, name: bytes) -> None:
-        """Nodes stay."""
-        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
-
-    def getflags(self, task: Task, ino: int) -> int:
-        """Device nodes have no inode flags."""
-        raise OSError(errno.ENOTTY, os.strerror(errno.ENOTTY))
-
-    def setflags(self, task: Task, ino: int, flags: int) -> None:
-        """Device nodes have no inode flags."""
-        raise OSError(errno.ENOTTY, os.strerror(errno.ENOTTY))
 
     def statfs(self, task: Task) -> StatFs:
         """As the devtmpfs that the nodes stand in."""

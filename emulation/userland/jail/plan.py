@@ -12,11 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from emulation.linux.devices import DeviceNode
 from emulation.linux.kernel import Task
-from emulation.userland.jail.fuse import Filesystem
+from emulation.linux.vfs import Filesystem
 
-EFIVARFS_MAGIC = 0xDE5E81E4
-SYSFS_MAGIC = 0x62656572
 BOARD_PYTHON = "/opt/board/python"
 """Where the board finds a Python installation (prefix); run ``bin/python3`` below it."""
 
@@ -43,7 +42,7 @@ class Bind:
 
 
 @dataclass(frozen=True)
-class BoardFile:
+class PlacedFile:
     """A file of the board. On a read-only or virtual directory (/proc, /usr) it covers the name
     that is there; otherwise it is an ordinary file of the tmpfs."""
 
@@ -60,92 +59,6 @@ class FuseMount:
     filesystem: Filesystem
     type: str
     magic: int
-
-
-class UserMemory(Protocol):
-    """Memory of the calling process; raises ``OSError(EFAULT)``."""
-
-    def read(self, address: int, size: int) -> bytes:
-        """``size`` bytes at ``address``."""
-        ...
-
-    def write(self, address: int, data: bytes) -> None:
-        """Store ``data`` at ``address``."""
-        ...
-
-
-class ReturnedFd(Protocol):
-    """Result of an ioctl that returns a new descriptor: ``fd`` is installed in the caller."""
-
-    @property
-    def fd(self) -> int:
-        """The supervisor's descriptor."""
-        ...
-
-    @property
-    def close_after(self) -> bool:
-        """Whether the supervisor's copy is to be closed once the caller has its own."""
-        ...
-
-
-class DeviceFile(Protocol):
-    """One open file of a device node (struct file)."""
-
-    def ioctl(
-        self, request: int, argument: int, memory: UserMemory, task: Task
-    ) -> int | ReturnedFd:
-        """ioctl(2): a result >= 0 or a descriptor; raises ``OSError``."""
-        ...
-
-    def close(self) -> None:
-        """The last descriptor is gone."""
-        ...
-
-
-class Device(Protocol):
-    """What a device node leads to."""
-
-    def open(self, task: Task, flags: int) -> DeviceFile:
-        """open(2), after the permission check; raises ``OSError``."""
-        ...
-
-    def may_sleep(self, request: int) -> bool:
-        """Whether ioctl ``request`` may wait for something other than computation."""
-        ...
-
-
-class Storage(Protocol):
-    """Content of a block device, by byte offset; may sleep."""
-
-    @property
-    def size(self) -> int:
-        """Bytes."""
-        ...
-
-    def read(self, offset: int, size: int) -> bytes:
-        """At most ``size`` bytes; empty at the end."""
-        ...
-
-    def write(self, offset: int, data: bytes) -> int:
-        """The number of bytes taken; ``OSError(ENOSPC)`` at the end."""
-        ...
-
-
-@dataclass(frozen=True)
-class DeviceNode:
-    """A node below /dev with the owner and mode the board's udev gives it.
-
-    With ``storage`` it is a block device, otherwise a character device.
-    """
-
-    path: str
-    device: Device
-    major: int
-    minor: int
-    storage: Storage | None = None
-    mode: int = 0o600
-    uid: int = 0
-    gid: int = 0
 
 
 @dataclass(frozen=True)
@@ -171,15 +84,12 @@ class MessageSource(Protocol):
 
     def next_message(self) -> bytes | None:
         """The next record, None when the reader has caught up; called in the jail thread."""
-        ...
 
     def written(self, data: bytes) -> None:
         """A write(2) on the descriptor."""
-        ...
 
     def closed(self) -> None:
         """The last descriptor is gone."""
-        ...
 
 
 OpenResult = bytes | WriteSink | MessageSource | socket.socket | None
@@ -197,48 +107,38 @@ class SyscallHandlers(Protocol):
 
     def uname(self) -> Uname:
         """uname(2)."""
-        ...
 
     def syslog(self, task: Task, action: int, size: int) -> int | bytes:
         """syslog(2): bytes are copied to the caller's buffer and their number is returned."""
-        ...
 
     def load_module(self, task: Task, path: str, parameters: str) -> None:
         """finit_module(2) of the file ``path`` (empty for init_module); on a worker thread."""
-        ...
 
     def unload_module(self, task: Task, name: str) -> None:
         """delete_module(2); on a worker thread."""
-        ...
 
     def reboot(self, task: Task, command: int) -> None:
         """reboot(2) by a task with CAP_SYS_BOOT: 0x01234567 restart, 0x4321FEDC power off."""
-        ...
 
     def mount_efivarfs(self, task: Task, first: bool, options: str) -> bool:
         """A mount(2) of type efivarfs; ``first``: no mount exists, so the superblock is new;
         ``options``: the data, with ``ro`` in front for MS_RDONLY.
         Returns whether the superblock is read-only; EOPNOTSUPP without registered efivars."""
-        ...
 
     def shown_options(self, kind: str) -> str:
         """What a file system of type ``kind`` says of itself in /proc/mounts after ro or rw, with
         its leading comma."""
-        ...
 
     def write_efivarfs(self, task: Task, ino: int, data: bytes) -> int:
         """A write(2) of nothing, or of more than one FUSE request carries, to the inode; at most
         :data:`emulation.linux.efivarfs.REFUSED_WRITE` bytes of it.  On a worker thread."""
-        ...
 
     def unmounted_efivarfs(self) -> None:
         """The last mount is gone, and the superblock with it."""
-        ...
 
     def remount_efivarfs(self, task: Task, read_only: bool, options: str) -> None:
         """mount(2) with MS_REMOUNT: efivarfs_reconfigure; EINVAL for rw while SetVariable is
         unsupported.  On success the superblock takes ``read_only``."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -259,7 +159,7 @@ class JailPlan:
     filesystems: tuple[FuseMount, ...] = ()
     nodes: tuple[DeviceNode, ...] = ()
     binds: tuple[Bind, ...] = ()
-    files: tuple[BoardFile, ...] = ()
+    files: tuple[PlacedFile, ...] = ()
     symlinks: Mapping[str, str] = field(default_factory=dict)
     directories: tuple[str, ...] = ()
     open_hooks: Mapping[str, OpenHook] = field(default_factory=dict)

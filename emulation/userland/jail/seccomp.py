@@ -13,7 +13,6 @@ import fcntl
 import os
 import struct
 import threading
-from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from emulation.userland.jail.syscalls import Architecture, prompt_ioctl, raw
@@ -227,9 +226,3 @@ class Listener:
                     return False
                 raise
         return True
-
-
-def notified_names(architecture: Architecture) -> dict[int, str]:
-    """Number -> name of every call that can arrive at the listener."""
-    names: Iterable[str] = (*NOTIFIED, *SOMETIMES)
-    return {architecture.numbers[name]: name for name in names if name in architecture.numbers}

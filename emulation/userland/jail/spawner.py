@@ -6,7 +6,6 @@ processes of the host instead.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -39,35 +38,29 @@ class Pty:
     name: str
 
 
+@dataclass(frozen=True)
+class Program:
+    """What to start and as whom; ``argv[0]`` is looked up in the PATH of ``env``."""
+
+    argv: Sequence[str]
+    env: Mapping[str, str]
+    cwd: str = "/"
+    uid: int = 0
+    gid: int = 0
+    controlling_tty: bool = False
+
+
 class Spawner(Protocol):
     """Starts and signals processes of the board. Raises ``OSError`` when the board is off."""
 
-    def spawn(
-        self,
-        argv: Sequence[str],
-        *,
-        env: Mapping[str, str],
-        cwd: str,
-        fds: Sequence[int],
-        controlling_tty: bool,
-        uid: int,
-        gid: int,
-        on_exit: Callable[[int], None],
-    ) -> int:
-        """Start ``argv`` in a new session with ``fds`` as 0, 1, 2; ``on_exit`` gets the wait
-        status from some thread. Returns the board's process id."""
-        ...
+    def spawn(self, program: Program, fds: Sequence[int], on_exit: Callable[[int], None]) -> int:
+        """Start it in a new session with ``fds`` as 0, 1, 2; ``on_exit`` gets the wait status from
+        some thread. Returns the board's process id.
+
+        A program that cannot be executed says so on descriptor 2 and exits with 126 or 127."""
 
     def signal(self, pid: int, number: int) -> None:
         """kill(2) inside the board; a negative ``pid`` is a process group, -1 everything."""
-        ...
 
     def open_pty(self) -> Pty:
         """A new pseudo-terminal; the caller closes both descriptors."""
-        ...
-
-
-def exit_code(status: int) -> int:
-    """Shell convention of a wait status: the exit status, or 128 + signal number."""
-    code = os.waitstatus_to_exitcode(status)
-    return code if code >= 0 else 128 - code

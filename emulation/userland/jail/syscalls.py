@@ -111,6 +111,10 @@ MS_SLAVE: Final = 1 << 19
 MS_SHARED: Final = 1 << 20
 MS_UNBINDABLE: Final = 1 << 17
 MS_RELATIME: Final = 1 << 21
+CHANGES_A_MOUNT: Final = (
+    MS_REMOUNT | MS_BIND | MS_MOVE | MS_SHARED | MS_SLAVE | MS_PRIVATE | MS_UNBINDABLE
+)
+PER_MOUNT: Final = MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_NOATIME
 MNT_DETACH: Final = 2
 
 PR_SET_PDEATHSIG: Final = 1
@@ -299,30 +303,11 @@ def encode_dev(major: int, minor: int) -> int:
     return (minor & 0xFF) | (major << 8) | ((minor & ~0xFF) << 12)
 
 
-@dataclass(frozen=True)
-class StatFsFields:
-    """struct statfs of a 64-bit kernel: the same 120 bytes on x86_64 and aarch64
+def pack_statfs(*fields: int) -> bytes:
+    """struct statfs of a 64-bit kernel: type, bsize, blocks, bfree, bavail, files, ffree, fsid,
+    namelen, frsize, flags; the same 120 bytes on x86_64 and aarch64
     (include/uapi/asm-generic/statfs.h; arch/x86 uses it)."""
-
-    type: int
-    bsize: int
-    blocks: int
-    bfree: int
-    bavail: int
-    files: int
-    ffree: int
-    fsid: int
-    namelen: int
-    frsize: int
-    flags: int
-
-    def pack(self) -> bytes:
-        """The bytes that statfs(2) stores."""
-        return struct.pack(
-            "<qqQQQQQQqqq32x",
-            self.type, self.bsize, self.blocks, self.bfree, self.bavail, self.files, self.ffree,
-            self.fsid, self.namelen, self.frsize, self.flags,
-        )  # fmt: skip
+    return struct.pack("<qqQQQQQQqqq32x", *fields)
 
 
 _BLOCK: Final = 4096

@@ -14,12 +14,13 @@ import os
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 from emulation.linux.kernel import Task
-from emulation.userland.jail.fuse import Filesystem
+from emulation.machine import Machine
 from emulation.userland.system import udev
-from emulation.userland.system.systemctl import Caller, Journalctl, PowerSwitch, Reply, Systemctl
+from emulation.userland.system.journalctl import Journalctl
+from emulation.userland.system.systemctl import PowerSwitch, Reply, Systemctl
 
 SOCKET_IN_BOARD: Final = "/run/systemd/private"
 """Where systemd's own private socket is."""
@@ -32,44 +33,18 @@ COMMANDS: Final = (
 )  # fmt: skip
 """Names under which the client program is installed."""
 
-
-class Modules(Protocol):
-    """The kernel's module loader. Both may sleep: they run on a worker thread."""
-
-    def find_module(self, name: str) -> None:
-        """FileNotFoundError when the board has no such module, loadable or built in."""
-        ...
-
-    def modprobe(self, name: str) -> None:
-        """Raises ``FileNotFoundError`` for a module that does not exist, ``OSError`` otherwise."""
-        ...
-
-    def rmmod(self, name: str) -> None:
-        """Raises ``FileNotFoundError`` when not loaded, ``OSError`` (EBUSY) when in use."""
-        ...
-
-
-Command = Callable[[Caller, Sequence[str]], Awaitable[Reply]]
+Command = Callable[[int, Sequence[str]], Awaitable[Reply]]
 
 
 class Manager:
     """Answers the control socket. One per power-on."""
 
     def __init__(
-        self,
-        systemctl: Systemctl,
-        journalctl: Journalctl,
-        power: PowerSwitch,
-        modules: Modules,
-        sysfs: Filesystem,
-        *,
-        release: str,
+        self, systemctl: Systemctl, journalctl: Journalctl, power: PowerSwitch, machine: Machine
     ) -> None:
         self._systemctl = systemctl
-        self._sysfs = sysfs
         self._power = power
-        self._modules = modules
-        self._release = release
+        self._machine = machine
         self._server: asyncio.Server | None = None
         self._delayed: asyncio.TimerHandle | None = None
         self._commands: dict[str, Command] = {
@@ -109,11 +84,11 @@ class Manager:
         with contextlib.suppress(ConnectionError, ValueError, KeyError, TypeError):
             request = json.loads(await reader.readline())
             command = self._commands[request["command"]]
-            caller = Caller(int(request["uid"]))
+            uid = int(request["uid"])
             if "drop_ins" in request:
-                reply = self._systemctl.reload(caller, dict(request["drop_ins"]))
+                reply = self._systemctl.reload(uid, dict(request["drop_ins"]))
             else:
-                reply = await command(caller, list(request["arguments"]))
+                reply = await command(uid, list(request["arguments"]))
             answer = {
                 "out": "".join(f"{line}\n" for line in reply.out),
                 "err": "".join(f"{line}\n" for line in reply.err),
@@ -125,44 +100,42 @@ class Manager:
 
     # ------------------------------------------------------------- modules
 
-    async def _modprobe(self, caller: Caller, arguments: Sequence[str]) -> Reply:
+    async def _modprobe(self, uid: int, arguments: Sequence[str]) -> Reply:
         names = [word for word in arguments if not word.startswith("-")]
         flags = {word for word in arguments if word.startswith("-")}
         quiet = bool(flags & {"-q", "--quiet"})
         if not names:
             return Reply().fail(1, "modprobe: ERROR: missing parameters. See -h.")
         if flags & {"-r", "--remove"}:
-            return await self._remove(
-                caller, names, missing="modprobe: FATAL: Module {} not found."
-            )
+            return await self._remove(uid, names, missing="modprobe: FATAL: Module {} not found.")
         reply = Reply()
         try:
             if flags & {"-n", "--dry-run"}:
-                self._modules.find_module(names[0])
+                self._machine.find_module(names[0])
             else:
-                self._require_root(caller)
-                await asyncio.to_thread(self._modules.modprobe, names[0])
+                self._require_root(uid)
+                await asyncio.to_thread(self._machine.modprobe, names[0])
         except FileNotFoundError:
-            where = f"/lib/modules/{self._release}"
+            where = f"/lib/modules/{self._machine.release}"
             text = f"modprobe: FATAL: Module {names[0]} not found in directory {where}"
             reply.fail(1, *([] if quiet else [text]))
         except OSError as error:
             reply.fail(1, f"modprobe: ERROR: could not insert '{names[0]}': {error.strerror}")
         return reply
 
-    async def _rmmod(self, caller: Caller, arguments: Sequence[str]) -> Reply:
+    async def _rmmod(self, uid: int, arguments: Sequence[str]) -> Reply:
         names = [word for word in arguments if not word.startswith("-")]
         if not names:
             return Reply().fail(1, "rmmod: ERROR: missing module name.")
         missing = "rmmod: ERROR: Module {} is not currently loaded"
-        return await self._remove(caller, names, missing=missing)
+        return await self._remove(uid, names, missing=missing)
 
-    async def _remove(self, caller: Caller, names: Sequence[str], *, missing: str) -> Reply:
+    async def _remove(self, uid: int, names: Sequence[str], *, missing: str) -> Reply:
         reply = Reply()
         for name in names:
             try:
-                self._require_root(caller)
-                await asyncio.to_thread(self._modules.rmmod, name)
+                self._require_root(uid)
+                await asyncio.to_thread(self._machine.rmmod, name)
             except FileNotFoundError:
                 reply.fail(1, missing.format(name))
             except OSError as error:
@@ -170,15 +143,15 @@ class Manager:
         return reply
 
     @staticmethod
-    def _require_root(caller: Caller) -> None:
-        if not caller.privileged:
+    def _require_root(uid: int) -> None:
+        if uid != 0:
             raise PermissionError(1, "Operation not permitted")
 
     # --------------------------------------------------------------- power
 
     def _end(self, action: str) -> Command:
-        async def end(caller: Caller, arguments: Sequence[str]) -> Reply:
-            if not caller.privileged:
+        async def end(uid: int, arguments: Sequence[str]) -> Reply:
+            if uid != 0:
                 text = f"Call to {action.capitalize()} failed: Interactive authentication required."
                 return Reply().fail(1, text)
             chosen = {"-p": "poweroff", "--poweroff": "poweroff", "--reboot": "reboot"}
@@ -189,8 +162,8 @@ class Manager:
 
         return end
 
-    async def _shutdown(self, caller: Caller, arguments: Sequence[str]) -> Reply:
-        if not caller.privileged:
+    async def _shutdown(self, uid: int, arguments: Sequence[str]) -> Reply:
+        if uid != 0:
             text = "Failed to set wall message, ignoring: Interactive authentication required."
             return Reply().fail(1, text)
         if self._delayed is not None:
@@ -216,7 +189,7 @@ class Manager:
 
     # ---------------------------------------------------------------- udev
 
-    async def _udevadm(self, caller: Caller, arguments: Sequence[str]) -> Reply:
+    async def _udevadm(self, uid: int, arguments: Sequence[str]) -> Reply:
         verb = arguments[0] if arguments else ""
         if verb in ("settle", "trigger", "control", "--version"):
             return Reply(out=["257"] if verb == "--version" else [])
@@ -233,7 +206,7 @@ class Manager:
             return Reply().fail(1, "A device name or path is required")
         task = Task.kernel("udevadm")
         try:
-            lines = await asyncio.to_thread(udev.describe, self._sysfs, path, task)
+            lines = await asyncio.to_thread(udev.describe, self._machine.sysfs, path, task)
         except udev.NoDevice as missing:
             return Reply().fail(1, str(missing))
         return Reply(out=[*lines, ""])

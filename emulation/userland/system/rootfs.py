@@ -13,14 +13,13 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
+from emulation.options import BoardOptions
 from emulation.userland.access.ssh import find_sftp_server
-from emulation.userland.jail.plan import BOARD_PYTHON, Bind, BoardFile
+from emulation.userland.jail.plan import BOARD_PYTHON, Bind, PlacedFile
 from emulation.userland.jail.spawner import Account, UserlandMissing
 from emulation.userland.system.manager import COMMANDS
-
-Userland = Literal["host", "busybox"]
 
 BOARD_PROGRAMS: Final = "/opt/board/sbin"
 """Where the programs of the service manager are; first in the PATH."""
@@ -52,7 +51,7 @@ class RootFs:
 
     host_programs: bool
     binds: tuple[Bind, ...]
-    files: tuple[BoardFile, ...]
+    files: tuple[PlacedFile, ...]
     symlinks: Mapping[str, str]
     directories: tuple[str, ...]
     accounts: Mapping[str, Account]
@@ -61,29 +60,17 @@ class RootFs:
     environment: Mapping[str, str]
 
 
-@dataclass(frozen=True)
-class RootFsOptions:
-    """What may differ: ``root_password`` empty lets root in on the console without one;
-    ``supplicant`` is a program of the host to have as tee-supplicant, empty for the board's own;
-    ``efivarfs_read_only``: /etc/fstab mounts it so."""
+def build(options: BoardOptions, state: Path) -> RootFs:
+    """Lay out the root file system; ``state`` holds what persists of it.
 
-    hostname: str
-    userland: Userland = "host"
-    sftp: bool = True
-    root_password: str = ""
-    supplicant: str = ""
-    efivarfs_read_only: bool = False
-
-
-def build(options: RootFsOptions, state: Path) -> RootFs:
-    """Lay out the root file system. Raises :class:`UserlandMissing`."""
+    Raises :class:`UserlandMissing`."""
     busybox = _busybox() if options.userland == "busybox" else None
     shell = "/bin/sh" if busybox or not Path("/bin/bash").exists() else "/bin/bash"
     accounts = _accounts(options, shell)
     path = f"{BOARD_PROGRAMS}:{SYSTEM_PATH}"
     binds, symlinks = _busybox_layout(busybox) if busybox else ([], {})
     files = [
-        *_programs(busybox is None, options.supplicant),
+        *_programs(busybox is None, options.supplicant_program),
         *_etc(options, accounts.values(), path),
     ]
     return RootFs(
@@ -124,16 +111,16 @@ def _busybox() -> Path:
     return Path(found).resolve()
 
 
-def _programs(cover_host: bool, supplicant: str) -> list[BoardFile]:
+def _programs(cover_host: bool, supplicant: str) -> list[PlacedFile]:
     shebang = f"#!{INTERPRETER} -IS\n".encode()
     client = shebang + (_SERVICES / "client.py").read_bytes()
-    files = [BoardFile(f"{BOARD_PROGRAMS}/{name}", client, 0o755) for name in COMMANDS]
+    files = [PlacedFile(f"{BOARD_PROGRAMS}/{name}", client, 0o755) for name in COMMANDS]
     files += [
-        BoardFile(SUPPLICANT_PROGRAM, _supplicant(supplicant), 0o755),
-        BoardFile(f"{BOARD_LIBRARY}/getty.py", (_SERVICES / "getty.py").read_bytes()),
+        PlacedFile(SUPPLICANT_PROGRAM, _supplicant(supplicant), 0o755),
+        PlacedFile(f"{BOARD_LIBRARY}/getty.py", (_SERVICES / "getty.py").read_bytes()),
     ]
     if cover_host:
-        files += [BoardFile(name, client, 0o755) for name in _COVERED if Path(name).is_file()]
+        files += [PlacedFile(name, client, 0o755) for name in _COVERED if Path(name).is_file()]
     return files
 
 
@@ -164,7 +151,7 @@ def _persistent(state: Path) -> list[Bind]:
     return made
 
 
-def _accounts(options: RootFsOptions, shell: str) -> dict[str, Account]:
+def _accounts(options: BoardOptions, shell: str) -> dict[str, Account]:
     known = (
         Account("root", 0, 0, "/root", shell, options.root_password),
         Account("tee", 900, 900, "/nonexistent", "/usr/sbin/nologin"),
@@ -174,7 +161,7 @@ def _accounts(options: RootFsOptions, shell: str) -> dict[str, Account]:
     return {account.name: account for account in known}
 
 
-def _etc(options: RootFsOptions, accounts: object, path: str) -> list[BoardFile]:
+def _etc(options: BoardOptions, accounts: object, path: str) -> list[PlacedFile]:
     known = list(accounts)  # type: ignore[call-overload]
     shadow = {None: "*", "": ""}
     passwd = [f"{a.name}:x:{a.uid}:{a.gid}:{a.gecos or a.name}:{a.home}:{a.shell}" for a in known]
@@ -194,7 +181,7 @@ def _etc(options: RootFsOptions, accounts: object, path: str) -> list[BoardFile]
         "nsswitch.conf": "passwd: files\ngroup: files\nshadow: files\nhosts: files\n",
         "machine-id": "\n",
         "fstab": f"efivarfs {EFIVARFS_AT} efivarfs ro,nosuid,nodev,noexec 0 0\n"
-        if options.efivarfs_read_only
+        if options.mount == "read-only"
         else "# efivarfs is mounted by the service manager\n",
         "login.defs": f"ENV_SUPATH PATH={path}\nENV_PATH PATH={SYSTEM_PATH}\n",
         "environment": f'PATH="{path}"\n',
@@ -203,8 +190,8 @@ def _etc(options: RootFsOptions, accounts: object, path: str) -> list[BoardFile]
         "profile": _PROFILE.format(path=path),
         "bash.bashrc": _BASHRC,
     }
-    files = [BoardFile(f"/etc/{key}", text.encode()) for key, text in texts.items()]
-    return [*files, BoardFile("/etc/shadow", ("\n".join(secrets) + "\n").encode(), 0o640)]
+    files = [PlacedFile(f"/etc/{key}", text.encode()) for key, text in texts.items()]
+    return [*files, PlacedFile("/etc/shadow", ("\n".join(secrets) + "\n").encode(), 0o640)]
 
 
 _PROFILE: Final = """\

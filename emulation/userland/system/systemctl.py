@@ -1,6 +1,6 @@
-"""``systemctl`` and ``journalctl`` of the emulated board: arguments in, text and exit status out.
+"""``systemctl`` of the emulated board: arguments in, text and exit status out.
 
-Texts and exit codes are those of systemd 252 to 257 (systemctl(1), journalctl(1)).
+Texts and exit codes are those of systemd 252 to 257 (systemctl(1)).
 """
 
 from __future__ import annotations
@@ -38,18 +38,6 @@ class PowerSwitch(Protocol):
 
     def request(self, action: str, *, force: bool) -> None:
         """``action``: reboot, poweroff or halt; returns at once."""
-        ...
-
-
-@dataclass(frozen=True)
-class Caller:
-    """Who asks: effective user id inside the board."""
-
-    uid: int
-
-    @property
-    def privileged(self) -> bool:
-        return self.uid == 0
 
 
 class UnitTable:
@@ -66,14 +54,15 @@ class UnitTable:
         return iter(self._units)
 
     def find(self, name: str) -> Unit | None:
-        full = _full_name(name)
+        full = full_name(name)
         for unit in self._units:
             if full == unit.file.name or full in unit.file.aliases:
                 return unit
         return None
 
 
-def _full_name(name: str) -> str:
+def full_name(name: str) -> str:
+    """A service where the name has no suffix."""
     return name if "." in name else f"{name}.service"
 
 
@@ -89,22 +78,10 @@ class Options:
     signal: str = "TERM"
 
 
-_WITH_VALUE: Final = {
-    "-p": "property",
-    "--property": "property",
-    "-s": "signal",
-    "--signal": "signal",
-    "-n": "lines",
-    "--lines": "lines",
-    "-t": "type",
-    "--type": "type",
-    "--state": "state",
-    "-o": "output",
-    "--output": "output",
-    "--job-mode": "job-mode",
-    "--kill-who": "kill-who",
-    "--kill-whom": "kill-who",
-}
+_WITH_VALUE: Final = (
+    "-p", "--property", "-s", "--signal", "-n", "--lines", "-t", "--type", "--state", "-o",
+    "--output", "--job-mode", "--kill-who", "--kill-whom",
+)  # fmt: skip
 
 
 def _parse(arguments: Sequence[str]) -> Options:
@@ -127,9 +104,9 @@ def _parse(arguments: Sequence[str]) -> Options:
                 continue
         elif not equals:
             value = rest.pop(0) if rest else ""
-        if _WITH_VALUE[key] == "property":
+        if key in ("-p", "--property"):
             properties += value.split(",")
-        elif _WITH_VALUE[key] == "signal":
+        elif key in ("-s", "--signal"):
             chosen_signal = value
     return Options(
         tuple(words),
@@ -148,7 +125,7 @@ class Systemctl:
         self._units = units
         self._journal = journal
         self._power = power
-        self._verbs: dict[str, Callable[[Caller, Options], Awaitable[Reply]]] = {
+        self._verbs: dict[str, Callable[[int, Options], Awaitable[Reply]]] = {
             "start": self._start,
             "stop": self._stop,
             "restart": self._restart,
@@ -168,20 +145,31 @@ class Systemctl:
             "halt": self._end_system,
         }
 
-    async def run(self, caller: Caller, arguments: Sequence[str]) -> Reply:
-        """One invocation."""
+    async def run(self, uid: int, arguments: Sequence[str]) -> Reply:
+        """One invocation, by user ``uid`` of the board."""
         options = _parse(arguments)
         verb = options.words[0] if options.words else "list-units"
         action = self._verbs.get(verb)
         if action is None:
             return Reply().fail(1, f"Unknown command verb '{verb}'.")
-        return await action(caller, options)
+        return await action(uid, options)
+
+    def _found(
+        self, names: Sequence[str], reply: Reply, status: int, missing: str
+    ) -> Iterator[Unit]:
+        """The units of these names; ``reply`` fails for each that there is not."""
+        for name in map(full_name, names):
+            unit = self._units.find(name)
+            if unit is None:
+                reply.fail(status, missing.format(name))
+            else:
+                yield unit
 
     # ------------------------------------------------------------ changing
 
     async def _each(
         self,
-        caller: Caller,
+        uid: int,
         options: Options,
         action: Callable[[Unit], Awaitable[None]],
         *,
@@ -191,9 +179,9 @@ class Systemctl:
         reply = Reply()
         if not names:
             return reply.fail(1, "Too few arguments.")
-        for name in map(_full_name, names):
+        for name in map(full_name, names):
             unit = self._units.find(name)
-            if not caller.privileged:
+            if uid != 0:
                 reply.fail(
                     1,
                     f"Failed to {verb} {name}: Interactive authentication required.",
@@ -211,13 +199,13 @@ class Systemctl:
                         reply.fail(1, *_start_failed(name))
         return reply
 
-    async def _start(self, caller: Caller, options: Options) -> Reply:
-        return await self._each(caller, options, lambda unit: unit.start(), missing="not found")
+    async def _start(self, uid: int, options: Options) -> Reply:
+        return await self._each(uid, options, lambda unit: unit.start(), missing="not found")
 
-    async def _stop(self, caller: Caller, options: Options) -> Reply:
-        return await self._each(caller, options, lambda unit: unit.stop(), missing="not loaded")
+    async def _stop(self, uid: int, options: Options) -> Reply:
+        return await self._each(uid, options, lambda unit: unit.stop(), missing="not loaded")
 
-    async def _restart(self, caller: Caller, options: Options) -> Reply:
+    async def _restart(self, uid: int, options: Options) -> Reply:
         only_running = options.words[0] == "try-restart"
 
         async def restart(unit: Unit) -> None:
@@ -225,14 +213,14 @@ class Systemctl:
                 await unit.stop()
                 await unit.start()
 
-        return await self._each(caller, options, restart, missing="not found")
+        return await self._each(uid, options, restart, missing="not found")
 
-    async def _kill(self, caller: Caller, options: Options) -> Reply:
+    async def _kill(self, uid: int, options: Options) -> Reply:
         number = _signal_number(options.signal)
         if number is None:
             return Reply().fail(1, f"Failed to parse signal string {options.signal}.")
         reply = Reply()
-        for name in map(_full_name, options.words[1:]):
+        for name in map(full_name, options.words[1:]):
             unit = self._units.find(name)
             if unit is None:
                 reply.fail(1, f"Failed to kill unit {name}: Unit {name} not loaded.")
@@ -243,24 +231,18 @@ class Systemctl:
                 reply.fail(1, f"Failed to kill unit {name}: No main process to kill")
         return reply
 
-    async def _reset_failed(self, caller: Caller, options: Options) -> Reply:
+    async def _reset_failed(self, uid: int, options: Options) -> Reply:
         reply = Reply()
         names = options.words[1:] or [unit.file.name for unit in self._units]
-        for name in map(_full_name, names):
-            unit = self._units.find(name)
-            if unit is None:
-                reply.fail(
-                    1,
-                    f"Failed to reset failed state of unit {name}: Unit {name} not loaded.",
-                )
-            else:
-                unit.reset_failed()
+        missing = "Failed to reset failed state of unit {0}: Unit {0} not loaded."
+        for unit in self._found(names, reply, 1, missing):
+            unit.reset_failed()
         return reply
 
-    def reload(self, caller: Caller, files: Mapping[str, str]) -> Reply:
+    def reload(self, uid: int, files: Mapping[str, str]) -> Reply:
         """``daemon-reload``: the units have those drop-ins of ``files`` (path: content) that are
         theirs. Of two of one name the one in /etc counts (systemd.unit(5))."""
-        if not caller.privileged:
+        if uid != 0:
             text = "Failed to reload daemon: Interactive authentication required."
             return Reply().fail(1, text)
         for unit in self._units:
@@ -273,9 +255,9 @@ class Systemctl:
             unit.file = replace(unit.file, drop_ins=drop_ins)
         return Reply()
 
-    async def _end_system(self, caller: Caller, options: Options) -> Reply:
+    async def _end_system(self, uid: int, options: Options) -> Reply:
         verb = options.words[0]
-        if not caller.privileged:
+        if uid != 0:
             return Reply().fail(
                 1,
                 f"Call to {verb.capitalize()} failed: Interactive authentication required.",
@@ -285,35 +267,30 @@ class Systemctl:
 
     # ------------------------------------------------------------- looking
 
-    async def _is_active(self, caller: Caller, options: Options) -> Reply:
+    async def _is_active(self, uid: int, options: Options) -> Reply:
         units = [self._units.find(name) for name in options.words[1:]]
         states = [unit.active if unit else "inactive" for unit in units]
         status = 0 if "active" in states else 3 if any(units) else 4
         return Reply(out=[] if options.quiet else states, status=status)
 
-    async def _is_failed(self, caller: Caller, options: Options) -> Reply:
+    async def _is_failed(self, uid: int, options: Options) -> Reply:
         units = [self._units.find(name) for name in options.words[1:]]
         states = [unit.active if unit else "inactive" for unit in units]
         return Reply(out=[] if options.quiet else states, status=0 if "failed" in states else 1)
 
-    async def _is_enabled(self, caller: Caller, options: Options) -> Reply:
+    async def _is_enabled(self, uid: int, options: Options) -> Reply:
         reply = Reply()
-        for name in map(_full_name, options.words[1:]):
-            unit = self._units.find(name)
-            if unit is None:
-                reply.fail(
-                    1, f"Failed to get unit file state for {name}: No such file or directory"
-                )
-            else:
-                reply.out.append(unit.file.file_state)
-                reply.status = max(reply.status, 0 if unit.file.enabled else 1)
+        missing = "Failed to get unit file state for {0}: No such file or directory"
+        for unit in self._found(options.words[1:], reply, 1, missing):
+            reply.out.append(unit.file.file_state)
+            reply.status = max(reply.status, 0 if unit.file.enabled else 1)
         return reply
 
-    async def _is_system_running(self, caller: Caller, options: Options) -> Reply:
+    async def _is_system_running(self, uid: int, options: Options) -> Reply:
         degraded = any(unit.active == "failed" for unit in self._units)
         return Reply(out=["degraded" if degraded else "running"], status=int(degraded))
 
-    async def _list_units(self, caller: Caller, options: Options) -> Reply:
+    async def _list_units(self, uid: int, options: Options) -> Reply:
         rows = [("UNIT", "LOAD", "ACTIVE", "SUB", "DESCRIPTION")]
         rows += [
             (unit.file.name, "loaded", unit.active, unit.sub, unit.file.description)
@@ -329,13 +306,9 @@ class Systemctl:
             out=[*(line.rstrip() for line in lines), "", f"{len(rows) - 1} loaded units listed."]
         )
 
-    async def _status(self, caller: Caller, options: Options) -> Reply:
+    async def _status(self, uid: int, options: Options) -> Reply:
         reply = Reply()
-        for name in map(_full_name, options.words[1:]):
-            unit = self._units.find(name)
-            if unit is None:
-                reply.fail(4, f"Unit {name} could not be found.")
-                continue
+        for unit in self._found(options.words[1:], reply, 4, "Unit {0} could not be found."):
             if reply.out:
                 reply.out.append("")
             reply.out += self._status_of(unit)
@@ -368,20 +341,16 @@ class Systemctl:
         recent = self._journal.entries(unit=file.name)[-10:]
         return [*lines, "", *(entry.render(self._journal.hostname) for entry in recent)]
 
-    async def _cat(self, caller: Caller, options: Options) -> Reply:
+    async def _cat(self, uid: int, options: Options) -> Reply:
         """The unit's file and its drop-ins, each after a comment with its path."""
         reply = Reply()
-        for name in map(_full_name, options.words[1:]):
-            unit = self._units.find(name)
-            if unit is None:
-                reply.fail(1, f"No files found for {name}.")
-                continue
+        for unit in self._found(options.words[1:], reply, 1, "No files found for {0}."):
             for path, content in ((unit.file.path, unit.file.text), *unit.file.drop_ins):
                 reply.out += ([""] if reply.out else []) + [f"# {path}", *content.splitlines()]
         return reply
 
-    async def _show(self, caller: Caller, options: Options) -> Reply:
-        names = [_full_name(name) for name in options.words[1:]]
+    async def _show(self, uid: int, options: Options) -> Reply:
+        names = [full_name(name) for name in options.words[1:]]
         blocks = []
         for name in names:
             table = _properties(self._units.find(name), name)
@@ -397,54 +366,6 @@ class Systemctl:
         for block in blocks:
             out += ([""] if out else []) + block
         return Reply(out=out)
-
-
-class Journalctl:
-    """``journalctl``: the units' lines, and with -k the kernel's."""
-
-    def __init__(self, units: UnitTable, journal: Journal) -> None:
-        self._units = units
-        self._journal = journal
-
-    async def run(self, caller: Caller, arguments: Sequence[str]) -> Reply:
-        """One invocation; paging is never done and following is refused."""
-        unit = identifier = ""
-        output, lines, reverse = "short", None, False
-        rest = list(arguments)
-        while rest:
-            word = rest.pop(0)
-            key, equals, value = word.partition("=")
-            if key in ("-u", "--unit", "-n", "--lines", "-o", "--output", "-t", "--identifier"):
-                value = value if equals else rest.pop(0) if rest else ""
-            if key in ("-u", "--unit"):
-                found = self._units.find(value)
-                unit = found.file.name if found else _full_name(value)
-            elif word.startswith("-u"):
-                unit = _full_name(word[2:])
-            elif key in ("-n", "--lines"):
-                lines = int(value) if value.isdecimal() else None
-            elif word.startswith("-n") and word[2:].isdecimal():
-                lines = int(word[2:])
-            elif key in ("-o", "--output"):
-                output = value
-            elif key in ("-t", "--identifier"):
-                identifier = value
-            elif key in ("-k", "--dmesg"):
-                identifier = "kernel"
-            elif key in ("-r", "--reverse"):
-                reverse = True
-            elif key in ("-f", "--follow"):
-                return Reply().fail(1, "journalctl: following is not supported by this userland")
-        entries = self._journal.entries(unit=unit, identifier=identifier)
-        if lines is not None:
-            entries = entries[-lines:] if lines else []
-        if reverse:
-            entries.reverse()
-        if not entries:
-            return Reply(out=["-- No entries --"])
-        if output == "cat":
-            return Reply(out=[entry.text for entry in entries])
-        return Reply(out=[entry.render(self._journal.hostname) for entry in entries])
 
 
 def _properties(unit: Unit | None, name: str) -> dict[str, str]:

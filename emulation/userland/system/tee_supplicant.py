@@ -2,7 +2,7 @@
 
 Runs on the board as an ordinary process under a bare interpreter (``python -I -S``), so it imports
 only what starts fast, and speaks nothing but the kernel's ABI: /dev/teepriv0, /sys/class/mmc_host,
-MMC_IOC_MULTI_CMD.  What it does and checks is what the upstream program does (contract 1.6, 1.7;
+MMC_IOC_MULTI_CMD.  What it does and checks is what the upstream program does (stack 1.6, 1.7;
 OC tee-supplicant/src).  SIGTERM ends it as it ends upstream's: at once.
 
     tee-supplicant [-d] [--rpmb-cid HEX] [--rpmb-emu] [--rpmb-no-sleep] [device]
@@ -192,7 +192,7 @@ class MmcRpmb:
 
 
 class EmulatedRpmb:
-    """What a build with RPMB_EMU=1 has instead of a card (contract 1.7); it dies with the process.
+    """What a build with RPMB_EMU=1 has instead of a card (stack 1.7); it dies with the process.
 
     It differs from silicon: the counter counts blocks, the counter of a write is not compared, a
     read without a key is answered, a bad read address is ignored.

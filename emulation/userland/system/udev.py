@@ -11,7 +11,7 @@ import stat
 from typing import Final
 
 from emulation.linux.kernel import Task
-from emulation.userland.jail.fuse import Filesystem
+from emulation.linux.vfs import Filesystem
 
 SYSFS_MOUNT: Final = "/sys"
 _MOST_LINKS: Final = 40

@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from emulation.userland.jail.spawner import Spawner
+from emulation.userland.jail.spawner import Program, Spawner
 from emulation.userland.system.journal import Journal
 
 CLEAN_SIGNALS: Final = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGPIPE)
@@ -200,15 +200,12 @@ class Readiness(Protocol):
 
     def about_to_start(self) -> None:
         """What it said before this does not count."""
-        ...
 
     def wait(self, given_up: Callable[[], bool]) -> None:
         """Block until the service is ready or ``given_up`` is true; on a worker thread."""
-        ...
 
     def wake(self) -> None:
         """Make :meth:`wait` ask ``given_up`` again."""
-        ...
 
 
 class ProcessUnit(Unit):
@@ -307,15 +304,7 @@ class ProcessUnit(Unit):
 
         try:
             await asyncio.to_thread(
-                self._spawner.spawn,
-                argv,
-                env=self._env,
-                cwd="/",
-                fds=(null, null, null),
-                controlling_tty=False,
-                uid=0,
-                gid=0,
-                on_exit=exited,
+                self._spawner.spawn, Program(argv, self._env), (null, null, null), exited
             )
             await asyncio.wait_for(ended.wait(), STOP_TIMEOUT)
         except (OSError, TimeoutError) as error:
@@ -327,16 +316,8 @@ class ProcessUnit(Unit):
         null = os.open(os.devnull, os.O_RDONLY)
         reader, writer = os.pipe()
         try:
-            pid = self._spawner.spawn(
-                self._argv,
-                env=self._env,
-                cwd="/",
-                fds=(null, writer, writer),
-                controlling_tty=False,
-                uid=self.file.uid,
-                gid=self.file.uid,
-                on_exit=self._exited_elsewhere,
-            )
+            program = Program(self._argv, self._env, uid=self.file.uid, gid=self.file.uid)
+            pid = self._spawner.spawn(program, (null, writer, writer), self._exited_elsewhere)
         except OSError:
             os.close(reader)
             raise

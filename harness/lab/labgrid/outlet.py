@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class LabgridOutlet:
-    """See :class:`harness.power.outlet.Outlet`: the power resource of a place; the state is what
+    """See :class:`harness.power.driver.Outlet`: the power resource of a place; the state is what
     labgrid's driver reads from the hardware."""
 
     def __init__(self, place: LabgridPlace) -> None:
@@ -29,10 +29,10 @@ class LabgridOutlet:
         return f"the power of {self._place}"
 
 
-class PlacePower:
-    """A :class:`harness.power.driver.PowerDriver` of a board in a labgrid place: the place is
-    acquired before ``driver`` touches anything, and released at :meth:`close`. ``ssh`` and
-    ``serial`` say which links the place is asked for."""
+class PlacePower(PowerDriver):
+    """The power of a board in a labgrid place: the place is acquired before ``driver`` touches
+    anything, and released at :meth:`close`. ``ssh`` and ``serial`` say which links the place is
+    asked for."""
 
     def __init__(
         self, driver: PowerDriver, place: LabgridPlace, *, ssh: bool, serial: bool

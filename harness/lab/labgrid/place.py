@@ -22,13 +22,13 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import ConfigurationError, HilError, HostError, LabError, PowerError
 from harness.foreign import say
-from harness.lab.labgrid.keeper import Wanted
+from harness.lab.labgrid.offers import Wanted
 from harness.lab.lease import BoardHeld, LeaseBroken
 from harness.links.address import SerialAddress, SshAddress
 from harness.power.driver import PowerState
 
 if TYPE_CHECKING:
-    from harness.boardfile.boardfile import LabgridSection
+    from harness.boardfile.sections import LabgridSection
 
 # To start it, to reach the coordinator, to wait for a run that was killed; each step has its own,
 # shorter limit, which says more.
@@ -145,7 +145,7 @@ class LabgridPlace:
         self._unread, self._lost = b"", None
         # In a session of its own: ^C is for us, who then release the place in order.
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "harness.lab.labgrid.keeper"],
+            [sys.executable, "-P", "-m", "harness.lab.labgrid.keeper"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._complaints,

@@ -1,6 +1,6 @@
 """StandaloneMM's real image, run by Unicorn (AArch64) with OP-TEE's services around it.
 
-Source: OP-TEE 4.10 core/arch/arm/kernel/stmm_sp.c; FF-A 1.2; contract 3.
+Source: OP-TEE 4.10 core/arch/arm/kernel/stmm_sp.c; FF-A 1.2; stack 3.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ docs/results/killed-runs.md.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import random
 import signal
@@ -21,11 +22,12 @@ from threading import Event
 from uuid import UUID
 
 from harness.board.board import Board
-from harness.boardfile import boardfile
+from harness.boardfile import loading
 from harness.capabilities import EFIVARS_PATH
 from harness.formats.efi import GLOBAL_VARIABLE_GUID
 from harness.instruments.efivars import NV_BS_RT
 from harness.instruments.guard import ANY
+from tests.pace import until
 
 ROOT = Path(__file__).parents[3]
 FOREIGN = UUID("3b9f4a52-1d60-4a7e-8f0e-0c9d2e7a6b15")
@@ -122,7 +124,7 @@ class KilledRuns:
     @contextmanager
     def board(self) -> Iterator[Board]:
         """The board, switched on for a while."""
-        with Board(boardfile.load(self.board_file)) as board:
+        with Board(loading.load(self.board_file)) as board:
             board.check_right_board()
             board.wait_until_ready()
             board.foreign_writes.allow(ANY)
@@ -177,12 +179,26 @@ class KilledRuns:
         try:
             output, _ = run.communicate(timeout=after)
         except subprocess.TimeoutExpired:
-            os.killpg(run.pid, signal.SIGKILL)
-            output, _ = run.communicate()
+            output = self.end(run)
         restored = self.restore("--yes")
         said = (restored.stdout + restored.stderr).strip().splitlines()[-1]
         same = self.digests() == self.before
         return Killed(after, _during(output), said, restored.returncode == 0 and same)
+
+    def end(self, run: subprocess.Popen[str]) -> str:
+        """Kill a run, and wait until its board has noticed; the rest of what it printed."""
+        os.killpg(run.pid, signal.SIGKILL)
+        output, _ = run.communicate()
+        until(self._is_free, _RUN_SECONDS)
+        return output
+
+    def _is_free(self) -> bool:
+        with (self._folder / "flash" / "lock").open() as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            return True
 
     def _wait_for_snapshot(self, run: subprocess.Popen[str]) -> float:
         """When the run had taken its snapshot: before that it has touched nothing."""

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from tests.pace import until
+
 PATIENCE = 60.0  # seconds; a busy host is slow to start Python three times
 
 
@@ -70,10 +72,7 @@ class LabgridLab:
         return "" if last == "released" else last.removeprefix("acquired by ")
 
     def wait_until_free(self, place: str) -> None:
-        deadline = time.monotonic() + PATIENCE
-        while self.holder(place):
-            assert time.monotonic() < deadline, f"{place} is still acquired"
-            time.sleep(0.1)
+        until(lambda: not self.holder(place), PATIENCE)
 
     def end(self, name: str) -> None:
         """Kill the coordinator (``coordinator``) or an exporter."""

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tests.pace import HANGS
+
 CID = "aa015851454d55212101deadbeef2900"
 
 
@@ -66,7 +68,7 @@ class RunningBoard:
     def close(self) -> None:
         """Pull the plug."""
         self._process.terminate()
-        self._process.communicate(timeout=20)
+        self._process.communicate(timeout=HANGS)
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None

@@ -9,6 +9,8 @@ import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.pace import HANGS
+
 ROOT = Path(__file__).parents[3]
 
 
@@ -51,7 +53,7 @@ def inner_run(
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANGS,
     )
     root = ET.parse(report).getroot() if report.exists() else None
     return Run(ended.returncode, ended.stdout + ended.stderr, _outcomes(root), root)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import getpass
+import itertools
 import os
 import pwd
 import shutil
@@ -19,6 +20,9 @@ import pytest
 
 from harness.links.address import SshAddress
 
+_LOWEST, _PORT_COUNT = 20000, 12000
+_PORTS = itertools.count(os.getpid() * 64)
+
 
 def need(tool: str, package: str) -> str:
     """The path of ``tool``; skips the test naming the package that brings it."""
@@ -28,10 +32,15 @@ def need(tool: str, package: str) -> str:
     return path
 
 
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+def free_port(kind: socket.SocketKind = socket.SOCK_STREAM) -> int:
+    """A port of loopback that nobody else takes before it is used: the kernel hands out higher
+    ones, and each process (a worker of pytest-xdist) begins elsewhere and gives none twice."""
+    for number in _PORTS:
+        port = _LOWEST + number % _PORT_COUNT
+        with socket.socket(type=kind) as sock, contextlib.suppress(OSError):
+            sock.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError
 
 
 def make_key(path: Path, kind: str = "ed25519") -> Path:
@@ -71,7 +80,7 @@ class Server:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 30
         while time.monotonic() < deadline:
             with socket.socket() as sock:
                 if sock.connect_ex((self.address.host, self.address.port)) == 0:

@@ -15,10 +15,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.pace import HANGS
+
 _PRELUDE = "from tests.harness.support.udev_bench import FakeBench\nbench = FakeBench()\n"
 
 
-def run(script: str, *arguments: str, timeout: float = 60) -> str:
+def run(script: str, *arguments: str, timeout: float = HANGS) -> str:
     """What ``script`` prints. Skips where umockdev is not installed; fails with its error text."""
     if shutil.which("umockdev-wrapper") is None:
         pytest.skip("needs umockdev (Debian package umockdev)")

@@ -1,8 +1,7 @@
 """The board of a replay: its configuration, a fresh store, restarts on the same store.
 
-What the board file's power driver takes as options is chosen through them (``variant`` and
-``supplicant_autostart``, or ``images`` of the driver ``qemu``); a board without such options is
-taken as it is.
+What the board file's power driver lets one choose of a board in software is chosen; any other board
+is taken as it is.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import shutil
 import tempfile
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from harness.board.board import Board
 from harness.capabilities import Capability
@@ -20,20 +19,19 @@ from harness.consents import Consent
 from harness.errors import ConsentMissing, HilError, MissingCapability
 from harness.instruments.guard import ANY
 from harness.instruments.tee import ServiceKind
-from harness.power.options import QemuPowerSection
+from harness.power.registry import driver_of
 from harness.truth.rows import VARIANTS
 from harness.truth.steps import CannotTake
 
 if TYPE_CHECKING:
-    from harness.board.board import LinkName
-    from harness.boardfile.boardfile import BoardFile
+    from harness.board.links import LinkName
+    from harness.boardfile.sections import BoardFile
+    from harness.power.section import Section
 
-_VARIANT = "variant"
-_AUTOSTART = "supplicant_autostart"
 _PATIENCE = 4
 
 
-class Bench:
+class Rig:
     """One board for one group after the other. Close it, or use it as a context manager."""
 
     def __init__(self, file: BoardFile, *, link: LinkName | None = None) -> None:
@@ -45,7 +43,7 @@ class Bench:
         self.starts = 0
         """How often a board was switched on or restarted."""
 
-    def __enter__(self) -> Bench:
+    def __enter__(self) -> Rig:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -60,13 +58,7 @@ class Bench:
     @property
     def chooses(self) -> bool:
         """Whether the power driver lets the configuration be chosen."""
-        return _VARIANT in self._options or self._has_images
-
-    @property
-    def can_renew(self) -> bool:
-        """Whether the board can be given a store that was never written."""
-        # Images that are named by their configuration are as they were built at every start.
-        return self._has_images or (self.chooses and hasattr(self._file.power, "state"))
+        return self._varied() is not None
 
     def begin(self, variant: str | None) -> None:
         """Switch on with the configuration that rows name and, where possible, a fresh store.
@@ -89,7 +81,7 @@ class Bench:
     def renew(self) -> None:
         """The same configuration with a store that was never written; boots. Raises
         :class:`CannotTake`."""
-        if not self.can_renew:
+        if not self.chooses:
             raise CannotTake("the store of this board cannot be made afresh")
         self._fresh_store()
         self._open()
@@ -100,13 +92,13 @@ class Bench:
         started the supplicant yet. Raises :class:`CannotTake`."""
         if not self._file.consents_to(Consent.POWER_CYCLE):
             raise CannotTake("a restart needs the consent power_cycle")
-        if _VARIANT in self._options:
+        if self._varied(autostart=False) is not None:
             self._open(autostart=autostart)
             if autostart:
                 self._wait_until_ready()
             return
         if autostart:
-            self.board.power_cycle()
+            self.board.switch.cycle()
         else:
             self._restart_without_supplicant()
         self._keep_driver_at_stop()
@@ -123,11 +115,6 @@ class Bench:
             shutil.rmtree(store, ignore_errors=True)
         self._stores.clear()
 
-    @property
-    def _options(self) -> dict[str, Any]:
-        options = getattr(self._file.power, "options", None)
-        return options if isinstance(options, dict) else {}
-
     def _wait_until_ready(self) -> None:
         """Every row counts on it, so a busy host is given more time than the board file gives."""
         for _ in range(_PATIENCE):
@@ -143,11 +130,6 @@ class Bench:
         with contextlib.suppress(MissingCapability, ConsentMissing):
             self.board.tee.leave_driver_at_stop()
 
-    @property
-    def _has_images(self) -> bool:
-        power = self._file.power
-        return isinstance(power, QemuPowerSection) and power.options.images is not None
-
     def _restart_without_supplicant(self) -> None:
         """The service's unit is enabled again at once, but not started."""
         service = self.board.tee.service
@@ -156,18 +138,16 @@ class Bench:
         unit = quote(service.name)
         self.board.shell.run_isolated(f"systemctl disable {unit} && sync").check()
         try:
-            self.board.power_cycle(until_ready=False)
+            self.board.switch.cycle(until_ready=False)
         finally:
             self.board.shell.run_isolated(f"systemctl enable {unit}").check()
 
     def _fresh_store(self) -> None:
-        if not self.can_renew:
+        if not self.chooses:
             return
         if self._board is not None:
             self._board.close()
             self._board = None
-        if self._has_images:
-            return
         for store in self._stores:
             shutil.rmtree(store, ignore_errors=True)
         self._stores = [Path(tempfile.mkdtemp(prefix="hil-truth-"))]
@@ -177,9 +157,8 @@ class Bench:
             self._board.close()
             self._board = None
         file = self._file
-        if self.chooses:
-            changes = self._choice(autostart=autostart)
-            file = file.model_copy(update={"power": file.power.model_copy(update=changes)})
+        if (power := self._varied(autostart=autostart)) is not None:
+            file = file.model_copy(update={"power": power})
         board = Board(file, link=self._link)
         try:
             board.start()
@@ -193,21 +172,11 @@ class Bench:
         self._board = board
         self.starts += 1
 
-    def _choice(self, *, autostart: bool) -> dict[str, Any]:
-        """What differs from the board file's ``[power]``."""
-        power = self._file.power
-        if isinstance(power, QemuPowerSection):
-            chosen = {} if self._variant is None else {"images": self._variant}
-            return {"options": power.options.model_copy(update=chosen)}
-        options = dict(self._options)
-        if self._variant is not None:
-            options[_VARIANT] = self._variant
-        if not autostart:
-            options[_AUTOSTART] = False
-        changes: dict[str, Any] = {"options": options}
-        if self._stores:
-            changes["state"] = self._stores[-1]
-        return changes
+    def _varied(self, *, autostart: bool = True) -> Section | None:
+        """``[power]`` for the configuration and the store of now; None where neither is chosen."""
+        power, store = self._file.power, self._stores[-1] if self._stores else None
+        varied: Section | None = driver_of(power).vary(power, self._variant, autostart, store)
+        return varied
 
     def _measured_variant(self) -> str:
         capabilities = self.board.capabilities

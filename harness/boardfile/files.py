@@ -15,12 +15,12 @@ BOARDS_ENVIRONMENT = "HIL_BOARDS"
 def board_files() -> Iterator[Path]:
     """All board files that are known by name, in ``$HIL_BOARDS`` (a directory), ``./boards`` and
     our own; earlier ones win."""
-    places = [Path("boards"), resources.boards()]
+    folders = [Path("boards"), resources.boards()]
     if override := os.environ.get(BOARDS_ENVIRONMENT):
-        places.insert(0, Path(override))
+        folders.insert(0, Path(override))
     seen: set[Path] = set()
-    for place in places:
-        if place.resolve() in seen:
+    for folder in folders:
+        if folder.resolve() in seen:
             continue
-        seen.add(place.resolve())
-        yield from sorted(place.glob("*.toml"))
+        seen.add(folder.resolve())
+        yield from sorted(folder.glob("*.toml"))
