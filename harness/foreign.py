@@ -44,6 +44,13 @@ def escaped(text: object, *, most: int = MOST) -> Shown:
     return Shown(f"{line}… ({more} characters more)" if more > 0 else line)
 
 
+def redacted(text: str, *secrets: str) -> str:
+    """``text`` with each of ``secrets`` as three stars, the longest first."""
+    for secret in sorted(filter(None, secrets), key=len, reverse=True):
+        text = text.replace(secret, "***")
+    return text
+
+
 def escaped_lines(text: str, *, most: int = MOST) -> str:
     """``text`` of several lines, each :func:`escaped` (tabs stay)."""
     if text.isprintable() and len(text) <= most:
