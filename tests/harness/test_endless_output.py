@@ -21,7 +21,11 @@ from typing import NamedTuple
 
 import pytest
 
+from harness.errors import HilError
 from harness.links import posix
+from harness.probe.probe import Probe
+from harness.probe.steps import Open
+from harness.shell import Result
 from tests.harness.support.line import Line
 from tests.harness.support.servers import Server, openssh
 
@@ -252,3 +256,37 @@ def test_a_console_that_babbles(babble: bytes, tmp_path: Path) -> None:
     assert seen.said
     assert seen.peak < 200
     assert sum(log.stat().st_size for log in (tmp_path / "logs").iterdir()) <= 17 << 20
+
+
+class _LyingShell:
+    """A board on which the probe seems to start, and then says ``answer`` to every batch."""
+
+    least_timeout = 0.0
+    name = "ssh nowhere"
+
+    def __init__(self, answer: bytes) -> None:
+        self.answer = answer
+
+    def run(self, command: str, *, timeout: float = 10.0, stdin: bytes = b"") -> Result:
+        said = self.answer
+        if "mkfifo" in command:
+            said = b"/run/probe"
+        elif "echo $!" in command:
+            said = b"4242"
+        return Result(command, 0, said, b"", 0.0)
+
+    def write_file(self, *of: object, **also: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b" " * (17 << 20), b"[" * 100_000, b"[]", b"[1]", b'[{"data": "xy"}]', b"\xff\xfe", b"{}"],
+    ids=["long", "nested", "short", "number", "hex", "bytes", "object"],
+)
+@pytest.mark.parametrize("backend", ["python3", "sh"])
+def test_a_probe_that_lies(answer: bytes, backend: str) -> None:
+    probe = Probe(_LyingShell(answer), backend=backend)  # type: ignore[arg-type]
+    with pytest.raises(HilError) as caught:
+        probe.steps([Open("f", "/x", "RDONLY")])
+    assert len(str(caught.value)) < 1000
