@@ -96,6 +96,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m emulation",
         description="Power on an emulated board that one can log in to over SSH and serial.",
+        epilog="@FILE: arguments from a file, one a line; other users do not see those.",
+        fromfile_prefix_chars="@",
     )
     parser.add_argument(
         "--state", type=Path, metavar="DIR", help="where the board's eMMC, files and keys live"

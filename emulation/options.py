@@ -106,7 +106,7 @@ class BoardOptions:
         if not _is_hex(self.cid, 16):
             raise OptionError(f"cid={self.cid}: must be 32 hexadecimal digits")
         if self.rpmb_key and not _is_hex(self.rpmb_key, 32):
-            raise OptionError(f"rpmb_key={self.rpmb_key}: must be 64 hexadecimal digits")
+            raise OptionError("rpmb_key: must be 64 hexadecimal digits")
         for spec in self.fault:
             try:
                 Fault.parse(spec)

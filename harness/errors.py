@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from enum import StrEnum
 from typing import ClassVar
 
+from harness.foreign import escaped, escaped_lines
+
 
 class Fault(StrEnum):
     """Who can put an error right."""
@@ -28,7 +30,8 @@ class Fault(StrEnum):
 class HilError(Exception):
     """Root of all errors of this project.
 
-    ``what`` is one sentence without a full stop; ``remedy`` says what to do next.
+    ``what`` is one sentence without a full stop, and :func:`~harness.foreign.escaped`: it may
+    repeat what a board said. ``remedy`` says what to do next.
     ``board`` and ``link`` name the place (``link`` is e.g. ``ssh root@10.0.0.7:22``);
     ``command`` is the command that was running, if any.
     """
@@ -44,12 +47,12 @@ class HilError(Exception):
         link: str | None = None,
         command: str | None = None,
     ) -> None:
-        self.what = what
+        self.what: str = escaped(what)
         self.remedy = remedy
         self.board = board
         self.link = link
         self.command = command
-        super().__init__(what)
+        super().__init__(self.what)
 
     def located(self, *, board: str | None = None, link: str | None = None) -> HilError:
         """Fill in the board or link where a lower layer did not know it; returns self."""
@@ -61,9 +64,9 @@ class HilError(Exception):
         where = [f"board {self.board}"] if self.board else []
         where += [f"link {self.link}"] if self.link else []
         where += [f"command {self.command!r}"] if self.command else []
-        place = f" ({', '.join(where)})" if where else ""
+        place = f" ({escaped(', '.join(where))})" if where else ""
         stop = "" if not place and self.what.endswith(("?", "!", ".")) else "."
-        return f"{self.what}{place}{stop} Fault: {self.fault}. Next: {self.remedy}"
+        return f"{self.what}{place}{stop} Fault: {self.fault}. Next: {escaped_lines(self.remedy)}"
 
 
 class ConfigurationError(HilError):
@@ -166,6 +169,19 @@ class FirmwareError(HilError):
     """The firmware broke a promise that does not depend on the test."""
 
     fault = Fault.FIRMWARE
+
+
+class OutputWithoutEnd(HilError):
+    """The board sent more than the harness takes of one command or file; the rest is lost."""
+
+    fault = Fault.TEST
+
+    def __init__(self, what: str, limit: int) -> None:
+        super().__init__(
+            f"{what} sent more than the {limit >> 20} MiB that are taken",
+            remedy="does it print without end? Otherwise have the board cut it (`| head -c`),"
+            " or write it to a file there",
+        )
 
 
 class UndeclaredWrite(HilError):

@@ -19,7 +19,10 @@ def ssh_address(file: BoardFile, offered: SshAddress | None) -> SshAddress | Non
     from harness.links.address import SshAddress
 
     base = SshAddress(section.host) if section.host else offered
-    return None if base is None else replace(base, **section.model_dump(exclude_unset=True))
+    said = section.model_dump(exclude_unset=True)
+    if section.password is not None:
+        said["password"] = section.password.get_secret_value()
+    return None if base is None else replace(base, **said)
 
 
 def serial_address(
@@ -44,6 +47,6 @@ def serial_address(
     return replace(
         base,
         baud=section.baud if "baud" in section.model_fields_set else base.baud,
-        login=Login(section.login.user, section.login.password),
+        login=Login(section.login.user, section.login.password.get_secret_value()),
         prompts=Prompts(**section.prompts.model_dump(exclude_none=True)),
     )

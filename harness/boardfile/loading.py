@@ -80,6 +80,7 @@ def find(name: str) -> Path:
 
 # --- explaining what is wrong -------------------------------------------------------------------
 
+_SECRET = '"writeOnly": true'  # in the schema of what does not print
 _Location = Sequence[str | int]
 
 
@@ -107,6 +108,8 @@ def _explain(problem: ErrorDetails, text: str) -> tuple[int, str]:
             return line, f"{dotted}: {problem['ctx']['error']}"
         case _:
             message = problem["msg"][:1].lower() + problem["msg"][1:]
+            if _SECRET in json.dumps(table):
+                return line, f"{dotted!r}: {message}"
             return line, f"{dotted!r}: {message}, not {problem['input']!r}"
 
 

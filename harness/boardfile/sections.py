@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from harness.capabilities import Capability
@@ -64,7 +64,7 @@ class SshSection(Table):
     key: Path | None = Field(
         default=None, description="private key file; without it ssh-agent is asked"
     )
-    password: str | None = None
+    password: SecretStr | None = None
     shell: str = Field(default="sh", description="the POSIX shell to use, e.g. `busybox sh`")
     host_key_fingerprint: str | None = Field(
         default=None,
@@ -110,7 +110,7 @@ class LoginSection(Table):
     """``[serial.login]``: what to answer at the login prompt."""
 
     user: str = "root"
-    password: str = ""
+    password: SecretStr = SecretStr("")
 
 
 class PromptsSection(Table):

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Final, TextIO
 
 from harness.check.finding import Finding, Verdict
+from harness.foreign import Shown, escaped, painted, say
 
 if TYPE_CHECKING:
     from harness.check.walk import Walk
@@ -31,22 +32,22 @@ class Screen:
     def begun(self, step: str) -> None:
         """A step is being taken."""
         if self._terminal:
-            self._output.write(f"\r{'...':<13} {step}")
+            self._output.write(f"\r{'...':<13} {escaped(step)}")
             self._output.flush()
 
     def done(self, finding: Finding) -> None:
         """A step was taken."""
-        first, *rest = finding.lines()
+        first, *rest = map(escaped, finding.lines())
         if self._terminal:
-            verdict, text = first[:13], first[13:]
-            first = f"\r\x1b[K\x1b[{_COLOURS[finding.verdict]}m{verdict}\x1b[0m{text}"
-        print(first, *rest, sep="\n", file=self._output, flush=True)
+            verdict = painted(first[:13], _COLOURS[finding.verdict], self._output)
+            first = Shown(f"\r\x1b[K{verdict}{first[13:]}")
+        say(first, *rest, file=self._output)
 
     def summary(self, taken: Walk, seconds: float) -> None:
         """The last line."""
         failure = taken.first_failure
         outcome = f"stops at {failure.step}: {failure.cause}" if failure else "nothing failed"
-        print(f"{taken.board}: {outcome} ({seconds:.1f} s)", file=self._output, flush=True)
+        say(f"{taken.board}: {outcome} ({seconds:.1f} s)", file=self._output)
 
 
 def as_json(taken: Walk, seconds: float) -> str:

@@ -8,6 +8,7 @@ import sys
 from harness.cli.command import Command, add_json, tell
 from harness.cli.status import Status
 from harness.errors import ConfigurationError
+from harness.foreign import Shown, say
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,12 +22,12 @@ def _run(options: argparse.Namespace) -> int:
     from harness.boardfile.files import board_files
 
     if options.names:
-        print("\n".join(sorted({path.stem for path in board_files()})))
+        say(*sorted({path.stem for path in board_files()}))
         return Status.GOOD
     from harness.boardfile import loading, schema
 
     if options.schema:
-        print(schema.schema_text(), end="")
+        say(Shown(schema.schema_text().rstrip("\n")))
         return Status.GOOD
     status = Status.GOOD
     described, lines = [], []
@@ -34,7 +35,7 @@ def _run(options: argparse.Namespace) -> int:
         try:
             board = loading.load(path)
         except ConfigurationError as error:
-            print(f"{path.stem:<16} {error}", file=sys.stderr)
+            say(f"{path.stem:<16} {error}", file=sys.stderr)
             described.append({"name": path.stem, "file": path, "error": str(error)})
             status = Status.USAGE
         else:

@@ -6,6 +6,7 @@ import argparse
 
 from harness.cli.command import Command, add_board, add_json, add_link, board_file
 from harness.cli.status import Status
+from harness.foreign import Shown, say
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +28,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.json:
         with progress(f"{file.name}: looking"):
             report = walk(file, link=options.link)
-        print(as_json(report, time.monotonic() - started))
+        say(Shown(as_json(report, time.monotonic() - started)))
     else:
         report = walk(file, link=options.link, begun=screen.begun, done=screen.done)
         screen.summary(report, time.monotonic() - started)

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
+from harness.foreign import Shown, say
 from harness.links.names import LINKS
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def tell(options: argparse.Namespace, described: object, *lines: str) -> None:
     """A list or a verdict: ``described`` for programs, ``lines`` for people."""
     shown = [json.dumps(described, indent=2, default=str)] if options.json else lines
     for line in shown:
-        print(line)
+        say(Shown(line) if options.json else line)
 
 
 def board_file(options: argparse.Namespace) -> BoardFile:

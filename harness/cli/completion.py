@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from harness.cli.command import Command
 from harness.cli.status import Status
+from harness.foreign import Shown, say
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,7 +38,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    print(_script(options.program, options.shell))
+    say(Shown(_script(options.program, options.shell)))
     return Status.GOOD
 
 

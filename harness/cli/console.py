@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from harness.cli.command import Command, add_board, board_file
 from harness.cli.status import Status
+from harness.foreign import say
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,6 +31,13 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="from a pipe: end after its end and S seconds of silence (default: 1)",
     )
+    parser.add_argument(
+        "--longest",
+        type=float,
+        default=60.0,
+        metavar="S",
+        help="from a pipe: end S seconds after its end if the board talks on (default: 60)",
+    )
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -45,7 +53,7 @@ def _run(options: argparse.Namespace) -> int:
             file,
             purpose="hil console",
             timeout=options.wait,
-            waiting=lambda status: print(waiting_line(file.name, status), file=sys.stderr),
+            waiting=lambda status: say(waiting_line(file.name, status), file=sys.stderr),
         )
     except BoardHeld as held:
         if not options.read_only:
@@ -92,6 +100,7 @@ def _session(options: argparse.Namespace, board: Board, folder: Path) -> Console
         connect,
         read_only=options.read_only,
         quiet=options.quiet,
+        longest=options.longest,
         patience=board.file.timeouts.adapter,
     )
 
@@ -99,9 +108,9 @@ def _session(options: argparse.Namespace, board: Board, folder: Path) -> Console
 def _watch_the_holder(held: BoardHeld, folder: Path) -> int:
     from harness.lab.boot_logs import follow
 
-    print(f"hil: {held.what}; what it logs in {folder} is shown, ^C leaves", file=sys.stderr)
+    say(f"hil: {held.what}; what it logs in {folder} is shown, ^C leaves", file=sys.stderr)
     for _, line in follow(folder):
-        print(line.text, flush=True)
+        say(line.text)
     return Status.GOOD
 
 

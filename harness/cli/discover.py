@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from typing import TYPE_CHECKING, Any
 
 from harness.cli.command import Command, add_json, tell
 from harness.cli.status import Status
 from harness.errors import ConfigurationError, HilError, LabError
+from harness.foreign import say
 
 if TYPE_CHECKING:
     from harness.lab.discovery import DiscoveredDevice, Discovery
@@ -52,14 +52,14 @@ def _run(options: argparse.Namespace) -> int:
         if options.probe and device.kind == "serial adapter":
             described[-1]["console"] = console = _probe(device.node, options)
             if not options.json:
-                print(f"    console:  {console}")
+                say(f"    console:  {console}")
     if options.json:
         tell(options, described)
         return Status.GOOD
     for serial in ambiguous_serials(present):
-        print(f"several adapters have the serial number {serial}: they are named by their port")
+        say(f"several adapters have the serial number {serial}: they are named by their port")
     if not present:
-        print("nothing found: no USB serial adapter, SD-mux, relay or eMMC reader is plugged in")
+        say("nothing found: no USB serial adapter, SD-mux, relay or eMMC reader is plugged in")
     if options.watch is not None:
         _watch(bench, options.watch)
     return Status.GOOD
@@ -77,12 +77,12 @@ def _described(device: DiscoveredDevice, present: list[DiscoveredDevice]) -> dic
 
 
 def _show(device: DiscoveredDevice, described: dict[str, Any]) -> None:
-    print(device)
+    say(device)
     if described["udev"] is None:
-        print(f"    {described['nameless']}")
+        say(f"    {described['nameless']}")
     else:
         written = ", ".join(f'{key} = "{value}"' for key, value in described["udev"].items())
-        print(f"    udev = {{ {written} }}")
+        say(f"    udev = {{ {written} }}")
     if device.usb_driver == "ftdi_sio":
         _show_latency_timer(device)
 
@@ -96,7 +96,7 @@ def _show_latency_timer(device: DiscoveredDevice) -> None:
     except (OSError, ValueError):
         return
     if milliseconds > 1:
-        print(
+        say(
             f"    latency timer {milliseconds} ms: every short answer waits so long; "
             f"`echo 1 > {timer}` as root"
         )
@@ -113,12 +113,11 @@ def _probe(node: str, options: argparse.Namespace) -> str:
 
 
 def _watch(bench: Discovery, seconds: float) -> None:
-    print(f"watching for {seconds:g} s ...", flush=True)
+    say(f"watching for {seconds:g} s ...")
     for action, device in bench.watch(timeout=seconds):
-        print(f"{'+' if action == 'add' else '-'} {device}", flush=True)
+        say(f"{'+' if action == 'add' else '-'} {device}")
         if action == "add":
             _show(device, _described(device, bench.devices()))
-        sys.stdout.flush()
 
 
 def _write(options: argparse.Namespace, present: list[DiscoveredDevice]) -> int:
@@ -146,10 +145,10 @@ def _write(options: argparse.Namespace, present: list[DiscoveredDevice]) -> int:
     )
     path = Path(os.environ.get("HIL_BOARDS", "boards")) / f"{name}.toml"
     suggest.write_board_file(path, text, force=options.force)
-    print(f"{path}: {facts.host}, eMMC {facts.emmc_cid}, console {address.url} at {address.baud}")
+    say(f"{path}: {facts.host}, eMMC {facts.emmc_cid}, console {address.url} at {address.baud}")
     if refusal is not None:
-        print(f"no [ssh]: {refusal.what}")
-    print(f"next: hil check {name}")
+        say(f"no [ssh]: {refusal.what}")
+    say(f"next: hil check {name}")
     return Status.GOOD
 
 

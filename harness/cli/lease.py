@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TextIO
 from harness.cli.command import Command, add_json, board_file, tell
 from harness.cli.status import Status
 from harness.errors import ConfigurationError
+from harness.foreign import Shown, say
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -74,7 +75,7 @@ def _hold(options: argparse.Namespace) -> int:
     command: subprocess.Popen[bytes] | None = None
 
     def end(broken: LeaseBroken) -> None:
-        print(f"hil: {broken}", file=sys.stderr, flush=True)
+        say(Shown(f"hil: {broken}"), file=sys.stderr)
         lost.set()
         if command is not None:
             interrupt(command)
@@ -97,10 +98,9 @@ def _hold(options: argparse.Namespace) -> int:
         lease.watch(end)
         token = {TOKEN_ENVIRONMENT: lease.holder.token}
         if not options.command:
-            print(
-                f"{options.board} is held; ^C gives it back. To use it in another terminal:\n"
+            say(
+                f"{options.board} is held; ^C gives it back. To use it in another terminal:",
                 f"export {TOKEN_ENVIRONMENT}={lease.holder.token}",
-                flush=True,
             )
             lost.wait()
         else:
@@ -124,9 +124,9 @@ def _break(options: argparse.Namespace) -> int:
 
     asked = LeaseDesk().break_lease(_things(options), reason=options.reason, timeout=30.0)
     for victim in asked:
-        print(f"taken from {victim}")
+        say(f"taken from {victim}")
     if not asked:
-        print(f"nobody holds {options.board}")
+        say(f"nobody holds {options.board}")
     return Status.GOOD
 
 
@@ -138,11 +138,11 @@ def _things(options: argparse.Namespace) -> list[str]:
 
 def _show_status(status: Held, file: TextIO | None = None) -> None:
     for holder in status.holders:
-        print(f"held     {holder}", file=file, flush=True)
+        say(f"held     {holder}", file=file)
     for place, waiting in enumerate(status.queue, 1):
-        print(f"waits {place}  {waiting}", file=file, flush=True)
+        say(f"waits {place}  {waiting}", file=file)
     if not status.holders and not status.queue:
-        print("nobody holds or waits for a board", file=file, flush=True)
+        say("nobody holds or waits for a board", file=file)
 
 
 COMMAND = Command(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from harness.cli.command import Command, add_board, add_json, board_file, tell
 from harness.cli.status import Status
 from harness.errors import ConfigurationError, LabError
+from harness.foreign import Shown, painted, say
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from harness.boardfile.sections import BoardFile
     from harness.lab.boot_logs import BootLog, Line
 
-_BAD, _NEAR, _PLAIN = "\x1b[31;1m", "\x1b[33m", "\x1b[0m"
+_BAD, _NEAR = "31;1", "33"
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -82,22 +83,20 @@ def _described(boot: BootLog, file: BoardFile, *, lines: bool) -> dict[str, obje
 
 
 def _list(kept: Iterable[BootLog], file: BoardFile) -> None:
-    print(f"{'boot':>4}  {'started (UTC)':<19}  {'seconds':>9}  {'ended':<11}  log")
+    say(f"{'boot':>4}  {'started (UTC)':<19}  {'seconds':>9}  {'ended':<11}  log")
     for boot in kept:
         started = boot.started.replace("T", " ")
-        print(
-            f"{boot.number:>4}  {started:<19}  {boot.seconds:>9.1f}  {boot.ended:<11}  {boot.path}"
-        )
+        say(f"{boot.number:>4}  {started:<19}  {boot.seconds:>9.1f}  {boot.ended:<11}  {boot.path}")
         bad = boot.bad(allowed=file.kernel_log_allowed)
         if bad:
             more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
-            print(f"      bad: {_coloured(bad[0], _BAD)}{more}")
+            say(Shown(f"      bad: {painted(bad[0], _BAD, sys.stdout)}{more}"))
 
 
 def _show(boot: BootLog, file: BoardFile) -> None:
     from harness.lab.boot_logs import near_bad
 
-    print(f"boot {boot.number}, {boot.started} UTC, {boot.ended}: {boot.path}")
+    say(f"boot {boot.number}, {boot.started} UTC, {boot.ended}: {boot.path}")
     bad = boot.bad(allowed=file.kernel_log_allowed)
     near = near_bad(boot.lines, bad)
     for place, line in enumerate(boot.lines):
@@ -114,18 +113,14 @@ def _follow(folder: Path, file: BoardFile) -> int:
     for number, line in follow(folder):
         if number != shown:
             shown, began = number, line.seconds
-            print(f"boot {number}, {line.utc[:19]} UTC")
+            say(f"boot {number}, {line.utc[:19]} UTC")
         bad = bad_lines([line.text], allowed=file.kernel_log_allowed, patterns=CONSOLE_PATTERNS)
         _print_line(line, began, _BAD if bad else "")
     return Status.GOOD
 
 
 def _print_line(line: Line, began: float, colour: str) -> None:
-    print(f"{line.seconds - began:12.6f}  {_coloured(line.text, colour)}", flush=True)
-
-
-def _coloured(text: str, colour: str) -> str:
-    return f"{colour}{text}{_PLAIN}" if colour and sys.stdout.isatty() else text
+    say(Shown(f"{line.seconds - began:12.6f}  {painted(line.text, colour, sys.stdout)}"))
 
 
 COMMAND = Command(

@@ -28,6 +28,7 @@ from harness.cli import (
 from harness.cli.command import GROUPS, Command
 from harness.cli.status import Status
 from harness.errors import ConfigurationError, HilError
+from harness.foreign import Shown, say
 
 COMMANDS: Final[tuple[Command, ...]] = (
     run.COMMAND,
@@ -64,7 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return chosen.run(options)
     except HilError as error:
-        print(f"hil: {error}", file=sys.stderr)
+        # An error has escaped itself; what to do next may take several lines.
+        say(Shown(f"hil: {error}"), file=sys.stderr)
         return Status.USAGE if isinstance(error, ConfigurationError) else Status.BAD
     except KeyboardInterrupt:
         return Status.INTERRUPTED

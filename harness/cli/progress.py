@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Final, TextIO
 
+from harness.foreign import escaped, say
+
 PATIENCE: Final = 2.0
 """Seconds that a person waits without being told what for."""
 
@@ -36,7 +38,7 @@ def progress(what: str, output: TextIO | None = None) -> Iterator[Callable[[str]
 class _Line:
     def __init__(self, what: str, output: TextIO) -> None:
         self.over = threading.Event()
-        self._what = what
+        self._what = escaped(what)
         self._output = output
         self._terminal = output.isatty()
         self._begun = time.monotonic()
@@ -49,7 +51,7 @@ class _Line:
             return
         with contextlib.suppress(OSError, ValueError):  # nobody reads it
             if not self._terminal:
-                print(f"{self._what} ...", file=self._output, flush=True)
+                say(f"{self._what} ...", file=self._output)
                 return
             while True:
                 with self._lock:
@@ -65,7 +67,7 @@ class _Line:
         with self._lock:
             if self._shown:
                 self._put(_CLEAR)
-            print(text, flush=True)
+            say(*text.split("\n"))
 
     def _put(self, text: str) -> None:
         self._output.write(text)

@@ -16,6 +16,7 @@ from harness.cli.command import (
 )
 from harness.cli.status import Status
 from harness.errors import ConfigurationError, LinkError
+from harness.foreign import say
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -71,7 +72,7 @@ def _restore_leased(file: BoardFile, options: argparse.Namespace) -> int:
             )
             return Status.GOOD
         if not options.json:
-            print(
+            say(
                 f"{board.name}: snapshot of {kept.taken}, {len(kept.variables)} variables, "
                 f"CID {kept.cid}"
             )
@@ -91,8 +92,8 @@ def _reach(board: Board) -> None:
         board.check_right_board()
         board.wait_until_ready()
     except LinkError as error:
-        print(f"{board.name}: {error.what}; trying to recover it", file=sys.stderr)
-        print(f"{board.name}: {recover(board).helped}", file=sys.stderr)
+        say(f"{board.name}: {error.what}; trying to recover it", file=sys.stderr)
+        say(f"{board.name}: {recover(board).helped}", file=sys.stderr)
 
 
 def _look(board: Board, kept: Snapshot) -> tuple[Restoration, Sequence[str]]:
@@ -110,7 +111,7 @@ def _carry_out(board: Board, kept: Snapshot, yes: bool) -> tuple[Restoration, Se
     from harness.safekeeping.restore import restore_whatever_it_takes, table
 
     if not yes:
-        print("\n".join(table(_look(board, kept)[0])))
+        say(*table(_look(board, kept)[0]))
         _confirm(board)
     with progress(f"{board.name}: giving its variables back"):
         report, did = restore_whatever_it_takes(board, kept)

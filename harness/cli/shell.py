@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING, Final
 
 from harness.cli.command import Command, add_board, opened
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_ALIAS: Final = "the-board"
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,16 +20,39 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     import subprocess
+    import tempfile
+    from pathlib import Path
 
-    with opened(options, purpose="hil shell") as board:
+    with opened(options, purpose="hil shell") as board, tempfile.TemporaryDirectory() as folder:
         address = board.links.ssh.address
+        known_hosts = Path(folder, "known_hosts")
+        known_hosts.write_text(board.links.ssh.known_host(_ALIAS), "ascii")
         command = ["ssh", "-p", str(address.port), "-l", address.user]
         if address.key is not None:
             command += ["-i", str(address.key), "-o", "IdentitiesOnly=yes"]
-        if address.known_hosts is not None:
-            command += ["-o", f"UserKnownHostsFile={address.known_hosts}"]
-            command += ["-o", "StrictHostKeyChecking=yes"]
-        return subprocess.run([*command, address.host], check=False).returncode
+        for option in _only_key_in(known_hosts):
+            command += ["-o", option]
+        return subprocess.run([*command, "--", address.host], check=False).returncode
+
+
+def _only_key_in(known_hosts: Path) -> list[str]:
+    """Options by which ssh(1) takes that one key and no other, whatever its own files say: the
+    key that our own connection has verified."""
+    kind = known_hosts.read_text("ascii").split()[1]
+    algorithms = "rsa-sha2-512,rsa-sha2-256" if kind == "ssh-rsa" else kind
+    return [
+        f'UserKnownHostsFile="{known_hosts}"',
+        f"HostKeyAlias={_ALIAS}",
+        f"HostKeyAlgorithms={algorithms}",
+        "GlobalKnownHostsFile=/dev/null",
+        "StrictHostKeyChecking=yes",
+        "CheckHostIP=no",
+        "UpdateHostKeys=no",
+        "VerifyHostKeyDNS=no",
+        "IgnoreUnknown=KnownHostsCommand",
+        "KnownHostsCommand=none",
+        "ControlPath=none",  # a connection that is shared was verified by somebody else
+    ]
 
 
 COMMAND = Command(

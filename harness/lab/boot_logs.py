@@ -3,6 +3,7 @@ it no healthy board prints."""
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -115,8 +116,7 @@ def follow(folder: Path) -> Iterator[tuple[int, Line]]:
         # Listed before it is read: what a later boot follows is whole.
         later = [file for file in boot_files(folder) if file[0] > number]
         if number:
-            data = _whole_lines(path, position)
-            position += len(data)
+            data, position = _whole_lines(path, position)
             yield from ((number, line) for line in _lines(data))
         if later:
             (number, path), position = later[0 if number else -1], 0
@@ -124,11 +124,14 @@ def follow(folder: Path) -> Iterator[tuple[int, Line]]:
             Event().wait(_POLL_SECONDS)
 
 
-def _whole_lines(path: Path, position: int) -> bytes:
+def _whole_lines(path: Path, position: int) -> tuple[bytes, int]:
+    """Those after ``position``, and the position behind them; the log may have been cut."""
     with path.open("rb") as file:
+        position = min(position, file.seek(0, os.SEEK_END))
         file.seek(position)
         data = file.read()
-    return data[: data.rfind(b"\n") + 1]
+    end = data.rfind(b"\n") + 1
+    return data[:end], position + end
 
 
 def _lines(data: bytes) -> Iterator[Line]:

@@ -16,6 +16,7 @@ from types import FrameType
 from typing import Final, NoReturn
 
 from harness.errors import HilError, HostError, LinkError, LinkLost
+from harness.foreign import Shown, escaped
 from harness.lab.adapter import AdapterAbsent
 from harness.links.console import Console
 
@@ -30,10 +31,13 @@ MENU: Final = """^] then
   any other key goes back to the board"""
 GRACE: Final = 2.0
 """Seconds after ^] in which a key says what else than to leave."""
+LONGEST_ANSWER: Final = 60.0
+"""Seconds after the end of a pipe that a board may talk on without being silent."""
 
 _RETRY_SECONDS: Final = 0.1
 _LOOK_SECONDS: Final = 0.1
 _READ_SIZE: Final = 4096
+_SHOW_SIZE: Final = 65536
 _ENDING: Final = (signal.SIGTERM, signal.SIGHUP)
 # Colour, bracketed paste, hidden cursor, mouse: what a board that died may have left switched on.
 _TERMINAL_RESET: Final = b"\x1b[0m\x1b[?25h\x1b[?2004l\x1b[?1000l"
@@ -45,7 +49,8 @@ class ConsoleSession:
 
     ``connect`` opens the console; it is called again when the adapter vanishes, until it is back.
     ``keyboard`` and ``screen`` are file descriptors; messages go to ``sys.stderr``. From a pipe,
-    the session ends ``quiet`` seconds after its end and the board's last word.
+    the session ends ``quiet`` seconds after its end and the board's last word, of a board that
+    talks on ``longest`` seconds after its end; at once where nothing was sent.
     """
 
     def __init__(
@@ -56,6 +61,7 @@ class ConsoleSession:
         screen: int = 1,
         read_only: bool = False,
         quiet: float = 1.0,
+        longest: float = LONGEST_ANSWER,
         patience: float = 10.0,
     ) -> None:
         self._connect = connect
@@ -63,6 +69,7 @@ class ConsoleSession:
         self._screen = screen
         self._read_only = read_only
         self._quiet = quiet
+        self._longest = longest
         self._patience = patience
         self._interactive = os.isatty(keyboard)
         self._console: Console | None = None
@@ -144,24 +151,24 @@ class ConsoleSession:
         try:
             while not self._over.is_set():
                 if console.wait_for_data(shown, timeout=_LOOK_SECONDS):
-                    shown += self._show(console.since(shown))
+                    data, shown = console.read(shown, _SHOW_SIZE)
+                    self._show(data)
             self._show(console.since(shown))
         except LinkLost as error:
             self._console = None
             console.close()
             self._tell(error.what)
 
-    def _show(self, data: bytes) -> int:
-        written = 0
-        while written < len(data):
-            written += os.write(self._screen, data[written:])
-        return written
+    def _show(self, data: bytes) -> None:
+        while data:
+            data = data[os.write(self._screen, data) :]
 
     # --- to the board -------------------------------------------------------------------------
 
     def _carry_pipe(self) -> None:
         """Everything, in order; what the adapter took when it vanished is sent again."""
         unsent = b""
+        longest = 0.0  # where nothing was sent, nothing is answered
         ended: float | None = None
         while not self._over.is_set():
             console = self._console
@@ -170,11 +177,13 @@ class ConsoleSession:
             elif not unsent and self._readable(_LOOK_SECONDS):
                 unsent = os.read(self._keyboard, _READ_SIZE)
                 ended = None if unsent else time.monotonic()
+                longest = self._longest if unsent else longest
             if console is not None and unsent and self._send(unsent):
                 unsent = b""
             if console is not None and ended is not None:
-                silent = min(console.quiet_seconds, time.monotonic() - ended)
-                if silent >= self._quiet and console.alive:
+                waited = time.monotonic() - ended
+                silent = console.quiet_seconds >= self._quiet and console.alive
+                if waited >= self._quiet and (silent or waited >= longest):
                     return
 
     def _carry_keys(self) -> None:
@@ -226,7 +235,7 @@ class ConsoleSession:
             case b"l":
                 self._send(ESCAPE)
             case b"?" | b"h":
-                self._tell(MENU.replace("\n", "\r\n"))
+                self._tell(Shown(MENU.replace("\n", "\r\n")))
             case _:
                 self._tell("back at the board")
 
@@ -263,7 +272,8 @@ class ConsoleSession:
     # --- the terminal -------------------------------------------------------------------------
 
     def _tell(self, text: str) -> None:
-        message = f"\r\n[hil: {text}]\r\n" if self._interactive else f"hil: {text}\n"
+        shown = escaped(text)
+        message = f"\r\n[hil: {shown}]\r\n" if self._interactive else f"hil: {shown}\n"
         with contextlib.suppress(OSError):
             os.write(2, message.encode())
 

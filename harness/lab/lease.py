@@ -27,6 +27,7 @@ from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Self
 
 from harness.errors import HostError, LabError
+from harness.foreign import say
 from harness.lab.holder import Holder, holder_of, lock, write
 
 if TYPE_CHECKING:
@@ -425,7 +426,7 @@ def leased(file: BoardFile, *, purpose: str, timeout: float = 0.0) -> Iterator[L
     """
 
     def tell(status: Status) -> None:
-        print(waiting_line(file.name, status), file=sys.stderr, flush=True)
+        say(waiting_line(file.name, status), file=sys.stderr)
 
     with lease_board(file, purpose=purpose, timeout=timeout, waiting=tell) as lease:
         lease.interrupt_when_broken()

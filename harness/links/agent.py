@@ -44,7 +44,9 @@ import zlib
 from dataclasses import dataclass
 from enum import StrEnum
 
+from harness.errors import OutputWithoutEnd
 from harness.links import posix
+from harness.links.channel import OUTPUT_LIMIT
 from harness.links.readable import without_escapes
 
 START, END = b"\x1e", b"\x1f"
@@ -348,15 +350,27 @@ class Announced:
     packed: bool
 
     def outcome(self, blob: bytes) -> Outcome | None:
-        """The result, or None if ``blob`` is not it."""
+        """The result, or None if ``blob`` is not it. Raises :class:`OutputWithoutEnd` for one
+        that unpacks to more than :data:`OUTPUT_LIMIT`."""
         if len(blob) != self.size or posix.cksum(blob) != self.checksum:
             return None
-        try:
-            whole = gzip.decompress(blob) if self.packed else blob
-        except (OSError, EOFError, zlib.error):
+        whole = _unpacked(blob) if self.packed else blob
+        if whole is None:
             return None
         split = len(whole) - self.errors
         return Outcome(self.status, whole[:split], whole[split:])
+
+
+def _unpacked(blob: bytes) -> bytes | None:
+    """gzip's one member; None if damaged. A few bytes may be told to unpack to a gigabyte."""
+    unpacking = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
+    try:
+        whole = unpacking.decompress(blob, OUTPUT_LIMIT)
+    except zlib.error:
+        return None
+    if not unpacking.eof and len(whole) >= OUTPUT_LIMIT:
+        raise OutputWithoutEnd("the command", OUTPUT_LIMIT)
+    return whole if unpacking.eof else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -376,12 +390,15 @@ class Tools:
         if check != str(digest(text)):
             return None
         _, *fields = text[1:].split(".")
-        if frame.kind is Kind.LONG_RESULT:
-            status, size, errors, checksum = map(int, fields)
-            return Announced(status, size, errors, checksum, packed=self.gzip)
-        number, *streams = fields
-        out, err = map(self.decode, streams)
-        return None if out is None or err is None else Outcome(int(number), out, err)
+        try:
+            if frame.kind is Kind.LONG_RESULT:
+                status, size, errors, checksum = map(int, fields)
+                return Announced(status, size, errors, checksum, packed=self.gzip)
+            number, *streams = fields
+            out, err = map(self.decode, streams)
+            return None if out is None or err is None else Outcome(int(number), out, err)
+        except ValueError:  # right by its digest, and yet none of the receiver's
+            return None
 
     def decode(self, text: str) -> bytes | None:
         """Bytes from base64, or from ``od``'s hexadecimal with or without its blanks; None if

@@ -16,7 +16,14 @@ _KERNEL_FIRST = re.compile(rb"\] Linux version \d")
 
 KEEP_BOOTS: Final = 100
 KEEP_BYTES: Final = 64 << 20
-"""What a folder keeps at most; the oldest boots go first, the present one never."""
+"""What a folder keeps at most; the oldest boots go first."""
+KEEP_OF_ONE: Final = 16 << 20
+"""Bytes of one log. Of a console that babbles on, the middle goes: how the boot began and what was
+said last are kept."""
+LONGEST_LINE: Final = 16 << 10
+"""Bytes that are kept as one line; what comes behind is the next one."""
+
+_LEFT_AFTER_CUT: Final = KEEP_OF_ONE // 4  # bytes of its beginning, and as much of its end
 
 
 class Capture:
@@ -35,7 +42,7 @@ class Capture:
         self._file: IO[bytes] | None = None
         if self._folder is None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("ab", buffering=0)
+            self._file = path.open("a+b", buffering=0)
 
     def write(self, data: bytes) -> None:
         """Append; in a folder, a line with which a boot begins opens a new file."""
@@ -43,9 +50,11 @@ class Capture:
         for line in data.splitlines(keepends=True) if b"\n" in data else [data]:
             if not self._pending:
                 self._stamp = now
-            self._pending += line
-            if line.endswith(b"\n"):
-                self._flush(new_boot=self._begins_boot(self._pending))
+            while line:
+                room = LONGEST_LINE - len(self._pending)
+                self._pending, line = self._pending + line[:room], line[room:]
+                if len(self._pending) >= LONGEST_LINE or self._pending.endswith(b"\n"):
+                    self._flush(new_boot=self._begins_boot(self._pending))
 
     def close(self) -> None:
         """Write the unfinished line, too; never raises."""
@@ -60,6 +69,8 @@ class Capture:
                 self._choose_file(self._folder, new_boot=new_boot)
             if self._file is not None:
                 self._file.write(self._stamp + self._pending.removesuffix(b"\n") + b"\n")
+                if self._file.tell() > KEEP_OF_ONE:
+                    _cut_middle(self._file, self._stamp)
         self._pending = b""
 
     def _choose_file(self, folder: Path, *, new_boot: bool) -> None:
@@ -72,9 +83,9 @@ class Capture:
         newest = max(boot_files(folder), default=(0, folder))
         continued = newest[0] and not new_boot and newest[1].stat().st_mtime > _host_started()
         if continued:
-            self._file = newest[1].open("ab", buffering=0)
+            self._file = newest[1].open("a+b", buffering=0)
         else:
-            self._file = (folder / f"boot-{newest[0] + 1:03}.log").open("xb", buffering=0)
+            self._file = (folder / f"boot-{newest[0] + 1:03}.log").open("x+b", buffering=0)
             _prune(folder)
 
     def _end_file(self) -> None:
@@ -90,10 +101,24 @@ def boot_files(folder: Path) -> list[tuple[int, Path]]:
     return sorted((int(name[1]), path) for name, path in found if name is not None)
 
 
+def _cut_middle(log: IO[bytes], stamp: bytes) -> None:
+    """Leave whole lines of the beginning and of the end, and say so between them."""
+    size = log.tell()
+    log.seek(0)
+    head = log.read(_LEFT_AFTER_CUT)
+    log.seek(size - _LEFT_AFTER_CUT)
+    tail = log.read(_LEFT_AFTER_CUT).partition(b"\n")[2]
+    kept = head.rfind(b"\n") + 1
+    log.seek(kept)
+    log.truncate()
+    lost = size - kept - len(tail)
+    log.write(stamp + b"[hil: %d bytes of this log are left out here]\n" % lost + tail)
+
+
 def _prune(folder: Path) -> None:
-    size = 0
+    size = KEEP_OF_ONE  # what the newest may become
     for age, (_, path) in enumerate(reversed(boot_files(folder))):
-        size += path.stat().st_size
+        size += path.stat().st_size if age else 0
         if age and (age >= KEEP_BOOTS or size > KEEP_BYTES):
             path.unlink()
 

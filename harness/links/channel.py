@@ -7,12 +7,19 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
+
+from harness.errors import OutputWithoutEnd
 
 if TYPE_CHECKING:
     from paramiko import Channel, Transport
+    from paramiko.buffered_pipe import BufferedPipe
+
+OUTPUT_LIMIT: Final = 64 << 20
+"""Bytes that are taken of one command (both streams together) or one file, on every link."""
 
 _CHUNK = 1 << 20
+_WINDOW: Final = 2 << 20  # bytes that a server may send before somebody has read the last ones
 
 
 class LaneBroken(Exception):
@@ -57,9 +64,27 @@ def open_channel(transport: Transport, deadline: float) -> Channel:
     import paramiko
 
     try:
-        return transport.open_session(timeout=left(deadline) or 0.01)
+        channel = transport.open_session(_WINDOW, timeout=left(deadline) or 0.01)
     except (paramiko.SSHException, EOFError, OSError) as error:
         raise (LaneLate if left(deadline) == 0 else LaneBroken) from error
+    for pipe in (channel.in_buffer, channel.in_stderr_buffer):
+        _hold_to_window(pipe)
+    return channel
+
+
+def _hold_to_window(pipe: BufferedPipe[bytes]) -> None:
+    """paramiko takes whatever a server sends beyond its window (RFC 4254, 5.2). What is raised
+    here ends the connection."""
+    import paramiko
+
+    feed = pipe.feed
+
+    def bounded_feed(data: bytes) -> None:
+        if len(pipe) + len(data) > 2 * _WINDOW:
+            raise paramiko.SSHException("the server sends beyond the channel's window")
+        feed(data)
+
+    pipe.feed = bounded_feed  # type: ignore[method-assign]
 
 
 class _Arrival(threading.Event):
@@ -91,13 +116,17 @@ class Streams:
         channel.in_stderr_buffer.set_event(self._arrival)
 
     def pump(self, deadline: float) -> None:
-        """Wait for bytes and take them. Raises ``LaneLate``, ``LaneBroken`` at the end."""
+        """Wait for bytes and take them. Raises ``LaneLate``, ``LaneBroken`` at the end,
+        :class:`OutputWithoutEnd` above :data:`OUTPUT_LIMIT`."""
         while not self.take():
             if self.channel.eof_received or self.channel.closed:
                 raise LaneBroken
             remaining = deadline - time.monotonic()
             if remaining <= 0 or not self._arrival.wait_once(remaining):
                 raise LaneLate
+        if len(self.out) + len(self.err) > OUTPUT_LIMIT:
+            self.out, self.err = bytearray(), bytearray()
+            raise OutputWithoutEnd("the command", OUTPUT_LIMIT)
 
     def take(self) -> bool:
         """Take what is there without waiting; whether there was anything."""
@@ -109,8 +138,11 @@ class Streams:
         return bool(out or err)
 
     def clear(self) -> None:
-        while self.take():
-            pass
+        """Forget what is there. What still comes then, of something that prints in the
+        background, is the next command's."""
+        for _ in range(2 * _WINDOW // _CHUNK):
+            if not self.take():
+                break
         self.out.clear()
         self.err.clear()
 
@@ -127,7 +159,7 @@ class Output:
 def execute(transport: Transport, command: str, stdin: bytes, deadline: float) -> Output:
     """A command line for the login shell on a channel of its own, with raw streams.
 
-    Raises ``LaneLate``, ``LaneBroken``.
+    Raises ``LaneLate``, ``LaneBroken``, :class:`OutputWithoutEnd`; then it has lost its channel.
     """
     channel = open_channel(transport, deadline)
     try:

@@ -23,6 +23,7 @@ from harness.errors import (
     LinkRefused,
     LinkTimeout,
 )
+from harness.foreign import escaped
 from harness.links.address import SerialAddress
 from harness.links.capture import FIRMWARE_START, Capture
 from harness.links.readable import is_garbled, without_escapes
@@ -194,6 +195,14 @@ class Console:
         with self._news:
             return bytes(self._data[max(0, mark - self._dropped) :])
 
+    def read(self, mark: int, most: int) -> tuple[bytes, int]:
+        """Up to ``most`` bytes after ``mark``, or after the oldest that is kept, and the position
+        behind them."""
+        with self._news:
+            start = max(mark, self._dropped)
+            data = bytes(self._data[start - self._dropped :][:most])
+            return data, start + len(data)
+
     def text_since(self, mark: int) -> bytes:
         """As :meth:`since`, without escape sequences."""
         return without_escapes(self.since(mark))
@@ -245,9 +254,10 @@ class Console:
 
     def tail(self, lines: int = 4) -> str:
         """The last lines, for messages."""
-        text = without_escapes(bytes(self._data[-2000:])).decode("utf-8", "backslashreplace")
+        text = without_escapes(self.since(self.mark() - 2000)).decode("utf-8", "backslashreplace")
         last = [line.strip() for line in text.splitlines() if line.strip()][-lines:]
-        return "last lines: " + " | ".join(last) if last else "it is silent"
+        shown = " | ".join(escaped(line, most=200) for line in last)
+        return f"last lines: {shown}" if last else "it is silent"
 
     def send_break(self, *, duration: float = 0.25) -> None:
         """Hold the line in break state for ``duration`` seconds. Raises ``LinkLost``."""

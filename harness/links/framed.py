@@ -6,15 +6,17 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from harness.errors import SerialDamage
+from harness.errors import OutputWithoutEnd, SerialDamage
 from harness.links import agent, posix
 from harness.links.agent import Frame, Tools
+from harness.links.channel import OUTPUT_LIMIT
 from harness.links.console import Console
 from harness.links.patience import Patience
 
 SMALLEST_BLOCK, LARGEST_BLOCK = 32, 4096  # bytes of a result in one frame; powers of two
 SHORT_FRAME = 24  # characters of an answer without data
 LONG_FRAME = 900  # ... of a result with its first block
+WINDOW = 64 << 10  # bytes of the console in which frames are looked for at once
 TRIES = 4  # of one line before it is given up
 KILL_LINE = "\x15"
 
@@ -48,11 +50,17 @@ class FramedLine:
     def receive(self, until: float) -> Frame | None:
         """The next frame, or None at the time ``until`` (monotonic seconds)."""
         while not self._inbox:
-            mark = self.console.mark()
-            found, position = agent.frames(self.console.since(self._position))
-            self._position += position
+            data, end = self.console.read(self._position, WINDOW)
+            found, used = agent.frames(data)
             self._inbox.extend(found)
-            if not found and not self.console.wait_for_data(mark, timeout=until - time.monotonic()):
+            self._position = end - len(data) + used
+            if found:
+                break
+            if len(data) == WINDOW:  # no frame is as long: a board that babbles
+                self._position = end - WINDOW // 2
+                if time.monotonic() >= until:
+                    return None
+            elif not self.console.wait_for_data(end, timeout=until - time.monotonic()):
                 return None
         return self._inbox.popleft()
 
@@ -96,7 +104,9 @@ class Blocks:
 
     def fetch(self, number: int, size: int, tools: Tools, deadline: float) -> bytes | None:
         """A long result block by block; each is asked for until it is intact. The first comes
-        unasked."""
+        unasked. Raises :class:`OutputWithoutEnd` for one above :data:`OUTPUT_LIMIT`."""
+        if size > OUTPUT_LIMIT:
+            raise OutputWithoutEnd("the command", OUTPUT_LIMIT)
         until = time.monotonic() + self._line.due(LONG_FRAME)
         blob = (
             self._await_block(f"{number}.{agent.FIRST_BLOCK}.0", tools, min(until, deadline)) or b""

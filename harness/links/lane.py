@@ -91,7 +91,7 @@ sleep @LINGER@
 rm -rf "$hil_dir"
 """
 
-_STATUS = re.compile(rb"(\d+)(:e)?\n")
+_STATUS = re.compile(rb"(\d{1,3})(:e)?\n")
 
 # Children die first, as a killed parent would hide them, but it is stopped before so that it
 # starts no more. Only in the boot that the process ids are of.
@@ -212,7 +212,7 @@ def parse_fetched(stored: Stored, number: int, stdout: bytes, stderr: bytes) -> 
     header, _, out = stdout.partition(b"\n")
     if b" " not in header:
         return Fetched("gone")
-    state, last = header.decode().split(" ", 1)
+    state, last = header.decode("ascii", "replace").split(" ", 1)
     end = stored.find_end(number, out)
     if end is None:
         # only a lane that ended in order, its record ending before this command, proves that
@@ -263,7 +263,10 @@ class Lane:
                 remedy="check that the account has a POSIX shell and a writable /run or /tmp",
             ) from None
         ready = bytes(streams.out[at:]).split(b"\n", 1)[0]
-        return cls(channel, streams, parse_ready(ready))
+        try:
+            return cls(channel, streams, parse_ready(ready))
+        except ValueError:
+            raise LaneBroken from None
 
     @property
     def alive(self) -> bool:
@@ -278,14 +281,14 @@ class Lane:
         frame = request(self.number, command, forget=forget)
         self._send(frame, deadline)
         out_end = self._wait_for_end(deadline)
-        out = bytes(streams.out[: out_end.offset])
+        out = bytes(memoryview(streams.out)[: out_end.offset])
         self._kept = len(out) if forget else self._kept + len(out)
         if not out_end.has_errors:
             return Output(out_end.status, out, b"")
         end = self.stored.end_of_errors(self.number)
         while not streams.err.endswith(end):
             streams.pump(deadline)
-        return Output(out_end.status, out, bytes(streams.err[: -len(end)]))
+        return Output(out_end.status, out, bytes(memoryview(streams.err)[: -len(end)]))
 
     def _wait_for_end(self, deadline: float) -> End:
         streams = self._streams

@@ -8,6 +8,7 @@ import zlib
 from shlex import quote
 
 from harness.errors import LinkError
+from harness.foreign import escaped
 
 # Messages that differ from glibc's strerror: dash and musl (busybox).
 _OTHER_MESSAGES = {
@@ -69,7 +70,7 @@ def os_error(message: bytes, path: str) -> OSError:
     """The OSError (subclass by errno) that ``message`` tells about ``path``; EIO if unclear."""
     code = errno_in(message)
     if code is None:
-        text = message.decode("utf-8", "replace").strip() or "no error message"
+        text = escaped(message.strip()) or "no error message"
         return OSError(errno.EIO, f"the target says: {text}", path)
     return OSError(code, os.strerror(code), path)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from harness.links.channel import LaneBroken, bounded, open_channel
+from harness.errors import OutputWithoutEnd
+from harness.links.channel import OUTPUT_LIMIT, LaneBroken, bounded, open_channel
 
 if TYPE_CHECKING:
     from paramiko import SFTPClient, Transport
@@ -46,14 +47,16 @@ class SftpLane:
 
 
 def read(sftp: SFTPClient, path: str, deadline: float) -> bytes:
-    """All of a file. Raises ``LaneLate``, ``LaneBroken``, OSError."""
+    """All of a file. Raises ``LaneLate``, ``LaneBroken``, OSError, :class:`OutputWithoutEnd`."""
     channel = sftp.get_channel()
     assert channel is not None
     with bounded(channel, deadline), sftp.open(path, "rb") as file:
-        parts = []
+        data = bytearray()
         while part := file.read(32768):
-            parts.append(part)
-    return b"".join(parts)
+            data += part
+            if len(data) > OUTPUT_LIMIT:
+                raise OutputWithoutEnd(f"the file {path}", OUTPUT_LIMIT)
+    return bytes(data)
 
 
 def write(sftp: SFTPClient, path: str, data: bytes, mode: int, deadline: float) -> bool:

@@ -21,6 +21,7 @@ from harness.errors import (
     LinkRefused,
     LinkTimeout,
     OutcomeUnknown,
+    OutputWithoutEnd,
 )
 from harness.links import posix, sftp
 from harness.links.address import SshAddress
@@ -147,6 +148,12 @@ class SshShell:
         if output.status != 0:
             raise posix.os_error(output.stderr, path)
         posix.check_written(path, data, output.stdout, link=self.name)
+
+    def known_host(self, alias: str, *, timeout: float = 10.0) -> str:
+        """A line of known_hosts (sshd(8)) with the host key that was verified, for ``alias``."""
+        with self._located(None):
+            key = self._live_transport(time.monotonic() + timeout).get_remote_server_key()
+        return f"{alias} {key.get_name()} {key.get_base64()}\n"
 
     def reconnect(self, *, deadline: float) -> None:
         end = time.monotonic() + deadline
@@ -280,6 +287,10 @@ class SshShell:
             self._abandoned.append(lane.stored)
             lane.throw_away()
             raise _timed_out(timeout) from late
+        except OutputWithoutEnd:
+            self._abandoned.append(lane.stored)
+            lane.throw_away()
+            raise
         except LaneBroken:
             lane.throw_away()
             return self._recover(lane, deadline, timeout)

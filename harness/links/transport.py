@@ -15,9 +15,11 @@ from harness.links.address import SshAddress
 
 if TYPE_CHECKING:
     from paramiko import PKey, Transport
+    from paramiko.packet import Packetizer
 
 KEEPALIVE = 15  # seconds between keep-alive packets
 PEER_SILENT = 30  # seconds after which the kernel gives up on unacknowledged data
+LARGEST_PACKET = 256 << 10  # bytes; OpenSSH's own limit (packet.h, PACKET_MAX_SIZE)
 
 _UNREACHABLE = {errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN}
 
@@ -117,6 +119,7 @@ def _handshake(
 
     sock = _open_socket(address, deadline)
     transport = paramiko.Transport(sock)
+    _bound_packets(transport.packetizer)
     transport.daemon = True
     transport.banner_timeout = transport.handshake_timeout = _remaining(deadline)
     transport.clear_to_send_timeout = _remaining(deadline)
@@ -142,6 +145,31 @@ def _handshake(
             remedy="check that an SSH server listens there and that the board is not hung",
         ) from error
     return transport
+
+
+def _bound_packets(packets: Packetizer) -> None:
+    """Whoever answers at the address may announce a packet of 4 GiB, or send a greeting without
+    end, before any key was checked; paramiko would take both."""
+    import paramiko
+
+    read_all, read_some = packets.read_all, packets._read_timeout  # type: ignore[attr-defined]
+    greeting = 0
+
+    def bounded_read(n: int, check_rekey: bool = False) -> bytes:
+        if n > LARGEST_PACKET:
+            raise paramiko.SSHException(f"a packet of {n} bytes")
+        return read_all(n, check_rekey)
+
+    def bounded_greeting(timeout: float) -> bytes:
+        nonlocal greeting
+        data: bytes = read_some(timeout)
+        greeting += len(data)
+        if greeting > LARGEST_PACKET:
+            raise paramiko.SSHException("a greeting without end")
+        return data
+
+    packets.read_all = bounded_read  # type: ignore[method-assign]
+    packets._read_timeout = bounded_greeting  # type: ignore[attr-defined]
 
 
 def _plain(kind: str) -> str:

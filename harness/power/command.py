@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 import signal
 import subprocess
 import threading
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 
 from harness.errors import PowerError
+from harness.foreign import redacted
 from harness.power.driver import Driver, PowerDriver, PowerState
 from harness.power.section import Section
 from harness.tables import Seconds, Table
 
 
 class CommandPowerOptions(Table):
-    """Shell commands that switch the power."""
+    """Shell commands that switch the power. They may hold a password."""
 
-    on: str = Field(min_length=1)
-    off: str = Field(min_length=1)
-    cycle: str | None = Field(default=None, description="default: off, a pause, on")
-    status: str | None = Field(
+    on: SecretStr = Field(min_length=1)
+    off: SecretStr = Field(min_length=1)
+    cycle: SecretStr | None = Field(default=None, description="default: off, a pause, on")
+    status: SecretStr | None = Field(
         default=None, description="prints `on` or `off`; without it the state is unknown"
     )
     off_seconds: Seconds = Field(default=1.0, description="how long the power stays off in a cycle")
@@ -45,14 +48,14 @@ class CommandPower(PowerDriver):
         self._board = board
 
     def on(self, timeout: float) -> None:
-        self._switch(self._options.on, PowerState.ON, timeout)
+        self._switch("on", PowerState.ON, timeout)
 
     def off(self, timeout: float) -> None:
-        self._switch(self._options.off, PowerState.OFF, timeout)
+        self._switch("off", PowerState.OFF, timeout)
 
     def cycle(self, timeout: float) -> None:
         if self._options.cycle is not None:
-            self._switch(self._options.cycle, PowerState.ON, timeout)
+            self._switch("cycle", PowerState.ON, timeout)
             return
         self.off(timeout)
         # Capacitors: the board must really lose its state.
@@ -63,25 +66,28 @@ class CommandPower(PowerDriver):
         if self._options.status is None:
             return PowerState.UNKNOWN
         try:
-            return PowerState(self._run(self._options.status, self._options.timeout).lower())
+            return PowerState(self._run("status", self._options.timeout).lower())
         except (PowerError, ValueError):
             return PowerState.UNKNOWN
 
-    def _switch(self, command: str, wanted: PowerState, timeout: float) -> None:
-        self._run(command, min(timeout, self._options.timeout))
+    def _switch(self, option: str, wanted: PowerState, timeout: float) -> None:
+        self._run(option, min(timeout, self._options.timeout))
         seen = self.state()
         if seen not in {wanted, PowerState.UNKNOWN}:
             raise PowerError(
                 f"power is {seen} after the command that switches it {wanted}",
                 remedy="run both commands by hand; is it the right outlet?",
                 board=self._board,
-                command=command,
+                command=f"power.options.{option}",
             )
 
-    def _run(self, command: str, timeout: float) -> str:
+    def _run(self, option: str, timeout: float) -> str:
+        """What the command of that option prints; errors name the option and hold nothing of the
+        command, which may have a password in it."""
+        command: str = getattr(self._options, option).get_secret_value()
         process = subprocess.Popen(
-            command,
-            shell=True,
+            ["/bin/sh", "-c", _FROM_ENVIRONMENT],
+            env={**os.environ, _LINE: command},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -97,22 +103,47 @@ class CommandPower(PowerDriver):
                 f"the power command did not end within {timeout:g} s",
                 remedy="run it by hand; raise power.options.timeout if it needs longer",
                 board=self._board,
-                command=command,
+                command=f"power.options.{option}",
             ) from None
         text = output.decode("utf-8", "replace").strip()
         if process.returncode:
+            said = redacted(text, *_words(command))[-300:]
             raise PowerError(
-                f"the power command ended with status {process.returncode}: "
-                f"{text[-300:] or 'no output'}",
+                f"the power command ended with status {process.returncode}: {said or 'no output'}",
                 remedy="run it by hand, then mend it or the board file's [power.options]",
                 board=self._board,
-                command=command,
+                command=f"power.options.{option}",
             )
         return text
+
+
+_LINE = "HIL_POWER_COMMAND"
+# Every user sees what a process was called with, only its owner the environment.
+_FROM_ENVIRONMENT = f'hil_line=${_LINE}; unset {_LINE}; eval "$hil_line"'
+_HARMLESS = re.compile(r"--?[a-z-]+|on|off|[0-9.]{1,2}")
+
+
+def _words(command: str) -> set[str]:
+    """What of a command may be a secret: all but the program's name, options and the shortest, as
+    words and in the pieces that a URL or an assignment has."""
+    words = re.split(r"[\s'\"]+", command)
+    pieces = re.split(r"[\s'\"=:@/;|&()<>?,]+", command)
+    program = next((word for word in words if re.fullmatch(r"[\w./-]+", word)), "")
+    named = {*re.split("/", program), program}
+    return {
+        word
+        for word in {command, *words, *pieces}
+        if len(word) > 2 and word not in named and not _HARMLESS.fullmatch(word)
+    }
+
+
+def _digest(command: str) -> str:
+    return hashlib.sha256(command.encode()).hexdigest()[:16]
 
 
 DRIVER = Driver(
     section=CommandPowerSection,
     open=lambda section, context: CommandPower(section.options, board=context.board),
-    things=lambda section: [f"outlet {section.options.on}"],
+    # Which outlet it is nobody can tell but by its command: named by a digest, as locks are seen.
+    things=lambda section: [f"outlet {_digest(section.options.on.get_secret_value())}"],
 )

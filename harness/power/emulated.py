@@ -18,6 +18,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -46,7 +47,9 @@ class EmulatedPowerSection(Section):
         description="directory that keeps the eMMC between runs; without it a fresh one",
     )
     options: dict[str, str | int | bool] = Field(
-        default={}, description="options of the emulated board; `hil emulate --help` lists them"
+        default={},
+        repr=False,
+        description="options of the emulated board; `hil emulate --help` lists them",
     )
 
 
@@ -125,12 +128,12 @@ class EmulatedPower(PowerDriver):
         if self._endpoints.ssh is not None:
             # The outlet is the same, so the address is: links keep theirs over a new supervisor.
             command += ["--port", str(self._endpoints.ssh.port)]
-        for key, value in self._options.items():
-            spelled = str(value).lower() if isinstance(value, bool) else str(value)
-            command += ["-o", f"{key}={spelled}"]
-        self._process = child = _Child(command, self._board)
         try:
-            self._endpoints = _endpoints_of(child.answer(timeout))
+            # On the command line every user of this host would read the RPMB key.
+            with tempfile.NamedTemporaryFile("w", prefix="hil-options-") as file:
+                _write_options(file, self._options)
+                self._process = child = _Child([*command, f"@{file.name}"], self._board)
+                self._endpoints = _endpoints_of(child.answer(timeout))
         except _Died as death:
             child.close()
             raise HostError(
@@ -165,6 +168,14 @@ def _endpoints_of(line: dict[str, Any]) -> Endpoints:
     )
     serial = SerialAddress(line["serial"], login=Login(user=line["user"], password=""))
     return Endpoints(ssh, serial)
+
+
+def _write_options(file: IO[str], options: Mapping[str, str | int | bool]) -> None:
+    """As arguments, one a line."""
+    for key, value in options.items():
+        spelled = str(value).lower() if isinstance(value, bool) else str(value)
+        file.write(f"-o\n{key}={spelled}\n")
+    file.flush()
 
 
 class _Died(Exception):

@@ -7,12 +7,14 @@ Sources: Tasmota "Commands" (Power, web requests by ``/cm?cmnd=``), Shelly API (
 from __future__ import annotations
 
 import json
+from http.client import HTTPException
 from typing import TYPE_CHECKING, Any, Literal, assert_never
 from urllib.parse import quote, urlencode
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 
 from harness.errors import PowerError
+from harness.foreign import redacted
 from harness.power.driver import Driver, PowerState
 from harness.power.outlet import OutletPower
 from harness.power.section import OutletOptions, Section
@@ -34,7 +36,7 @@ class HttpPowerOptions(OutletOptions):
         default=0, ge=0, le=31, description="relay number, from 0 (Tasmota shows it from 1)"
     )
     user: str = "admin"
-    password: str | None = None
+    password: SecretStr | None = None
 
 
 class HttpPowerSection(Section):
@@ -90,7 +92,8 @@ class HttpOutlet:
         query = {"cmnd": command}
         if self._options.password is not None:
             # Tasmota takes no other authentication for commands.
-            query |= {"user": self._options.user, "password": self._options.password}
+            password = self._options.password.get_secret_value()
+            query |= {"user": self._options.user, "password": password}
         return self._get(f"/cm?{urlencode(query, quote_via=quote)}", timeout)
 
     def _get(self, path: str, timeout: float) -> dict[str, Any]:
@@ -99,19 +102,23 @@ class HttpOutlet:
                 f"http://{self._options.host}{path}", timeout=timeout
             ) as response:
                 answer = json.loads(response.read(_LARGEST_ANSWER))
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "reason", error)
+        except (OSError, ValueError, HTTPException) as error:
+            reason = self._redacted(getattr(error, "reason", error))
             raise PowerError(
                 f"{self}: no usable answer ({reason})",
                 remedy="check its address, its password and that it is the kind that "
-                "power.options.kind says",
+                "power.options.kind says; where it redirects to is not followed",
             ) from None
         if not isinstance(answer, dict):
             raise PowerError(
-                f"{self}: it answered {str(answer)[:80]!r}",
+                f"{self}: it answered {self._redacted(answer)[:80]!r}",
                 remedy="check that it is the kind that power.options.kind says",
             )
         return answer
+
+    def _redacted(self, text: object) -> str:
+        password = self._options.password
+        return redacted(str(text), password.get_secret_value() if password else "")
 
 
 def _opener(options: HttpPowerOptions) -> OpenerDirector:
@@ -119,10 +126,17 @@ def _opener(options: HttpPowerOptions) -> OpenerDirector:
     # Late: it costs as much as a whole `hil --help`.
     import urllib.request
 
-    handlers: list[BaseHandler] = [urllib.request.ProxyHandler({})]
+    class NoRedirect(urllib.request.HTTPRedirectHandler):
+        """The password is in the request, and another host would get it."""
+
+        def redirect_request(self, *of: object) -> None:
+            return None
+
+    handlers: list[BaseHandler] = [urllib.request.ProxyHandler({}), NoRedirect()]
     if options.password is not None and options.kind != "tasmota":
         passwords = urllib.request.HTTPPasswordMgrWithDefaultRealm()
-        passwords.add_password(None, f"http://{options.host}/", options.user, options.password)
+        secret = options.password.get_secret_value()
+        passwords.add_password(None, f"http://{options.host}/", options.user, secret)
         handlers += [
             urllib.request.HTTPDigestAuthHandler(passwords),
             urllib.request.HTTPBasicAuthHandler(passwords),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 
 from harness.errors import HostError, PowerError
 from harness.power.driver import Driver, PowerState
@@ -19,7 +19,9 @@ class SnmpPowerOptions(OutletOptions):
     host: str = Field(min_length=1)
     port: Port = 161
     version: Literal["1", "2c"] = "1"
-    community: str = "private"
+    community: SecretStr = Field(
+        default=SecretStr("private"), json_schema_extra={"default": "private"}
+    )
     oid: str = Field(
         pattern=r"^\.?\d+(\.\d+)+$",
         description="e.g. 1.3.6.1.4.1.318.1.1.4.4.2.1.3.4: APC sPDUOutletCtl of outlet 4",
@@ -73,7 +75,9 @@ class SnmpOutlet:
             target = await snmp.UdpTransportTarget.create(
                 (self._options.host, self._options.port), timeout=timeout / tries, retries=tries - 1
             )
-            community = snmp.CommunityData(self._options.community, mpModel=version)
+            community = snmp.CommunityData(
+                self._options.community.get_secret_value(), mpModel=version
+            )
             identity = snmp.ObjectIdentity(self._options.oid)
             if value is None:
                 answer = await snmp.get_cmd(

@@ -19,7 +19,7 @@ from shlex import quote
 from types import TracebackType
 from typing import Any, Protocol
 
-from harness.errors import HostError, LinkError, TargetError
+from harness.errors import HostError, LinkError, OutputWithoutEnd, TargetError
 from harness.links import posix
 from harness.probe import steps as do
 from harness.probe.helper.program import Machine, machine_of
@@ -30,6 +30,7 @@ from harness.shell import Shell
 
 BACKENDS = ("static", "python3", "sh")
 _INLINE = 8192  # bytes of a batch inside the command line
+_LONGEST_ANSWER = 16 << 20  # bytes; JSON takes many times that in memory
 _GONE = 88  # exit status that says the process on the target has ended
 
 
@@ -83,7 +84,7 @@ class Probe:
             others = BACKENDS[1:] if isinstance(error, BatchTooLarge) else BACKENDS
             self._process = self._start(timeout, others)
             outcomes = self._process.take(steps, timeout)
-        except (LinkError, TargetError):
+        except (LinkError, TargetError, OutputWithoutEnd):
             self.close()
             raise
         for step in steps:
@@ -205,14 +206,19 @@ class _Process:
     def take(self, steps: Sequence[Step], timeout: float) -> list[Outcome]:
         known, batch = self._codec.encode(steps)
         if batch:
-            fresh = iter(
-                self._codec.decode(
-                    [step for step, outcome in zip(steps, known, strict=True) if outcome is None],
-                    self._exchange(batch, timeout),
-                )
-            )
+            asked = [step for step, outcome in zip(steps, known, strict=True) if outcome is None]
+            fresh = iter(self._decoded(asked, self._exchange(batch, timeout)))
             return [outcome or next(fresh) for outcome in known]
         return [outcome for outcome in known if outcome]
+
+    def _decoded(self, steps: Sequence[Step], answer: bytes) -> list[Outcome]:
+        try:
+            return self._codec.decode(steps, answer)
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise TargetError(
+                f"the probe on the target answers what it never says: {answer[:80]!r}",
+                remedy="does something else write to its fifo, or is its memory damaged?",
+            ) from error
 
     def _exchange(self, batch: str | bytes, timeout: float) -> bytes:
         directory = quote(self._directory)
@@ -241,6 +247,8 @@ class _Process:
                 remedy="was it killed, or did the board reboot? Descriptors are lost; take the"
                 " steps again from their open",
             )
+        if len(result.stdout) > _LONGEST_ANSWER:
+            raise OutputWithoutEnd("the probe on the target", _LONGEST_ANSWER)
         return result.stdout
 
     def end(self) -> None:

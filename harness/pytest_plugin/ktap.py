@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from harness.foreign import escaped
 from harness.pytest_plugin.results import CUT_SHORT, Result
 
 _VERSION = "KTAP version 1"
@@ -14,7 +15,7 @@ _BAD = frozenset({"failed", CUT_SHORT})
 
 def document(results: Iterable[Result], facts: Sequence[str] = ()) -> str:
     """The whole run; ``facts`` (board, firmware, kernel) come first, as diagnostics."""
-    return "\n".join(_groups(results, facts)) + "\n"
+    return _text(_groups(results, facts))
 
 
 def of_boards(boards: Mapping[str, tuple[Sequence[str], Iterable[Result], str | None]]) -> str:
@@ -31,7 +32,11 @@ def of_boards(boards: Mapping[str, tuple[Sequence[str], Iterable[Result], str | 
         failed = ended is not None or any(result.outcome in _BAD for result in results)
         directive = " # ERROR not tested to the end" if ended else ""
         lines.append(f"{_word(failed)} {number} {_name(board)}{directive}")
-    return "\n".join(lines) + "\n"
+    return _text(lines)
+
+
+def _text(lines: Iterable[str]) -> str:
+    return "".join(f"{escaped(line)}\n" for line in lines)
 
 
 def _groups(results: Iterable[Result], facts: Sequence[str]) -> list[str]:

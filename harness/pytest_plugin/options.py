@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from harness.foreign import escaped_lines
 from harness.links.names import LINKS
-from harness.pytest_plugin import boards, hookspecs, junit
+from harness.pytest_plugin import boards, harmless, hookspecs, junit
 from harness.pytest_plugin.bench import BENCH, DEFAULT_BOARD, Bench
 from harness.pytest_plugin.budget import BUDGET, Budget
 from harness.pytest_plugin.console_watch import ConsoleWatch
@@ -123,6 +124,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Register markers; a named board file must be right even if no test will use it."""
     for marker in MARKERS:
         config.addinivalue_line("markers", marker)
+    config.pluginmanager.register(harmless, "hil-harmless")
     mine = board_of_worker(config)
     names = boards.chosen(config)
     if mine is None and len(names) > 1:
@@ -164,5 +166,5 @@ def _tell(config: pytest.Config, line: str) -> None:
     if board_of_worker(config) is not None:
         tell(config, line)
     elif reporter is not None:
-        reporter.write_line(line)
+        reporter.write_line(escaped_lines(line))
         reporter.flush()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from harness.errors import ConfigurationError, HilError
+from harness.foreign import escaped
 from harness.pytest_plugin import ktap
 from harness.pytest_plugin.blame import whose
 from harness.pytest_plugin.results import CUT_SHORT, Result
@@ -86,7 +87,7 @@ class Report:
     def _record(self, name: str, value: object) -> None:
         self.properties[name] = value
         if self._for_all is not None:
-            self._for_all(name, value)
+            self._for_all(name, escaped(value) if isinstance(value, str) else value)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_hil_close(self) -> Generator[None, object, object]:
@@ -197,7 +198,7 @@ def write_sections(reporter: Any, sections: Mapping[str, Sequence[str]], board: 
         if lines:
             reporter.section(f"{board}{title}")
         for line in lines:
-            reporter.write_line(line)
+            reporter.write_line(escaped(line))
 
 
 def groups_table(results: Sequence[Result], writes: Mapping[str, int]) -> list[str]:

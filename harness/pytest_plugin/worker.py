@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from harness.errors import HilError
+from harness.foreign import say
 from harness.pytest_plugin.bench import Bench, uses_board
 from harness.pytest_plugin.role import (
     BOARD_FIXTURE,
@@ -98,7 +99,7 @@ def tell(config: pytest.Config, lines: str) -> None:
     capture: Any = config.pluginmanager.getplugin("capturemanager")
     with capture.global_and_fixture_disabled():
         # The cursor may be behind the dots of other workers' tests.
-        print(f"\n{lines}", file=sys.stderr, flush=True)
+        say("", *lines.split("\n"), file=sys.stderr)
 
 
 def _interrupt_once(number: int, frame: FrameType | None) -> None:

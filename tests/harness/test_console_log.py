@@ -14,7 +14,9 @@ from serial.rfc2217 import PortManager
 from serial.urlhandler import protocol_loop
 
 from harness.instruments.console_log import AROUND, ConsoleLog, bad_console
+from harness.lab.boot_logs import boots, follow
 from harness.links.address import SerialAddress
+from harness.links.capture import KEEP_BYTES, Capture
 from harness.links.console import Console
 from tests.harness.support.line import Line
 from tests.harness.support.runs import board_file, inner_run
@@ -128,6 +130,64 @@ def test_one_file_a_boot(line: Line, tmp_path: Path) -> None:
     stamps = [float(row[1:].split()[0]) for text in texts for row in text.splitlines()]
     assert stamps == sorted(stamps)
     assert before <= stamps[-1] <= time.monotonic()
+
+
+@pytest.mark.fault("C6")
+@pytest.mark.parametrize("line", [b"[    7.000000] irq 5: nobody cared\r\n", b"x" * 4096])
+def test_a_babbling_console_has_its_middle_cut(tmp_path: Path, line: bytes) -> None:
+    """How it began and the last words are kept, and the folder's limit
+    binds the newest, too."""
+    folder = tmp_path / "logs"
+    capture = Capture(folder)
+    capture.write(b"U-Boot 2025.01\r\nthe first word\r\n")
+    chunk = line * ((1 << 16) // len(line))
+    for _ in range(1600 if len(line) > 100 else 700):
+        capture.write(chunk)
+        assert _size(folder) <= KEEP_BYTES
+    capture.write(b"\r\nthe last word\r\n")
+    capture.close()
+    (log,) = boots(folder)
+    texts = [one.text for one in log.lines]
+    assert log.path.stat().st_size < KEEP_BYTES / 2
+    assert "the first word" in texts
+    assert texts[-1] == "the last word"
+    assert any("left out" in text for text in texts)
+
+
+@pytest.mark.fault("C6")
+def test_many_long_boots_stay_within_the_limit(tmp_path: Path) -> None:
+    folder = tmp_path / "logs"
+    capture = Capture(folder)
+    for boot in range(12):
+        capture.write(b"U-Boot 2025.01\r\n[    0.000000] Linux version 6.12\r\nboot %d\r\n" % boot)
+        for _ in range(1000):
+            capture.write(b"x" * (1 << 14))
+        capture.write(b"\r\n")
+        assert _size(folder) <= KEEP_BYTES
+    capture.close()
+    assert any("boot 11" in line.text for line in boots(folder)[-1].lines)
+
+
+def test_who_follows_a_log_that_is_cut_hears_the_rest(tmp_path: Path) -> None:
+    folder = tmp_path / "logs"
+    capture = Capture(folder)
+    capture.write(b"before\n" * 10)
+    heard = follow(folder)
+    for _ in range(10):
+        next(heard)
+    for _ in range(2000):
+        capture.write(b"x" * (1 << 14))
+    capture.write(b"\n")
+    while "left out" not in next(heard)[1].text:
+        pass
+    capture.write(b"after\n")
+    for _, line in heard:
+        if line.text == "after":
+            break
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir())
 
 
 class _Adapter(protocol_loop.Serial):

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import tty
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -291,3 +292,50 @@ def test_a_board_without_console_says_so(tmp_path: Path) -> None:
     status, errors = _Pipe(file).end()
     assert status == 4
     assert "this board has no console" in errors
+
+
+@contextlib.contextmanager
+def _babbling() -> Iterator[str]:
+    """The device of a console that is never silent."""
+    master, slave = os.openpty()
+    tty.setraw(slave)
+    over = threading.Event()
+
+    def speak() -> None:
+        while not over.wait(0.05):
+            os.write(master, b"[    1.000000] still here\r\n")
+
+    speaker = threading.Thread(target=speak)
+    speaker.start()
+    try:
+        yield os.ttyname(slave)
+    finally:
+        over.set()
+        speaker.join()
+        os.close(master)
+        os.close(slave)
+
+
+@pytest.mark.fault("C6")
+def test_nothing_to_send_to_a_board_that_babbles(tmp_path: Path) -> None:
+    with _babbling() as device:
+        done = subprocess.run(
+            _command(_board_file(tmp_path, device)),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+    assert done.returncode == 0
+    assert b"still here" in done.stdout
+
+
+@pytest.mark.fault("C6")
+def test_an_answer_has_an_end(tmp_path: Path) -> None:
+    with _babbling() as device:
+        pipe = _Pipe("--longest", "2", _board_file(tmp_path, device))
+        pipe.send("reset\r")
+        begun = time.monotonic()
+        assert pipe.end() == (0, "")
+    assert 2 <= time.monotonic() - begun < PATIENCE
+    assert b"still here" in pipe.text

@@ -60,7 +60,9 @@ def test_an_outlet_that_does_not_switch_is_noticed(tmp_path: Path) -> None:
 
 
 def test_a_failing_command_shows_its_words(tmp_path: Path) -> None:
-    power = outlet(tmp_path, on="echo no such outlet >&2; exit 3")
+    client = tmp_path / "pdu"
+    client.write_text("echo no such outlet >&2; exit 3")
+    power = outlet(tmp_path, on=f"sh {client}")
     with pytest.raises(PowerError, match=r"status 3: no such outlet .*board desk"):
         power.on(5)
 

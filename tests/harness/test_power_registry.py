@@ -83,7 +83,7 @@ def test_a_section_is_read_as_that_of_the_driver_it_names(driver: Driver[Any]) -
         ("emulated", {}, []),
         ("manual", {}, []),
         ("labgrid", {}, []),
-        ("command", {"on": "a", "off": "b"}, ["outlet a"]),
+        ("command", {"on": "a", "off": "b"}, ["outlet ca978112ca1bbdca"]),
         ("http", {"kind": "shelly", "host": "plug", "outlet": 2}, ["outlet http plug 2"]),
         ("snmp", {"host": "pdu", "oid": ".1.3.6"}, ["outlet snmp pdu 1.3.6"]),
         ("usb-hub", {"location": "1-1", "port": 2}, ["outlet usb 1-1 2"]),

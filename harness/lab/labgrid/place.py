@@ -21,6 +21,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import ConfigurationError, HilError, HostError, LabError, PowerError
+from harness.foreign import say
 from harness.lab.labgrid.offers import Wanted
 from harness.lab.lease import BoardHeld, LeaseBroken
 from harness.links.address import SerialAddress, SshAddress
@@ -41,7 +42,7 @@ _ERRORS = {
 
 
 def _tell(state: str) -> None:
-    print(f"waiting: {state}", file=sys.stderr, flush=True)
+    say(f"waiting: {state}", file=sys.stderr)
 
 
 class LabgridPlace:
