@@ -4,15 +4,14 @@ started."""
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections.abc import Generator
 from dataclasses import asdict
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from harness import interrupts
 from harness.errors import HilError
 from harness.pytest_plugin.bench import Bench, uses_board
 from harness.pytest_plugin.role import (
@@ -40,7 +39,8 @@ class Worker:
         self._budget = budget
         self._report = report
         self._not_reached: HilError | None = None
-        signal.signal(signal.SIGINT, _interrupt_once)
+        # The terminal's ^C reaches a worker, and the process that the user started passes it on.
+        config.add_cleanup(interrupts.install(told_by_parent=True))
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         """Results of boards are told apart by the tests' ids: the board is a parameter."""
@@ -99,10 +99,3 @@ def tell(config: pytest.Config, lines: str) -> None:
     with capture.global_and_fixture_disabled():
         # The cursor may be behind the dots of other workers' tests.
         print(f"\n{lines}", file=sys.stderr, flush=True)
-
-
-def _interrupt_once(number: int, frame: FrameType | None) -> None:
-    """The terminal's ^C reaches a worker, and the process that the user started passes it on: the
-    second would interrupt giving the board back."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    raise KeyboardInterrupt
