@@ -8,6 +8,7 @@ raises the matching class ``from`` it.
 from __future__ import annotations
 
 import contextlib
+import errno
 from collections.abc import Iterator
 from enum import StrEnum
 from typing import ClassVar
@@ -83,6 +84,10 @@ class HostError(HilError):
     """This machine lacks something: a device node, a permission, a package, a kernel feature."""
 
     fault = Fault.HOST
+
+
+class HostExhausted(HostError):
+    """This machine has no descriptors, processes, memory or disk left (:func:`of_host`)."""
 
 
 class LabError(HilError):
@@ -194,6 +199,61 @@ class MissingCapability(HilError):
     """The board cannot do what a step needs; tests turn this into a skip that says why."""
 
     fault = Fault.TEST
+
+
+_OF_HOSTS = {
+    errno.EMFILE: "this process has too many open files (`ulimit -n`)",
+    errno.ENFILE: "this machine has too many open files",
+    errno.EAGAIN: "no process or thread can be started (`ulimit -u`, pids.max of a container)",
+    errno.ENOMEM: "there is no memory left",
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "a file may not become larger (`ulimit -f`)",
+    errno.EROFS: "the file system is read-only",
+}
+_NO_THREAD = "can't start new thread"
+
+
+def of_target(error: OSError) -> OSError:
+    """Mark an error as the board's answer to a system call: it says nothing about this machine."""
+    vars(error)["of_target"] = True
+    return error
+
+
+def of_host(error: BaseException) -> HostExhausted | None:
+    """What this machine has run out of, where that is behind ``error`` (its chain of causes):
+    whatever broke with it, the board is not to blame. None for everything else, and for what the
+    board itself answered."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, HostExhausted):
+            return seen
+        if (why := _lacking(seen)) is not None:
+            where = getattr(seen, "filename", None)
+            return HostExhausted(
+                f"this host cannot go on: {why}" + (f" ({where})" if where else ""),
+                remedy="give it more, and repeat; the board is not to blame",
+            )
+        seen = seen.__cause__ or (None if seen.__suppress_context__ else seen.__context__)
+    return None
+
+
+def _lacking(error: BaseException) -> str | None:
+    if isinstance(error, BlockingIOError) and not _is_fork(error):
+        return None
+    if isinstance(error, OSError):
+        return None if "of_target" in vars(error) else _OF_HOSTS.get(error.errno or 0)
+    if isinstance(error, RuntimeError) and _NO_THREAD in str(error):
+        return _OF_HOSTS[errno.EAGAIN]
+    return _OF_HOSTS[errno.ENOMEM] if isinstance(error, MemoryError) else None
+
+
+def _is_fork(error: BaseException) -> bool:
+    """EAGAIN is also the word of locks and sockets that would have to be waited for."""
+    step = error.__traceback__
+    while step is not None and step.tb_next is not None:
+        step = step.tb_next
+    return step is not None and step.tb_frame.f_globals.get("__name__") == "subprocess"
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, Self
 
-from harness import capabilities
+from harness import capabilities, interrupts
 from harness.board.boot import PowerSwitch
 from harness.board.identity import SOFTWARE, Identity, check_right_board, identity
 from harness.board.instruments import Instruments
@@ -15,6 +15,7 @@ from harness.board.standing import Standard, Standing
 from harness.capabilities import Capabilities
 from harness.consents import Consent
 from harness.errors import ConsentMissing, of_board
+from harness.headroom import require_headroom
 from harness.instruments.efivars import Efivars, VariableName
 from harness.instruments.guard import ForeignWrites
 from harness.instruments.kernel_log import KernelLog
@@ -101,6 +102,7 @@ class Board:
         Raises the power driver's and the link's errors, :class:`LabError` at the deadline.
         """
         with of_board(self.name):
+            require_headroom()
             self.power.hold()
         self.switch.start()
 
@@ -118,10 +120,11 @@ class Board:
         self.links.close()
 
     def close(self) -> None:
-        """Give links and power driver back; never raises. The board stays as it is (a board that
-        exists only in software ends)."""
-        self.relink()
-        self.power.close()
+        """Give links and power driver back; raises nothing but an interruption, afterwards. The
+        board stays as it is (one that exists only in software ends)."""
+        with interrupts.whole():
+            self.relink()
+            self.power.close()
 
     # --- what tests use -----------------------------------------------------------------------
 

@@ -84,6 +84,8 @@ class Links:
         # Links whose boot has not been compared with that of the chosen link.
         self._unproved: set[LinkName] = set()
         self.boot = ThisBoot()
+        # The boot that goes on unless somebody restarts the board.
+        self._expected: str | None = None
 
     @property
     def chosen(self) -> LinkName:
@@ -163,7 +165,7 @@ class Links:
     def close(self) -> None:
         """Throw away every link and all instruments; they are made afresh at the next use. Never
         raises."""
-        self.forget_boot()
+        self._forget()
         self._instruments = None
         self._login_baud = self._found_baud()
         for shell in (self._ssh, self._serial):
@@ -220,7 +222,23 @@ class Links:
     # --- which boot they reach ----------------------------------------------------------------
 
     def forget_boot(self) -> None:
-        """Nothing measured in this boot holds in the next."""
+        """The board is being restarted: nothing measured in this boot holds in the next."""
+        self._expected = None
+        self._forget()
+
+    def unexpected_boot(self, answering: str | None = None) -> str | None:
+        """The boot id before the board restarted without having been told to; None where it did
+        not. The boot that answers (``answering``, else it is asked) is the expected one from now
+        on, of which nothing is known yet."""
+        answering = answering or _read_boot_id(self.shell)
+        before, self._expected = self._expected, answering
+        if before in (None, answering):
+            return None
+        self._forget()
+        self.boot.id = answering
+        return before
+
+    def _forget(self) -> None:
         self.boot = ThisBoot()
         if self._instruments is not None:
             self._instruments.probe.close()
@@ -276,6 +294,7 @@ class Links:
             # A board that goes down, or comes up, may hang up on who has just connected.
             return error
         if self.boot.id != after:
+            self._expected = self.boot.id
             return None
         return LabError("the old boot still answers", remedy="does `reboot` work on it?")
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from harness.board.board import Board
 from harness.capabilities import EFIVARS_PATH
 from harness.consents import Consent
-from harness.errors import BoardWedged, HilError, TargetError, WrongBoard
+from harness.errors import BoardWedged, HilError, TargetError, WrongBoard, of_host
 from harness.instruments.tee import routing_model
 from harness.power.driver import PowerState
 
@@ -57,7 +57,7 @@ def recover(board: Board) -> Recovery:
     """Bring a board back that stopped answering.
 
     Raises :class:`BoardWedged` when nothing helped, :class:`WrongBoard` when another board
-    answers.
+    answers, :class:`HostExhausted` when this machine cannot go on.
     """
     board.relink()
     in_vain: list[str] = []
@@ -79,6 +79,8 @@ def recover(board: Board) -> Recovery:
         except WrongBoard:
             raise
         except (HilError, OSError) as error:
+            if (host := of_host(error)) is not None:
+                raise host from error
             in_vain.append(f"{step.name}: {error.what if isinstance(error, HilError) else error}")
             board.relink()
         else:

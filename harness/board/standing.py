@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 _POLL_SECONDS = 0.05
 # Built-in commands where possible: it runs after every test, and a process costs a millisecond.
-STANDING = f"""test -e {STMM_DRIVER}/{STMM_DEVICE} && echo bound
+STANDING = f"""IFS= read -r b </proc/sys/kernel/random/boot_id && echo "boot $b"
+test -e {STMM_DRIVER}/{STMM_DEVICE} && echo bound
 while IFS= read -r m; do case $m in *' {EFIVARS_PATH} '*) printf '%s\\n' "$m";; esac
 done </proc/self/mountinfo
 for p in /proc/[0-9]*; do IFS= read -r n <$p/comm && case $n in tee-supplicant*) \
@@ -44,6 +45,8 @@ class Standing:
     writable: bool
     supplicant: bool
     own_variables: tuple[str, ...] = ()
+    boot: str = ""
+    """Id of the boot that answered."""
     foreign: str = ""
     """A checksum over names and sizes of all other variables: a serial line is slow. Empty where
     nobody looked."""
@@ -87,6 +90,7 @@ class Standard:
             writable=bool(mounts) and mounts[-1].writable,
             supplicant="supplicant" in lines,
             own_variables=tuple(sorted(own - {str(name) for name in self._kept})),
+            boot=next((line[5:] for line in lines if line.startswith("boot ")), ""),
             foreign=next((line for line in lines if line.startswith("foreign ")), ""),
         )
 
@@ -98,7 +102,7 @@ class Standard:
         while not (standing.bound and standing.writable) and time.monotonic() < deadline:
             Event().wait(_POLL_SECONDS)
             standing = self.now()
-        self._wanted = replace(standing, own_variables=(), foreign="")
+        self._wanted = replace(standing, own_variables=(), boot="", foreign="")
 
     def restore(self, standing: Standing | None = None) -> list[str]:
         """Bring back what the last boot had and a test left otherwise; returns what was mended.

@@ -13,6 +13,7 @@ from harness.errors import ConfigurationError
 from harness.foreign import Shown, say
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Callable, Iterable
 
     from harness.lab.holder import Holder
@@ -113,10 +114,21 @@ def _hold(options: argparse.Namespace) -> int:
                 ) from error
             if lost.is_set():
                 interrupt(command)
-            status = command.wait()
+            status = _passing_on_signals(command)
             if not lost.is_set():
                 return status
     return Status.BAD
+
+
+def _passing_on_signals(command: subprocess.Popen[bytes]) -> int:
+    """The command's exit status: what holds the board may take a while to give it back."""
+    import signal
+
+    while True:
+        try:
+            return command.wait()
+        except KeyboardInterrupt as end:
+            command.send_signal(getattr(end, "number", signal.SIGINT))
 
 
 def _break(options: argparse.Namespace) -> int:

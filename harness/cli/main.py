@@ -27,7 +27,7 @@ from harness.cli import (
 )
 from harness.cli.command import GROUPS, Command
 from harness.cli.status import Status
-from harness.errors import ConfigurationError, HilError
+from harness.errors import ConfigurationError, HilError, of_host
 from harness.foreign import Shown, say
 
 COMMANDS: Final[tuple[Command, ...]] = (
@@ -49,6 +49,7 @@ COMMANDS: Final[tuple[Command, ...]] = (
 )
 """In the order of ``hil --help``."""
 
+_SIGNALLED: Final = 128
 _ABOUT: Final = "Boards whose UEFI variables are kept by OP-TEE and StandaloneMM in eMMC RPMB."
 
 
@@ -62,18 +63,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = program.parse_args(words)
     options.program = program
     chosen: Command = options.chosen
+    from harness import interrupts
+
+    as_before = interrupts.install()
     try:
         return chosen.run(options)
     except HilError as error:
         # An error has escaped itself; what to do next may take several lines.
         say(Shown(f"hil: {error}"), file=sys.stderr)
         return Status.USAGE if isinstance(error, ConfigurationError) else Status.BAD
-    except KeyboardInterrupt:
-        return Status.INTERRUPTED
+    except KeyboardInterrupt as end:
+        return _SIGNALLED + getattr(end, "number", Status.INTERRUPTED - _SIGNALLED)
     except BrokenPipeError:
         # `hil boards | head`: the reader has what it wanted; spare the interpreter the flush.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return Status.GOOD
+    except (OSError, RuntimeError, MemoryError) as error:
+        if (host := of_host(error)) is None:
+            raise
+        print(f"hil: {host}", file=sys.stderr)
+        return Status.BAD
+    finally:
+        as_before()
 
 
 class _Parser(argparse.ArgumentParser):

@@ -113,8 +113,13 @@ def _carry_out(board: Board, kept: Snapshot, yes: bool) -> tuple[Restoration, Se
     if not yes:
         say(*table(_look(board, kept)[0]))
         _confirm(board)
-    with progress(f"{board.name}: giving its variables back"):
-        report, did = restore_whatever_it_takes(board, kept)
+    try:
+        with progress(f"{board.name}: giving its variables back"):
+            report, did = restore_whatever_it_takes(board, kept)
+    except KeyboardInterrupt:
+        again = f"cut short between two variables; the rest waits for: hil restore {board.name}"
+        print(f"{board.name}: {again}", file=sys.stderr)
+        raise
     if report.finished:
         snapshot.finish(place.directory(board.power, board.file))
     return report, did

@@ -19,4 +19,4 @@ class Status(IntEnum):
     GOOD = 0, "done; the verdict is good"
     BAD = 1, "the verdict is not good, or lab, host or board failed"
     USAGE = 4, "the command line or a board file is wrong"
-    INTERRUPTED = 130, "^C"
+    INTERRUPTED = 130, "^C; 143 for SIGTERM, 129 for SIGHUP"

@@ -8,7 +8,7 @@ import errno
 import os
 from collections.abc import Callable, Iterator
 
-from harness.errors import MissingCapability
+from harness.errors import MissingCapability, of_target
 from harness.probe.steps import Outcome
 
 
@@ -58,7 +58,7 @@ def succeeded(outcome: Outcome) -> None:
         code = getattr(errno, outcome.errno)
         call = type(outcome.step).__name__.lower()
         path = getattr(outcome.step, "path", None)
-        raise OSError(code, f"{os.strerror(code)} ({outcome.errno} in {call})", path)
+        raise of_target(OSError(code, f"{os.strerror(code)} ({outcome.errno} in {call})", path))
 
 
 def errno_of(action: Callable[[], object]) -> int | None:

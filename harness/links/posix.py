@@ -7,7 +7,7 @@ import os
 import zlib
 from shlex import quote
 
-from harness.errors import LinkError
+from harness.errors import LinkError, of_target
 from harness.foreign import escaped
 
 # Messages that differ from glibc's strerror: dash and musl (busybox).
@@ -72,7 +72,7 @@ def os_error(message: bytes, path: str) -> OSError:
     if code is None:
         text = escaped(message.strip()) or "no error message"
         return OSError(errno.EIO, f"the target says: {text}", path)
-    return OSError(code, os.strerror(code), path)
+    return of_target(OSError(code, os.strerror(code), path))
 
 
 def cksum(data: bytes) -> int:

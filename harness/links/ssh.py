@@ -22,6 +22,7 @@ from harness.errors import (
     LinkTimeout,
     OutcomeUnknown,
     OutputWithoutEnd,
+    of_target,
 )
 from harness.links import posix, sftp
 from harness.links.address import SshAddress
@@ -121,7 +122,8 @@ class SshShell:
                     return sftp.read(client, path, deadline)
                 except OSError as error:
                     if error.errno is not None:
-                        raise OSError(error.errno, os.strerror(error.errno), path) from error
+                        named = OSError(error.errno, os.strerror(error.errno), path)
+                        raise of_target(named) from of_target(error)
             # no SFTP server, or its answer is "failure": a shell's message has the errno
             output = self._exec(f"exec cat <{quote(path)}", b"", deadline)
         if output.status != 0:

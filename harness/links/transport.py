@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.errors import ConfigurationError, HilError, LinkLost, LinkRefused
+from harness.errors import ConfigurationError, HilError, LinkLost, LinkRefused, of_host
 from harness.links.address import SshAddress
 
 if TYPE_CHECKING:
@@ -71,6 +71,8 @@ def _open_socket(address: SshAddress, deadline: float) -> socket.socket:
             remedy="correct `host` in the board file, or the name service of this machine",
         ) from error
     except OSError as error:
+        if (host := of_host(error)) is not None:
+            raise host from error
         slow = isinstance(error, TimeoutError) or error.errno in _UNREACHABLE
         reason = "does not answer" if slow else f"cannot be reached ({error.strerror})"
         raise LinkLost(

@@ -14,15 +14,19 @@ from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 
+from harness import interrupts
 from harness.capabilities import Capability
 from harness.consents import Consent
 from harness.errors import (
     BoardWedged,
+    CommandFailed,
     ConsentMissing,
     HilError,
+    LabError,
     LinkError,
     MissingCapability,
     WrongBoard,
+    of_host,
 )
 from harness.instruments.efivars import VariableName
 from harness.instruments.kernel_log import Mark, bad_lines, since_script
@@ -61,6 +65,8 @@ class Bench:
         self._lost: HilError | None = None
         # Whether the board has answered since the last test, which then left nothing to read.
         self._answered = False
+        self.recovered = False
+        """Whether the board had to be brought back before the test that runs."""
         # Of the last test: whether all was undone, and what the kernel said of its clean-up.
         self._tidied = False
         self._unjudged: list[str] = []
@@ -181,10 +187,10 @@ class Bench:
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Give the board back; a run that lost its board did not test what it was asked to."""
         self._lease.closing()
-        with contextlib.ExitStack() as ending:
+        with interrupts.ending(), contextlib.ExitStack() as ending:
             ending.callback(self._lease.release)
             if self._board is not None:
-                ending.callback(self._board.close)
+                ending.callback(self._close, session, self._board)
                 ending.callback(self._give_back, session, self._board)
                 with self._noting(session):
                     # Fixtures that outlive their last test, after -x or ^C, need the board.
@@ -192,6 +198,10 @@ class Bench:
         self._board = None
         if self._lost is not None and board_of_worker(self._config) is None:
             session.exitstatus = pytest.ExitCode.INTERRUPTED
+
+    def _close(self, session: pytest.Session, board: Board) -> None:
+        with self._noting(session):
+            board.close()
 
     def _give_back(self, session: pytest.Session, board: Board) -> None:
         hook = self._config.hook
@@ -239,6 +249,7 @@ class Bench:
                 result = yield
             except Exception:
                 self._show_log(item)
+                self._see_reboot(item)
                 raise
             self._judge_log(item, self._new_lines())
             return result
@@ -256,6 +267,8 @@ class Bench:
                 result = yield
                 if self._askable:
                     board, standing = self.board(), self._look(item, log=disturbs)
+                    if told := self._rebooted(item, standing.boot):
+                        raise LabError(told, remedy=_WHY_REBOOTED, board=board.name)
                     item.ihook.pytest_hil_tidying(board=board, item=item, standing=standing)
             except (Exception, pytest.fail.Exception):
                 if not self._tidied:
@@ -305,6 +318,8 @@ class Bench:
             yield
         except (HilError, OSError) as error:
             self.notes.append(f"at the end of the run: {error}")
+        except KeyboardInterrupt as again:
+            self.notes.append(f"at the end of the run: another {again or 'SIGINT'}")
         except (Exception, pytest.fail.Exception, BaseExceptionGroup) as error:
             self.notes += ["at the end of the run:", *traceback.format_exception(error)]
             if session.exitstatus == pytest.ExitCode.OK:
@@ -324,6 +339,9 @@ class Bench:
             ending = f"lab error, the run ends here: {error}"
             raise pytest.fail.Exception(ending, pytrace=False) from None
         except Exception as error:
+            if (host := of_host(error)) is not None:
+                self._suspect = f"{item.nodeid}: {host.what}"
+                raise host from error
             broken = _link_error(error)
             if broken is not None:
                 broken.located(board=self.file.name)
@@ -336,21 +354,52 @@ class Bench:
         if self._lost is not None:
             item.stash[BLAME] = Whose.LAB
             pytest.fail(f"lab error, not run: {self._lost}", pytrace=False)
-        if self._suspect is None and (self._answered or self._answers()):
+        self.recovered = False
+        if self._suspect is None and (self._answered or self._answers(item)):
             return
         from harness.board.recovery import recover
 
+        board = self.board()
         reason, self._suspect = self._suspect or f"before {item.nodeid}: no answer", None
-        recovery = recover(self.board())
-        self._mark = None
+        recovery = recover(board)
+        self.recovered, self._mark = True, None
+        if told := self._rebooted(item):
+            reason = f"{reason}; {told}"
+        if board.file.consents_to(Consent.WRITE_RPMB):
+            # The clean-up of the test before, which could not be done then.
+            board.efivars.delete_own()
         vain = f" (in vain: {'; '.join(recovery.in_vain)})" if recovery.in_vain else ""
         self.notes.append(f"{reason} -> {recovery.helped}{vain}")
 
-    def _answers(self) -> bool:
+    def _answers(self, item: pytest.Item) -> bool:
         try:
-            return self.board().shell.run("true").ok
-        except LinkError:
+            told = self._rebooted(item)
+        except (LinkError, CommandFailed):
             return False
+        if told is not None:
+            self._suspect = f"before {item.nodeid}: {told}"
+        return told is None
+
+    def _rebooted(self, item: pytest.Item, boot: str | None = None) -> str | None:
+        """What to say of a board that runs another boot than is known of (``boot``, else the one
+        that answers now); None where that is right, or the test's own doing."""
+        before = self.board().links.unexpected_boot(boot)
+        if before is None:
+            return None
+        self._mark = None
+        self.board().wait_until_ready()
+        if item.get_closest_marker("power"):
+            return None
+        return f"the board restarted by itself: boot {before} has ended"
+
+    def _see_reboot(self, item: pytest.Item) -> None:
+        """A test that failed on a board which had restarted under it says nothing of the
+        firmware's variables."""
+        with contextlib.suppress(HilError):
+            if self._askable and (told := self._rebooted(item)):
+                item.stash[BLAME] = Whose.LAB
+                self._suspect = f"{item.nodeid}: {told}"
+                item.add_report_section("call", "board", f"{told}; {_WHY_REBOOTED}")
 
     def _check_markers(self, item: pytest.Item) -> None:
         board = self.board()
@@ -422,6 +471,7 @@ class Bench:
         return standing
 
 
+_WHY_REBOOTED = "look for a panic, a watchdog or its power supply: `hil log` has its console"
 _USUAL_COMMAND_SECONDS = 10.0
 _SLOW_TEST_COMMANDS = 30
 """How many commands in a row may go unanswered before a test counts as hung."""

@@ -1,8 +1,9 @@
 """Whose a failure looks like: firmware, kernel, lab or test. It is a first guess, by these rules:
 
 1. an error of the harness says itself who can mend it (``harness.errors.Fault``); cable, host and
-   configuration are the lab's;
-2. a bad line in the kernel log is the kernel's, a board that was lost is the lab's;
+   configuration are the lab's; so is whatever this machine has run out of;
+2. a bad line in the kernel log is the kernel's, a board that was lost, or that restarted without
+   having been told to, is the lab's;
 3. a measurement above its limit is the firmware's;
 4. an assertion of the test, or a system call that the board refused, is the firmware's, or whose
    the test's marker ``blame`` says: what the VFS and efivarfs decide without asking the firmware
@@ -16,7 +17,7 @@ from enum import StrEnum
 
 import pytest
 
-from harness.errors import Fault, HilError
+from harness.errors import Fault, HilError, of_host
 
 
 class Whose(StrEnum):
@@ -46,6 +47,8 @@ def whose(item: pytest.Item, error: BaseException) -> Whose:
     """Whose a failure of a test looks like."""
     if isinstance(error, HilError):
         return _OF_FAULT[error.fault]
+    if of_host(error) is not None:
+        return Whose.LAB
     if BLAME in item.stash:
         return item.stash[BLAME]
     if isinstance(error, AssertionError | OSError):

@@ -11,13 +11,15 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Generator, Sequence
+import time
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
+from harness import interrupts
 from harness.errors import ConfigurationError
 from harness.pytest_plugin import junit, ktap
 from harness.pytest_plugin.report import failures, groups_table, write_sections
@@ -142,6 +144,7 @@ class Boards:
         self._share: bool = config.getoption("share")
         files = board_files(chosen(config), share=self._share)
         self._boards = {name: BoardOfRun(path) for name, (path, _) in files.items()}
+        config.add_cleanup(interrupts.install())
 
     # --- handing out --------------------------------------------------------------------------
 
@@ -204,24 +207,23 @@ class Boards:
         return result
 
     def _end_workers(self) -> None:
-        """^C: workers whose tests go on give their boards back, each interrupted once."""
+        """^C: workers whose tests go on give their boards back; a second one hurries them."""
         busy = {
             name: board.node
             for name, board in self._boards.items()
             if board.node is not None and not _is_over(board.node)
         }
-        for node in busy.values():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(node.gateway._rinfo().pid, signal.SIGINT)
         reporter = self._config.pluginmanager.getplugin("terminalreporter")
-        with contextlib.suppress(KeyboardInterrupt):
+        deadline = time.monotonic() + _GIVE_BACK_SECONDS
+        with interrupts.ending():
+            _send(busy.values(), signal.SIGINT)
             for name, node in busy.items():
-                if reporter is not None:
-                    reporter.write_line(f"waiting until {name} is given back")
-                with contextlib.suppress(
-                    EOFError, node.channel.RemoteError, node.channel.TimeoutError
-                ):
-                    node.channel.waitclose(_GIVE_BACK_SECONDS)
+                # The terminal may be what has ended.
+                with contextlib.suppress(OSError):
+                    if reporter is not None:
+                        reporter.write_line(f"waiting until {name} is given back")
+                while not _waited(node, deadline):
+                    _send(busy.values(), interrupts.HURRY)
 
     def _judge(self, session: pytest.Session) -> None:
         """A board that was not tested to the end is the lab's fault (2); one that was not restored
@@ -273,6 +275,23 @@ class Boards:
             )
         lines += [f"{name}: {board.ended}" for name, board in self._boards.items() if board.ended]
         return lines
+
+
+def _send(nodes: Iterable[Any], number: int) -> None:
+    for node in nodes:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(node.gateway._rinfo().pid, number)
+
+
+def _waited(node: Any, deadline: float) -> bool:
+    """Whether a worker has ended, or the deadline passed, without the user interrupting again."""
+    channel = node.channel
+    try:
+        with contextlib.suppress(EOFError, channel.RemoteError, channel.TimeoutError):
+            channel.waitclose(max(0.0, deadline - time.monotonic()))
+    except KeyboardInterrupt:
+        return False
+    return True
 
 
 def _is_over(node: Any) -> bool:

@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from harness import interrupts
 from harness.board import state_dir
 from harness.board.standing import foreign_variables
 from harness.consents import Consent
-from harness.errors import ConsentMissing, HilError, TargetError
+from harness.errors import ConsentMissing, HilError, TargetError, of_host
+from harness.headroom import require_room
 from harness.instruments.efivars import VariableName, is_named, name_of_file
+from harness.instruments.guard import ANY
 from harness.pytest_plugin.bench import Bench, uses_board
 from harness.pytest_plugin.hookspecs import Look
 from harness.safekeeping import snapshot
@@ -62,6 +65,7 @@ class Keeper:
         declared = [name for item in items for name in foreign_names(item)]
         self._claim = state_dir.Claim(self._board.power, self._board.file)
         directory = self._claim.directory
+        require_room(directory)
         earlier = snapshot.pending(directory)
         if earlier is not None:
             report, did = restore_whatever_it_takes(self._board, earlier)
@@ -80,12 +84,16 @@ class Keeper:
 
     def _take(self, declared: Sequence[str]) -> None:
         try:
-            self._snapshot = snapshot.take(self._board, declared)
+            taken = snapshot.take(self._board, declared)
         except (TargetError, OSError) as error:
+            if (host := of_host(error)) is not None:
+                raise host from error
             self._why_none = error.what if isinstance(error, HilError) else str(error)
             self.lines.append(f"no snapshot was taken: {self._why_none}")
             return
-        snapshot.keep(self._snapshot, state_dir.directory(self._board.power, self._board.file))
+        with interrupts.whole():
+            snapshot.keep(taken, state_dir.directory(self._board.power, self._board.file))
+            self._snapshot = taken
 
     def declare(self, names: Sequence[str]) -> None:
         """More foreign variables that this run may write."""
@@ -101,6 +109,10 @@ class Keeper:
         without the owner's consent or without a snapshot to restore from."""
         self._allowed.close()
         names = foreign_names(item)
+        if self._snapshot is not None and uses_board(item) and self._bench.recovered:
+            # What the test before could not give back is not this one's.
+            restore(self._board, self._snapshot, only=(ANY,))
+            self._list()
         if not (uses_board(item) and names):
             return
         self._board.require_consent(Consent.FOREIGN_VARIABLES)
@@ -221,6 +233,9 @@ class Keeper:
         except (HilError, OSError) as error:
             self.restored = False
             self.lines.append(f"the board was NOT restored: {error}")
+        except KeyboardInterrupt as again:
+            self.restored = False
+            self.lines.append(f"cut short by another {again or 'SIGINT'}, between two variables")
         if not self.restored:
             self.lines.append(f"what is not yet back waits for: hil restore {self._board.name}")
 

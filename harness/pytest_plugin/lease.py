@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from harness import interrupts
+from harness.pytest_plugin.role import board_of_worker
+
 if TYPE_CHECKING:
     from harness.boardfile.sections import BoardFile
     from harness.errors import LabError
@@ -46,6 +49,9 @@ class RunLease:
         somebody holds it; raises :class:`harness.errors.HostError` where leases cannot be kept."""
         from harness.lab.lease import BoardHeld, lease_board, waiting_line
 
+        if board_of_worker(self._config) is None:
+            # From here on there is something to give back.
+            self._config.add_cleanup(interrupts.install())
         try:
             self._lease = lease_board(
                 file,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from harness.errors import HilError
+from harness.errors import HilError, of_host
 
 
 @contextlib.contextmanager
@@ -17,3 +17,7 @@ def usage_errors() -> Iterator[None]:
         yield
     except HilError as error:
         raise pytest.UsageError(str(error)) from None
+    except (OSError, RuntimeError, MemoryError) as error:
+        if (host := of_host(error)) is None:
+            raise
+        raise pytest.UsageError(str(host)) from None

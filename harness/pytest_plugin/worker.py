@@ -4,15 +4,14 @@ started."""
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections.abc import Generator
 from dataclasses import asdict
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from harness import interrupts
 from harness.errors import HilError
 from harness.foreign import say
 from harness.pytest_plugin.bench import Bench, uses_board
@@ -41,7 +40,8 @@ class Worker:
         self._budget = budget
         self._report = report
         self._not_reached: HilError | None = None
-        signal.signal(signal.SIGINT, _interrupt_once)
+        # The terminal's ^C reaches a worker, and the process that the user started passes it on.
+        config.add_cleanup(interrupts.install(told_by_parent=True))
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         """Results of boards are told apart by the tests' ids: the board is a parameter."""
@@ -100,10 +100,3 @@ def tell(config: pytest.Config, lines: str) -> None:
     with capture.global_and_fixture_disabled():
         # The cursor may be behind the dots of other workers' tests.
         say("", *lines.split("\n"), file=sys.stderr)
-
-
-def _interrupt_once(number: int, frame: FrameType | None) -> None:
-    """The terminal's ^C reaches a worker, and the process that the user started passes it on: the
-    second would interrupt giving the board back."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    raise KeyboardInterrupt

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from harness import interrupts
 from harness.consents import Consent
 from harness.errors import ConsentMissing, HilError, LinkError, TargetError, WrongBoard
 from harness.instruments.efivars import VariableName, is_named, is_ours
@@ -282,7 +283,7 @@ def _once(
 
 def _do(board: Board, line: Line, timeout: float, *, fresh: bool) -> Line:
     try:
-        with board.foreign_writes.allowing(line.name.name):
+        with interrupts.whole(), board.foreign_writes.allowing(line.name.name):
             _deeds(board, timeout)[line.deed](line)
     except ConsentMissing as error:
         return replace(line, fate=Fate.WAITS, reason=f"{line.reason}; {error.what}")

@@ -26,6 +26,7 @@ VERSION = 1
 
 _PENDING = "snapshot.json"
 _RESTORED = "snapshot.restored.json"
+_UNFINISHED = ".snapshot-"
 
 
 @dataclass(frozen=True)
@@ -114,9 +115,11 @@ def declare(snapshot: Snapshot, directory: Path, declared: Iterable[str]) -> Sna
 
 
 def pending(directory: Path) -> Snapshot | None:
-    """The snapshot of a run that did not restore it. Raises :class:`HostError` for a file that
-    is none."""
+    """The snapshot of a run that did not restore it; what one that was killed had not finished
+    writing is removed. Raises :class:`HostError` for a file that is none."""
     path = directory / _PENDING
+    for unfinished in directory.glob(f"{_UNFINISHED}*"):
+        unfinished.unlink()
     try:
         return _unpack(json.loads(path.read_bytes()))
     except FileNotFoundError:
@@ -137,11 +140,15 @@ def finish(directory: Path) -> None:
 
 def _write(snapshot: Snapshot, directory: Path) -> Path:
     # mkstemp: for its owner only, whatever the umask.
-    descriptor, name = tempfile.mkstemp(dir=directory, prefix=".snapshot-")
-    with os.fdopen(descriptor, "w", encoding="ascii") as file:
-        json.dump(_pack(snapshot), file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
+    descriptor, name = tempfile.mkstemp(dir=directory, prefix=_UNFINISHED)
+    try:
+        with os.fdopen(descriptor, "w", encoding="ascii") as file:
+            json.dump(_pack(snapshot), file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        Path(name).unlink()
+        raise
     return Path(name)
 
 
