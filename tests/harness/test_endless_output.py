@@ -288,5 +288,5 @@ class _LyingShell:
 def test_a_probe_that_lies(answer: bytes, backend: str) -> None:
     probe = Probe(_LyingShell(answer), backend=backend)  # type: ignore[arg-type]
     with pytest.raises(HilError) as caught:
-        probe.steps([Open("f", "/x", "RDONLY")])
+        probe.steps([Open("f", "/x")])
     assert len(str(caught.value)) < 1000

@@ -4,6 +4,7 @@ and start is searched for it."""
 from __future__ import annotations
 
 import http.server
+import json
 import os
 import subprocess
 import sys
@@ -254,10 +255,8 @@ def _plug(answer: Callable[[http.server.BaseHTTPRequestHandler], None]) -> Itera
 def _switch(kind: str, host: str, token: str) -> PowerError:
     from harness.power.http import HttpOutlet, HttpPowerOptions
 
-    options = HttpPowerOptions(
-        kind=kind,  # type: ignore[arg-type]
-        host=host,
-        password=SecretStr(token),
+    options = HttpPowerOptions.model_validate_json(
+        json.dumps({"kind": kind, "host": host, "password": token})
     )
     with pytest.raises(PowerError) as caught:
         HttpOutlet(options).switch(True, 5.0)
