@@ -33,6 +33,8 @@ from pathlib import Path
 from threading import Event
 from uuid import UUID
 
+import pytest
+
 from harness.board.board import Board
 from harness.boardfile import loading
 from harness.capabilities import EFIVARS_PATH
@@ -235,10 +237,11 @@ class EndedRuns:
             self._wait_for_snapshot(run)
             Event().wait(after)
             restorable, before = self._restorable(), _printed(run)
+            over = not self.snapshot.exists()
             _bring_about(how, run)
             output, _ = run.communicate(timeout=_RUN_SECONDS)
             output = before + output
-            wrong = list(self._judge(how, run.returncode, output))
+            wrong = list(self._judge(how, run.returncode, output, over))
             by = "the run"
             if self.snapshot.exists() or how is End.KILL:
                 until(self._is_free, _RUN_SECONDS)
@@ -279,16 +282,17 @@ class EndedRuns:
                 found[str(name)] = hashlib.sha256(content).hexdigest()
         return found
 
-    def _judge(self, how: End, status: int, output: str) -> Iterator[str]:
-        """What a run that ended so must not do, or must say."""
+    def _judge(self, how: End, status: int, output: str, over: bool) -> Iterator[str]:
+        """What a run that ended so must not do, or must say; ``over`` if it had shown its summary
+        before, or was about to."""
         pending = self.snapshot.exists()
         if how in _GIVES_BACK and pending:
             yield f"the run did not give the board back:\n{output[-2000:]}"
         if how is End.TWICE and pending and "waits for: hil restore" not in output:
             yield f"nobody said that something waits:\n{output[-2000:]}"
         if how in {End.TERM, End.HUP, End.INT, End.TWICE}:
-            after_its_end = " seconds" in output and status == 0
-            if status != 2 and not after_its_end and -status != _SIGNALS[how]:
+            after_its_end = "passed in " in output and -status in {0, _SIGNALS[how]}
+            if status != pytest.ExitCode.INTERRUPTED and not (over and after_its_end):
                 yield f"exit status {status}:\n{output[-2000:]}"
         if "Traceback" in output:
             yield f"a traceback:\n{output[-4000:]}"
@@ -533,7 +537,7 @@ def _page(results: Sequence[Ended], durations: Sequence[float], options: str) ->
         "connections are shut down under it; both runs go on. The second ^C of *INT, INT* is\n"
         f"{_TWICE_SECONDS} s after the first. What can be restored is listed from the snapshot\n"
         "before the end; afterwards (and after `hil restore --yes` where the run could not give\n"
-        "the board back: after KILL always) the board's own tools say the SHA-256 of each. Then no\n"
+        "the board back: after KILL always) the board's own tools say the SHA-256 of each. No\n"
         "process, mount, lock, socket or file may be left, and every variable of the board is as\n"
         "before the first run. All runs of a process use one flash.\n"
     )
@@ -563,6 +567,8 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--seed", type=int, default=SEED)
     chosen = parser.parse_args()
+    # A shell that starts this in the background has it, and the runs, ignore ^C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     plan = _plan(chosen.kills, chosen.others, chosen.seed)
     durations, results = [], []
     with ProcessPoolExecutor(chosen.jobs) as pool:
