@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import io
+import os
+import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -18,6 +20,7 @@ from harness.errors import CommandFailed, HilError, LabError
 from harness.foreign import MOST, escaped, escaped_lines, say
 from harness.links import posix
 from tests.harness.support.runs import board_file, inner_run
+from tests.pace import HANGS
 
 ROOT = Path(__file__).parents[2]
 HOSTILE = "a\x1b]0;title\x07b\rc\nd\u202ee\x9bf\u2028g\x7fh\udc9bi"
@@ -124,6 +127,35 @@ def test_a_run(tmp_path: Path) -> None:
     for element in ET.parse(junit).iter():
         for text in (*element.attrib.values(), element.text or ""):
             assert _is_harmless(text), text
+
+
+APART = r"""
+import pytest
+
+def test_is_skipped(record_property):
+    record_property("said", "a\x1bb")
+    pytest.skip("because")
+
+@pytest.mark.xfail(reason="as known")
+def test_is_known():
+    assert 0
+"""
+
+
+@pytest.mark.fault("C3")
+def test_reports_of_another_worker(tmp_path: Path) -> None:
+    """pytest-xdist sends texts, and no class of ours."""
+    (tmp_path / "test_apart.py").write_text(APART)
+    command = [sys.executable, "-m", "pytest", "-p", "harness.pytest_plugin", "-c", "/dev/null"]
+    run = subprocess.run(
+        [*command, "--rootdir", str(tmp_path), "-n", "1", "-p", "no:cacheprovider"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=HANGS,
+    )
+    assert "1 skipped, 1 xfailed" in run.stdout, run.stdout + run.stderr
 
 
 NAMES = r"""
