@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, RuntimeError, MemoryError) as error:
         if (host := of_host(error)) is None:
             raise
-        print(f"hil: {host}", file=sys.stderr)
+        say(f"hil: {host}", file=sys.stderr)
         return Status.BAD
     finally:
         as_before()

@@ -118,7 +118,7 @@ def _carry_out(board: Board, kept: Snapshot, yes: bool) -> tuple[Restoration, Se
             report, did = restore_whatever_it_takes(board, kept)
     except KeyboardInterrupt:
         again = f"cut short between two variables; the rest waits for: hil restore {board.name}"
-        print(f"{board.name}: {again}", file=sys.stderr)
+        say(f"{board.name}: {again}", file=sys.stderr)
         raise
     if report.finished:
         snapshot.finish(place.directory(board.power, board.file))

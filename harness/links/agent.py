@@ -381,8 +381,13 @@ class Tools:
     gzip: bool = False
 
     @classmethod
-    def named(cls, encoding: str) -> Tools:
-        return cls(base64=encoding.startswith("base64"), gzip=encoding.endswith("+gzip"))
+    def named(cls, encoding: str) -> Tools | None:
+        """None if the name, which no checksum guards, is damaged: with another encoding than the
+        target's, every result would be a wrong one."""
+        decoder, _, packer = encoding.partition("+")
+        if decoder not in ("base64", "od") or encoding not in (decoder, f"{decoder}+gzip"):
+            return None
+        return cls(base64=decoder == "base64", gzip=packer == "gzip")
 
     def parse_result(self, frame: Frame) -> Outcome | Announced | None:
         """What an ``R`` or ``T`` frame says; None if anything about it is damaged."""

@@ -382,8 +382,11 @@ class SerialShell:
         if not directory.endswith(f"/{self._directory_name}"):
             self._line.write(f"{KILL_LINE}q")  # left by a harness that was killed
             return False
+        tools = Tools.named(encoding)
+        if tools is None:
+            return False
         self._directory = directory
-        self._tools = Tools.named(encoding)
+        self._tools = tools
         self._attached = True
         return True
 

@@ -23,11 +23,11 @@ def pytest_runtest_makereport(
     report.longrepr = _harmless(report.longrepr)
     report.sections = [(title, _text(content)) for title, content in report.sections]
     report.user_properties = [
-        (name, escaped(value) if isinstance(value, str) else value)
+        (name, _line(value) if isinstance(value, str) else value)
         for name, value in report.user_properties
     ]
     if hasattr(report, "wasxfail"):
-        report.wasxfail = escaped(report.wasxfail)
+        report.wasxfail = _line(report.wasxfail)
     return report
 
 
@@ -45,7 +45,7 @@ def _harmless(shown: Any) -> Any:
         case str():
             return _text(shown)
         case (path, line, reason):
-            return path, line, escaped(reason)
+            return path, line, _line(reason)
         case ExceptionChainRepr():
             for trace, crash, _ in shown.chain:
                 if crash is not None:
@@ -54,6 +54,10 @@ def _harmless(shown: Any) -> Any:
                     lines: list[str] = getattr(entry, "lines", [])
                     lines[:] = map(_text, lines)
     return shown
+
+
+def _line(text: str) -> str:
+    return str(escaped(text))  # pytest-xdist sends no class of our own
 
 
 def _text(text: str) -> str:

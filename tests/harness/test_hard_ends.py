@@ -1,5 +1,5 @@
-"""Hard ends: signals, terminals that close, a host whose disk or tables are full, boards that restart
-by themselves."""
+"""Hard ends: signals, terminals that close, a host whose disk or tables are full, boards that
+restart by themselves."""
 
 from __future__ import annotations
 

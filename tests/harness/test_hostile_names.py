@@ -3,12 +3,16 @@ restore` and `hil log` show of it."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
 
-from tests.harness.support.runs import board_file, inner_run
+from tests.harness.support.runs import ROOT, board_file, inner_run
+from tests.pace import HANGS
 
 
 def _is_harmless(text: str) -> bool:
@@ -102,3 +106,32 @@ def test_log_shows_what_a_console_said(
     shown = capsys.readouterr().out
     assert "panic" in shown
     assert _is_harmless(shown)
+
+
+APART = r"""
+import pytest
+
+def test_is_skipped(record_property):
+    record_property("said", "a\x1bb")
+    pytest.skip("because")
+
+@pytest.mark.xfail(reason="as known")
+def test_is_known():
+    assert 0
+"""
+
+
+@pytest.mark.fault("C3")
+def test_reports_of_another_worker(tmp_path: Path) -> None:
+    """pytest-xdist sends texts, and no class of ours."""
+    (tmp_path / "test_apart.py").write_text(APART)
+    command = [sys.executable, "-m", "pytest", "-p", "harness.pytest_plugin", "-c", "/dev/null"]
+    run = subprocess.run(
+        [*command, "--rootdir", str(tmp_path), "-n", "1", "-p", "no:cacheprovider"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=HANGS,
+    )
+    assert "1 skipped, 1 xfailed" in run.stdout, run.stdout + run.stderr

@@ -59,3 +59,11 @@ def test_a_lost_or_changed_character_changes_the_digest() -> None:
     for at in range(len(text)):
         assert agent.digest(text[:at] + text[at + 1 :]) != agent.digest(text)
         assert agent.digest(text[:at] + "~" + text[at + 1 :]) != agent.digest(text)
+
+
+@pytest.mark.parametrize("encoding", ["base64", "base64+gzip", "od", "od+gzip"])
+def test_an_encoding_that_lost_a_character_is_none(encoding: str) -> None:
+    tools = agent.Tools.named(encoding)
+    assert tools == agent.Tools(base64="base64" in encoding, gzip="gzip" in encoding)
+    for at in range(len(encoding)):
+        assert agent.Tools.named(encoding[:at] + encoding[at + 1 :]) is None
