@@ -214,7 +214,7 @@ while time.monotonic() < end:
     board = random.choice("abc")
     things = [f"serial {board}", f"outlet {board}"]
     with desk.acquire(things, board=board, purpose="stress", timeout=120) as lease:
-        who = [os.getpid(), lease.holder.token, board]
+        who = [os.getpid(), lease.token, board]
         os.write(journal, (json.dumps([*who, "in"]) + "\\n").encode())
         threading.Event().wait(random.uniform(0, 0.05))
         os.write(journal, (json.dumps([*who, "out"]) + "\\n").encode())
