@@ -117,6 +117,15 @@ def lock_node(node: str) -> int | None:
     return descriptor
 
 
+def is_gone(descriptor: int) -> bool:
+    """Whether an open terminal has been unplugged."""
+    try:
+        termios.tcgetattr(descriptor)
+    except termios.error:
+        return True
+    return False
+
+
 def usb_port_of(section: SerialSection) -> str:
     """The USB port that the adapter sits in, however the board file names it: one word for two
     board files that mean the same one. What the board file says where udev does not know it."""

@@ -27,7 +27,7 @@ from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Self
 
 from harness.errors import LabError
-from harness.lab.adapter import lock_node
+from harness.lab.adapter import is_gone, lock_node
 from harness.lab.holder import Holder, digest, end, keepers, user_name
 from harness.lab.lease_directory import (
     LEASES_ENVIRONMENT,
@@ -78,7 +78,7 @@ class Lease:
     token: str
     _desk: LeaseDesk
     _ticket: Ticket | None = None
-    _nodes: Sequence[int] = ()
+    _nodes: list[int] = field(default_factory=list)
     _outer: Holder | None = None
     _released: threading.Event = field(default_factory=threading.Event)
     _unwatched: threading.Event = field(default_factory=threading.Event)
@@ -129,17 +129,30 @@ class Lease:
         many seconds."""
 
         def look() -> None:
-            while not self._unwatched.wait(every):
-                if self.broken is not None:
-                    try:
-                        lost(self.broken)
-                    except BaseException:
-                        # Who is not told must not go on.
-                        os.kill(os.getpid(), signal.SIGTERM)
-                        raise
-                    return
+            told = False
+            while not self._released.wait(every):
+                self._let_unplugged_go()
+                if told or self._unwatched.is_set() or self.broken is None:
+                    continue
+                told = True
+                try:
+                    lost(self.broken)
+                except BaseException:
+                    # Who is not told must not go on.
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    raise
 
         threading.Thread(target=look, name="lease watch", daemon=True).start()
+
+    def _let_unplugged_go(self) -> None:
+        """An adapter that is gone keeps its name taken, for when it comes back, while open."""
+        for node in [one for one in self._nodes if is_gone(one)]:
+            self._close(node)
+
+    def _close(self, node: int) -> None:
+        with contextlib.suppress(ValueError):  # the other thread has closed it
+            self._nodes.remove(node)
+            os.close(node)
 
     def stop_watching(self) -> None:
         """What is done from now on goes on even if the lease is broken: the breaker waits until
@@ -163,9 +176,8 @@ class Lease:
         if self._released.is_set():
             return
         self._released.set()
-        self._unwatched.set()
-        for node in self._nodes:
-            os.close(node)
+        for node in [*self._nodes]:
+            self._close(node)
         if self._ticket is not None:
             self._ticket.withdraw()
 

@@ -322,7 +322,7 @@ def _sees_all_users() -> bool:
 def _file_system(device: int) -> str:
     """The type of the file system with that number (proc(5), mountinfo)."""
     wanted = f"{os.major(device)}:{os.minor(device)}"
-    for line in Path("/proc/self/mountinfo").read_text("utf-8", "replace").splitlines():
+    for line in Path("/proc/self/mountinfo").read_text("utf-8", "replace").split("\n")[:-1]:
         fields = line.split(" ")
         if fields[2] == wanted:
             return fields[fields.index("-") + 1]
