@@ -33,25 +33,25 @@ _OPENAT2, _OWN_GROUND = 437, 0x01 | 0x04 | 0x08
 _MOST_BYTES = 32768
 _MOST_THINGS = 100
 _MOST_CHARS = 300
-_AHEAD_SECONDS = 86400.0
 _NOT_SEEN = 0
 
 
 def escaped(text: object, *, most: int = _MOST_CHARS) -> str:
     """``text`` as one line of printable characters, of at most about ``most``."""
     line = str(text)
+    if line.isprintable() and len(line) <= most:
+        return line
     shown = "".join(
-        one if one.isprintable() else one.encode("unicode_escape", "surrogatepass").decode()
-        for one in line[:most]
+        one if one.isprintable() else one.encode("unicode_escape").decode() for one in line[:most]
     )
     return shown if len(line) <= most else f"{shown}… ({len(line) - most} characters more)"
 
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """Who holds or waits. ``uid``, the name before the @ of ``user``, ``held`` and ``ticket`` (its
-    place in the queue, and its name) are what the kernel says; the rest is the owner's own account:
-    the process (0: not one that is seen from here), what for, since when (seconds since 1970)."""
+    """Who holds or waits. ``uid``, the name before the @ of ``user``, ``held`` and ``since`` (in
+    seconds from 1970 on) are what the kernel says, ``ticket`` is the place in the queue; the rest
+    is the owner's own account: the process (0: not one that is seen from here), and what for."""
 
     user: str
     pid: int
@@ -74,6 +74,7 @@ class Holder:
         )
 
 
+@cache
 def user_name(uid: int) -> str:
     """The name of a user."""
     try:
@@ -138,7 +139,6 @@ def write(descriptor: int, holder: Holder) -> None:
         "host": socket.gethostname(),
         "board": holder.board,
         "purpose": holder.purpose,
-        "since": holder.since,
         "things": holder.things,
         "proof": holder.proof,
     }
@@ -151,12 +151,11 @@ def holder_of(folder: int, name: str, owner: int) -> Holder | None:
     with regular(folder, name, owner) as descriptor:
         if not _is_locked(descriptor):
             return None
-        text = os.pread(descriptor, _MOST_BYTES + 1, 0)
+        text, status = os.pread(descriptor, _MOST_BYTES + 1, 0), os.fstat(descriptor)
     if len(text) > _MOST_BYTES:
         raise ValueError("too long for a record")
     try:
-        said = json.loads(text)
-        return _described(said, name, owner)
+        return _described(json.loads(text), name, status)
     except (KeyError, TypeError, RecursionError, OverflowError) as error:
         raise ValueError("not a record") from error
 
@@ -207,28 +206,27 @@ def _is_locked(descriptor: int) -> bool:
     return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
 
 
-def _described(said: object, name: str, owner: int) -> Holder:
+def _described(said: object, name: str, status: os.stat_result) -> Holder:
     """What the owner of a ticket says about itself, as far as it can be so."""
     if not isinstance(said, dict):
         raise TypeError
     words = [said[key] for key in ("host", "board", "purpose", "proof")]
-    things, pid, since = said["things"], said["pid"], said["since"]
+    things, pid = said["things"], said["pid"]
     if not isinstance(things, list) or len(things) > _MOST_THINGS:
         raise TypeError
     if not all(isinstance(word, str) for word in (*words, *things)):
         raise TypeError
-    if type(pid) is not int or type(since) not in {int, float}:
+    if type(pid) is not int:
         raise TypeError
-    if not 0 <= since <= time.time() + _AHEAD_SECONDS:
-        raise ValueError("of another time")
     host, board, purpose, proof = words
+    owner = status.st_uid
     ticket, _, state = name.partition(".")
     return Holder(
         user=f"{user_name(owner)}@{escaped(host, most=64)}",
         pid=pid if _is_process_of(pid, owner, said.get("pid_namespace")) else _NOT_SEEN,
         board=escaped(board),
         purpose=escaped(purpose),
-        since=since,
+        since=status.st_ctime,
         things=tuple(map(escaped, things)),
         uid=owner,
         ticket=ticket,
@@ -245,6 +243,7 @@ def _is_process_of(pid: int, owner: int, namespace: object) -> bool:
     return False
 
 
+@cache
 def _pid_namespace() -> int:
     return Path("/proc/self/ns/pid").stat().st_ino
 

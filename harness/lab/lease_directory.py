@@ -179,7 +179,7 @@ class LeaseDirectory:
         except FileNotFoundError:
             return
         try:
-            names = [one for one in _names(top, _MOST_FOLDERS) if one.startswith(_PREFIX)]
+            names = _names(top, _MOST_FOLDERS, _PREFIX)
             if len(names) >= _MOST_FOLDERS:
                 raise HostError(
                     f"{self.path} is full: somebody makes folders called {_PREFIX}…",
@@ -306,9 +306,10 @@ def default_directory() -> Path:
     return Path("/tmp")
 
 
-def _names(folder: int, most: int) -> list[str]:
+def _names(folder: int, most: int, prefix: str = "") -> list[str]:
     with os.scandir(folder) as entries:
-        return [entry.name for entry in itertools.islice(entries, most)]
+        names = (entry.name for entry in entries if entry.name.startswith(prefix))
+        return [*itertools.islice(names, most)]
 
 
 def _sees_all_users() -> bool:

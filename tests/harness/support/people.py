@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[3]
 ANN, BOB = 23001, 23002
 """Users that no file of the host belongs to."""
 HELD = "is held"
+_HANGS = 60.0
 needs_users = pytest.mark.skipif(
     os.geteuid() != 0 or not all(map(shutil.which, ("setpriv", "unshare"))),
     reason="needs root to become two other users, and setpriv and unshare of util-linux",
@@ -99,11 +100,11 @@ class Bench:
         return process
 
     def run(
-        self, uid: int, *words: str | Path, seconds: float = 60.0, **environment: str
+        self, uid: int, *words: str | Path, **environment: str
     ) -> subprocess.CompletedProcess[str]:
         """As :meth:`start`, to its end; what hangs fails the test."""
         process = self.start(uid, *words, **environment)
-        output, errors = process.communicate(timeout=seconds)
+        output, errors = process.communicate(timeout=_HANGS)
         assert "Traceback" not in errors, errors
         return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
