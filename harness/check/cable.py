@@ -36,14 +36,12 @@ _FAST_TIMER_MS = 1
 def lease(survey: Survey) -> Finding:
     """Nobody else holds any of the board's physical things, nor its labgrid place; for the time of
     the check we do."""
-    from harness.lab.lease import BoardHeld, LeaseDesk
+    from harness.lab.lease import BoardHeld, lease_board
     from harness.lab.things import things_of
 
     things = things_of(survey.file)
     try:
-        survey.lease = LeaseDesk().acquire(
-            things, board=survey.file.name, purpose="hil check", timeout=0.0
-        )
+        survey.lease = lease_board(survey.file, purpose="hil check")
         survey.board.power.hold()
     except BoardHeld as error:
         return fail("somebody else holds the board", cause=error.what, remedy=error.remedy)

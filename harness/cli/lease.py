@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from typing import TYPE_CHECKING, TextIO
@@ -58,11 +59,8 @@ def _show(options: argparse.Namespace) -> int:
 
 
 def _public(holders: Iterable[Holder]) -> list[dict[str, object]]:
-    """Without the token, which would let its reader in."""
-    from dataclasses import asdict
-
-    every = [asdict(one) for one in holders]
-    return [{key: one[key] for key in one if key != "token"} for one in every]
+    keys = ("user", "pid", "board", "purpose", "since", "things")
+    return [{key: getattr(one, key) for key in keys} for one in holders]
 
 
 def _hold(options: argparse.Namespace) -> int:
@@ -70,14 +68,15 @@ def _hold(options: argparse.Namespace) -> int:
     import subprocess
     import threading
 
-    from harness.lab.lease import TOKEN_ENVIRONMENT, LeaseBroken, LeaseDesk
+    from harness.lab.lease import TOKEN_ENVIRONMENT, LeaseBroken, lease_board
 
     lost = threading.Event()
     command: subprocess.Popen[bytes] | None = None
 
     def end(broken: LeaseBroken) -> None:
-        say(Shown(f"hil: {broken}"), file=sys.stderr)
         lost.set()
+        with contextlib.suppress(OSError, ValueError):  # nobody may read it any more
+            say(Shown(f"hil: {broken}"), file=sys.stderr)
         if command is not None:
             interrupt(command)
 
@@ -89,19 +88,18 @@ def _hold(options: argparse.Namespace) -> int:
         except subprocess.TimeoutExpired:
             command.terminate()
 
-    with LeaseDesk().acquire(
-        _things(options),
-        board=options.board,
+    with lease_board(
+        board_file(options),
         purpose="hil lease hold",
         timeout=options.wait,
         waiting=lambda status: _show_status(status, file=sys.stderr),
     ) as lease:
         lease.watch(end)
-        token = {TOKEN_ENVIRONMENT: lease.holder.token}
+        token = {TOKEN_ENVIRONMENT: lease.token}
         if not options.command:
             say(
                 f"{options.board} is held; ^C gives it back. To use it in another terminal:",
-                f"export {TOKEN_ENVIRONMENT}={lease.holder.token}",
+                f"export {TOKEN_ENVIRONMENT}={lease.token}",
             )
             lost.wait()
         else:

@@ -3,7 +3,11 @@ one that draws its power from the board."""
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
+import struct
+import termios
 import time
 from pathlib import Path
 from threading import Event
@@ -11,11 +15,13 @@ from typing import TYPE_CHECKING
 
 from harness.errors import HostError
 from harness.lab.discovery import DiscoveredDevice, Discovery, Kind
+from harness.lab.holder import lock
 
 if TYPE_CHECKING:
     from harness.boardfile.sections import SerialSection, UdevMatch
 
 _POLL_SECONDS = 0.05
+_TIOCGEXCL = 0x80045440
 
 
 class AdapterAbsent(HostError):
@@ -74,6 +80,50 @@ def wait_for_port(port: str, *, timeout: float) -> None:
                 "the board needs the board on, for at most timeouts.adapter seconds",
             )
         Event().wait(_POLL_SECONDS)
+
+
+def lock_node(node: str) -> int | None:
+    """A descriptor that keeps the device ``node`` locked while it is open: whoever uses the node
+    sees that, from whatever container. None for what is no terminal that we can open.
+
+    It is an open file description lock (fcntl(2)), so that the console can be opened and locked
+    (flock(2)) beside it. Raises BlockingIOError where somebody else has locked the device, or
+    opened it for nobody else (TIOCEXCL).
+    """
+    flags = os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        if not Path(node).is_char_device():
+            return None
+        descriptor = os.open(node, flags)
+    except OSError as error:
+        if error.errno == errno.EBUSY:
+            raise BlockingIOError(error.errno, "exclusively opened", node) from error
+        return None
+    try:
+        # What the board says while nobody listens must not be echoed: it would answer itself.
+        settings = termios.tcgetattr(descriptor)
+        settings[3] &= ~(termios.ECHO | termios.ICANON | termios.ISIG)
+        lock(descriptor)
+        if struct.unpack("i", fcntl.ioctl(descriptor, _TIOCGEXCL, bytes(4)))[0]:
+            # ... by somebody, which does not keep root out.
+            raise BlockingIOError(errno.EBUSY, "exclusively opened", node)
+        termios.tcsetattr(descriptor, termios.TCSANOW, settings)
+    except termios.error:  # not a terminal, or just unplugged
+        os.close(descriptor)
+        return None
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def is_gone(descriptor: int) -> bool:
+    """Whether an open terminal has been unplugged."""
+    try:
+        termios.tcgetattr(descriptor)
+    except termios.error:
+        return True
+    return False
 
 
 def usb_port_of(section: SerialSection) -> str:

@@ -1,9 +1,11 @@
 """Leases: one holder for each physical thing of a board, on one host, for all its users.
 
 What is locked is the serial adapter, the SSH endpoint and the outlet, not the name of a board
-file: two files that describe one board exclude each other. Each thing has a file that its holder
-keeps locked (fcntl(2), open file description locks), so a lease dies with its process whatever
-happened to it. Waiting users keep a locked ticket; the oldest living ticket is next.
+file: two files that describe one board exclude each other. Who asks keeps a locked ticket that all
+others see, in :mod:`harness.lab.lease_directory`; the oldest living one is next. It claims the
+things, looks once more, and holds them if nobody else does: of two, one has seen the other. A
+lease dies with its process whatever happened to it. Adapters are locked themselves, too, against
+who keeps leases elsewhere.
 
 What a holder starts may use the board, too: it finds the holder's token in its environment.
 """
@@ -11,35 +13,40 @@ What a holder starts may use the board, too: it finds the holder's token in its 
 from __future__ import annotations
 
 import contextlib
-import getpass
 import os
-import re
 import signal
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Self
 
-from harness.errors import HostError, LabError
+from harness.errors import LabError
 from harness.foreign import say
-from harness.lab.holder import Holder, holder_of, lock, write
+from harness.lab.adapter import is_gone, lock_node
+from harness.lab.holder import Holder, digest, end, keepers, user_name
+from harness.lab.lease_directory import (
+    LEASES_ENVIRONMENT,
+    LeaseDirectory,
+    Ticket,
+    default_directory,
+)
 
 if TYPE_CHECKING:
     from harness.boardfile.sections import BoardFile
 
-LEASES_ENVIRONMENT = "HIL_LEASES"
+__all__ = ["LEASES_ENVIRONMENT", "TOKEN_ENVIRONMENT"]
 TOKEN_ENVIRONMENT = "HIL_LEASE_TOKEN"
 """Where a process finds the token of the lease under which it was started."""
 _POLL_SECONDS = 0.05
-_SHARED_DIRECTORY = 0o1777
-_SHARED_FILE = 0o666
-_READABLE_CHARS = 60
+_CLAIM_SECONDS = 0.5
+_TURN_SECONDS = 5.0
+"""How long a free board waits for the first in the queue (who may be stopped) to take it."""
 
 
 class BoardHeld(LabError):
@@ -69,8 +76,10 @@ class Lease:
     """
 
     holder: Holder
+    token: str
     _desk: LeaseDesk
-    _locks: list[int]
+    _ticket: Ticket | None = None
+    _nodes: list[int] = field(default_factory=list)
     _outer: Holder | None = None
     _released: threading.Event = field(default_factory=threading.Event)
     _unwatched: threading.Event = field(default_factory=threading.Event)
@@ -91,16 +100,25 @@ class Lease:
     def broken(self) -> LeaseBroken | None:
         """Why the board is not ours any more, once that is so."""
         if self._broken is None and not self._released.is_set():
-            who = self._desk.breaker(self.holder)
-            if who is None and self._outer is not None:
-                who = self._desk.breaker(self._outer)
-            if who is not None:
+            try:
+                why = self._lost()
+            except Exception as error:  # whatever it is: nobody would tell us any more
+                why = f"nobody can tell whether it is ours any more: {error}"
+            if why is not None and not self._released.is_set():
                 self._broken = LeaseBroken(
-                    f"the lease was broken: {who}",
+                    f"the lease was broken: {why}",
                     remedy="ask them, and wait for the board before you use it again",
                     board=self.holder.board,
                 )
         return self._broken
+
+    def _lost(self) -> str | None:
+        if self._ticket is not None and self._ticket.removed:
+            return "its file was removed: is somebody cleaning the directory of leases?"
+        for holder in (self.holder, self._outer):
+            if holder is not None and (who := self._desk.breaker(holder)) is not None:
+                return who
+        return None
 
     def check(self) -> None:
         """Raise :class:`LeaseBroken` if somebody took the board away."""
@@ -112,12 +130,30 @@ class Lease:
         many seconds."""
 
         def look() -> None:
-            while not self._unwatched.wait(every):
-                if self.broken is not None:
+            told = False
+            while not self._released.wait(every):
+                self._let_unplugged_go()
+                if told or self._unwatched.is_set() or self.broken is None:
+                    continue
+                told = True
+                try:
                     lost(self.broken)
-                    return
+                except BaseException:
+                    # Who is not told must not go on.
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    raise
 
         threading.Thread(target=look, name="lease watch", daemon=True).start()
+
+    def _let_unplugged_go(self) -> None:
+        """An adapter that is gone keeps its name taken, for when it comes back, while open."""
+        for node in [one for one in self._nodes if is_gone(one)]:
+            self._close(node)
+
+    def _close(self, node: int) -> None:
+        with contextlib.suppress(ValueError):  # the other thread has closed it
+            self._nodes.remove(node)
+            os.close(node)
 
     def stop_watching(self) -> None:
         """What is done from now on goes on even if the lease is broken: the breaker waits until
@@ -141,22 +177,20 @@ class Lease:
         if self._released.is_set():
             return
         self._released.set()
-        self._unwatched.set()
-        for descriptor in self._locks:
-            with contextlib.suppress(OSError):
-                os.ftruncate(descriptor, 0)
-            os.close(descriptor)
+        for node in [*self._nodes]:
+            self._close(node)
+        if self._ticket is not None:
+            self._ticket.withdraw()
 
 
 class LeaseDesk:
     """The leases of one host, in a directory that all its users share.
 
-    Raises :class:`HostError` where that directory cannot be used.
+    Everything raises :class:`harness.errors.HostError` where that directory cannot be used.
     """
 
     def __init__(self, directory: Path | None = None) -> None:
-        self._directory = directory or default_directory()
-        self._queue = self._directory / "queue"
+        self._directory = LeaseDirectory(directory or default_directory())
 
     def acquire(
         self,
@@ -166,35 +200,40 @@ class LeaseDesk:
         purpose: str,
         timeout: float,
         waiting: Callable[[Status], None] | None = None,
+        nodes: Mapping[str, str] | None = None,
     ) -> Lease:
-        """Hold all ``things``, after everybody who asked before for any of them.
+        """Hold all ``things``, after everybody who asked before for any of them. ``nodes`` are the
+        device nodes of some of them, which are locked, too.
 
         Waits up to ``timeout`` seconds (0: not at all); ``waiting`` is called when the wait begins
         and whenever holder or queue change. Things that the lease covers under which this process
         was started are ours already. Raises :class:`BoardHeld`.
         """
-        outer = self._inherited(things := set(things))
-        wanted = tuple(sorted(things - set(outer.things if outer else ())))
-        holder = Holder(
-            user=_user(),
-            pid=os.getpid(),
-            board=board,
-            purpose=purpose,
-            since=time.time(),
-            things=wanted,
-            token=os.urandom(8).hex(),
-        )
+        asked = {digest(thing): thing for thing in things}
+        outer = self._inherited(asked)
+        wanted = tuple(sorted(asked.keys() - (outer.things if outer else ())))
+        token = f"{os.geteuid()}:{os.urandom(16).hex()}"
+        holder = _ourselves(wanted, board, purpose, token)
         if not wanted:
-            return Lease(holder, self, [], outer)
+            return Lease(holder, token, self, _outer=outer)
+        ours = [node for thing, node in (nodes or {}).items() if digest(thing) in wanted]
         deadline = time.monotonic() + timeout
+        free_since = time.monotonic()
         shown: Status | None = None
-        self._make()
-        with self._ticket(holder) as ticket:
+        with self._directory.ticket(holder) as ticket:
             while True:
-                locks = self._try(wanted, ticket, holder)
-                if locks is not None:
-                    return Lease(holder, self, locks, outer)
-                status = self._status_of(holder, ticket)
+                status = self._status_of(holder)
+                if status.holders:
+                    free_since = time.monotonic()
+                elif status.position == 1 or time.monotonic() - free_since > _TURN_SECONDS:
+                    if self._claim(ticket, holder):
+                        try:
+                            return Lease(holder, token, self, ticket, _locked(ours), outer)
+                        except BlockingIOError:
+                            status = Status((_elsewhere(holder),), status.queue, 1)
+                            ticket.step_back()
+                    else:
+                        status = self._status_of(holder)
                 if time.monotonic() >= deadline:
                     raise _held(board, status, timeout)
                 if waiting is not None and status != shown:
@@ -204,201 +243,106 @@ class LeaseDesk:
 
     def status(self, things: Iterable[str]) -> Status:
         """Who holds or waits for any of ``things``."""
-        wanted = set(things)
-        queue = [other for _, other in self._tickets() if wanted & set(other.things)]
-        return Status(self._holders(wanted), tuple(queue))
+        return _status(self._of(map(digest, things)))
 
     def all(self) -> Status:
         """Everything that is held or waited for on this host."""
-        held: dict[str, Holder] = {}
-        with contextlib.suppress(FileNotFoundError):
-            for path in sorted(self._directory.glob("*.lock")):
-                holder = holder_of(path)
-                if holder is not None:
-                    held[holder.token] = holder
-        return Status(tuple(held.values()), tuple(other for _, other in self._tickets()))
+        return _status(self._directory.holders())
 
     def break_lease(self, things: Iterable[str], *, reason: str, timeout: float) -> list[Holder]:
         """Take a board away from its holders: tell each (its run ends by itself), wait, and end
-        the process of who does not react. Returns the holders that were asked.
+        the process of who does not react, if it is this user's or we are root. Returns the holders
+        that were asked.
 
         Raises :class:`LabError` when one still holds it after ``timeout`` seconds.
         """
-        wanted = sorted(set(things))
-        victims = list(self.status(wanted).holders)
+        victims = list(self.status(things).holders)
         for victim in victims:
-            self._tell(victim, f"by {_user()}: {reason}")
+            self._tell(victim, reason)
         deadline = time.monotonic() + timeout
-        for number, step in ((signal.SIGINT, deadline - timeout / 3), (signal.SIGKILL, deadline)):
-            if self._gone(wanted, victims, until=step - (timeout / 6)):
+        try:
+            for number, step in (
+                (signal.SIGINT, deadline - timeout / 2),
+                (signal.SIGKILL, deadline - timeout / 6),
+            ):
+                if self._gone(victims, until=step):
+                    return victims
+                for victim in self._remaining(victims):
+                    self._end(victim, number)
+            if self._gone(victims, until=deadline + 1):
                 return victims
-            for victim in self._remaining(wanted, victims):
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.kill(victim.pid, number)
-        if self._gone(wanted, victims, until=deadline + 1):
-            return victims
-        left = ", ".join(map(str, self._remaining(wanted, victims)))
+        finally:
+            for victim in victims:
+                self._directory.unmark(victim)
+        left = self._remaining(victims)
+        owners = ", ".join(sorted({user_name(victim.uid) for victim in left}))
         raise LabError(
-            f"still held by {left}",
-            remedy="that process does not react and is not ours to end: ask its owner or root",
+            f"still held by {', '.join(map(str, left))}",
+            remedy=f"that process does not react and is not ours to end: only {owners} or root "
+            "can, outside of containers that hide it",
         )
 
     def breaker(self, holder: Holder) -> str | None:
         """Who broke the lease of ``holder`` and why, if somebody did."""
-        try:
-            return self._break_path(holder).read_text("utf-8")
-        except OSError:
-            return None
+        return next(self._directory.marks(holder.ticket), None)
 
     # --- helpers ------------------------------------------------------------------------------
 
-    def _holders(self, things: Iterable[str]) -> tuple[Holder, ...]:
-        holders = {}
-        for thing in sorted(things):
-            holder = holder_of(self._lock_path(thing))
-            if holder is not None:
-                holders[holder.token] = holder
-        return tuple(holders.values())
+    def _of(self, things: Iterable[str]) -> list[Holder]:
+        wanted = set(things)
+        return [one for one in self._directory.holders() if wanted.intersection(one.things)]
 
-    def _status_of(self, asking: Holder, ticket: str) -> Status:
+    def _others(self, asking: Holder) -> list[Holder]:
+        return [one for one in self._of(asking.things) if one.ticket != asking.ticket]
+
+    def _status_of(self, asking: Holder) -> Status:
         """What one who waits is told."""
-        wanted = set(asking.things)
-        others = [
-            (name, other)
-            for name, other in self._tickets()
-            if other.token != asking.token and wanted & set(other.things)
-        ]
+        status = _status(self._others(asking))
         return Status(
-            self._holders(wanted),
-            tuple(other for _, other in others),
-            1 + sum(name < ticket for name, _ in others),
+            status.holders,
+            status.queue,
+            1 + sum(one.ticket < asking.ticket for one in status.queue),
         )
+
+    def _claim(self, ticket: Ticket, asking: Holder) -> bool:
+        """Whether nobody else holds, or claims, any of the things while our claim is seen by all.
+        Of two that claim in one instant the younger steps back and the older waits for that."""
+        ticket.hold()
+        patience = time.monotonic() + _CLAIM_SECONDS
+        while rivals := [one for one in self._others(asking) if one.held]:
+            older = any(one.ticket < asking.ticket for one in rivals)
+            if older or time.monotonic() >= patience:
+                ticket.step_back()
+                return False
+            threading.Event().wait(_POLL_SECONDS / 10)
+        return True
 
     def _inherited(self, things: Iterable[str]) -> Holder | None:
         """The holder of the lease under which this process was started, where it lives and covers
         one of ``things``."""
-        token = os.environ.get(TOKEN_ENVIRONMENT)
-        if token is None:
-            return None
-        return next((one for one in self._holders(things) if one.token == token), None)
+        token = os.environ.get(TOKEN_ENVIRONMENT, "")
+        owner, proof = token.partition(":")[0], _proof(token)
+        mine = [one for one in self._of(things) if (str(one.uid), one.proof) == (owner, proof)]
+        return next((one for one in mine if one.held), None)
 
-    def _make(self) -> None:
-        try:
-            for directory in (self._directory, self._queue):
-                if not directory.is_dir():
-                    directory.mkdir(parents=True, exist_ok=True)
-                    with contextlib.suppress(PermissionError):
-                        directory.chmod(_SHARED_DIRECTORY)
-        except OSError as error:
-            raise HostError(
-                f"leases cannot be kept in {self._directory}: {error.strerror}",
-                remedy=f"make it a directory of mode 1777, or set {LEASES_ENVIRONMENT}",
-            ) from error
+    def _tell(self, victim: Holder, reason: str) -> None:
+        self._directory.mark(victim, reason)
 
-    def _lock_path(self, thing: str) -> Path:
-        readable = re.sub(r"[^A-Za-z0-9._-]+", "_", thing)[:_READABLE_CHARS]
-        return self._directory / f"{readable}-{sha256(thing.encode()).hexdigest()[:12]}.lock"
+    def _end(self, victim: Holder, number: int) -> None:
+        with self._directory.folder_of(victim) as folder:
+            if folder is not None:
+                for process in keepers(folder, f"{victim.ticket}.held", victim.uid):
+                    end(process, number)
 
-    def _break_path(self, holder: Holder) -> Path:
-        return self._directory / f"{holder.token}.broken"
+    def _remaining(self, victims: Sequence[Holder]) -> list[Holder]:
+        known = {(victim.uid, victim.ticket) for victim in victims}
+        return [one for one in self._directory.holders() if (one.uid, one.ticket) in known]
 
-    def _open(self, path: Path) -> int:
-        """An open lock file, made where it is missing.
-
-        The kernel refuses O_CREAT on somebody else's file in a sticky directory
-        (fs.protected_regular), so an existing one is opened without.
-        """
-        flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
-        for _ in range(3):
-            with contextlib.suppress(FileNotFoundError):
-                return os.open(path, flags)
-            with contextlib.suppress(FileExistsError):
-                made = os.open(path, flags | os.O_CREAT | os.O_EXCL, _SHARED_FILE)
-                os.fchmod(made, _SHARED_FILE)
-                return made
-        raise HostError(
-            f"the lock file {path} comes and goes",
-            remedy="is somebody cleaning that directory? leases need it left alone",
-        )
-
-    def _try(self, wanted: Sequence[str], ticket: str, holder: Holder) -> list[int] | None:
-        """Lock everything if nobody is in front and nothing is held; None otherwise."""
-        for other, waiting in self._tickets():
-            if other < ticket and set(waiting.things) & set(wanted):
-                return None
-        locks: list[int] = []
-        try:
-            for thing in wanted:
-                locks.append(self._open(self._lock_path(thing)))
-                lock(locks[-1])
-            now = replace(holder, since=time.time())
-            for descriptor in locks:
-                write(descriptor, now)
-        except BlockingIOError:
-            _close(locks)
-            return None
-        except BaseException:
-            _close(locks)
-            raise
-        return locks
-
-    @contextlib.contextmanager
-    def _ticket(self, holder: Holder) -> Iterator[str]:
-        """A locked turn in the queue; names sort by the time of asking."""
-        name = f"{time.clock_gettime_ns(time.CLOCK_BOOTTIME):020d}-{holder.token}"
-        path = self._queue / name
-        # Under a name that nobody looks at until it is locked: an unlocked ticket counts as dead.
-        hidden = path.with_suffix(".new")
-        ticket = os.open(
-            hidden, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644
-        )
-        try:
-            lock(ticket)
-            write(ticket, holder)
-            hidden.rename(path)
-            yield name
-        finally:
-            for left in (hidden, path):
-                left.unlink(missing_ok=True)
-            os.close(ticket)
-
-    def _tickets(self) -> list[tuple[str, Holder]]:
-        """The living tickets, oldest first; dead ones of ours are cleared away."""
-        found = []
-        with contextlib.suppress(FileNotFoundError):
-            for path in sorted(self._queue.iterdir()):
-                if path.suffix == ".new":
-                    continue
-                waiting = holder_of(path)
-                if waiting is not None:
-                    found.append((path.name, waiting))
-                else:
-                    # Not ours to clear where another user's process died.
-                    with contextlib.suppress(OSError):
-                        path.unlink()
-        return found
-
-    def _tell(self, victim: Holder, text: str) -> None:
-        path = self._break_path(victim)
-        with contextlib.suppress(FileExistsError):
-            told = os.open(
-                path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644
-            )
-            with os.fdopen(told, "w", encoding="utf-8") as file:
-                file.write(text)
-
-    def _remaining(self, things: Sequence[str], victims: Sequence[Holder]) -> list[Holder]:
-        tokens = {victim.token for victim in victims}
-        return [holder for holder in self.status(things).holders if holder.token in tokens]
-
-    def _gone(self, things: Sequence[str], victims: Sequence[Holder], *, until: float) -> bool:
-        while self._remaining(things, victims):
+    def _gone(self, victims: Sequence[Holder], *, until: float) -> bool:
+        while self._remaining(victims):
             if time.monotonic() >= until:
                 return False
             threading.Event().wait(_POLL_SECONDS)
-        for victim in victims:
-            with contextlib.suppress(OSError):
-                self._break_path(victim).unlink()
         return True
 
 
@@ -410,10 +354,15 @@ def lease_board(
     waiting: Callable[[Status], None] | None = None,
 ) -> Lease:
     """Hold the things of a board; see :meth:`LeaseDesk.acquire`."""
-    from harness.lab.things import things_of
+    from harness.lab.things import nodes_of, things_of
 
     return LeaseDesk().acquire(
-        things_of(file), board=file.name, purpose=purpose, timeout=timeout, waiting=waiting
+        things_of(file),
+        board=file.name,
+        purpose=purpose,
+        timeout=timeout,
+        waiting=waiting,
+        nodes=nodes_of(file),
     )
 
 
@@ -444,17 +393,6 @@ def waiting_line(board: str, status: Status) -> str:
     return f"waiting for board {board}: place {status.position}{others}; held by {holders}"
 
 
-def default_directory() -> Path:
-    """Where all users of this host keep leases: ``$HIL_LEASES``, else ``/run/lock/stmm-hil``, else
-    below ``/tmp``."""
-    if override := os.environ.get(LEASES_ENVIRONMENT):
-        return Path(override)
-    shared = Path("/run/lock")
-    if shared.is_dir() and os.access(shared, os.W_OK):
-        return shared / "stmm-hil"
-    return Path("/tmp/stmm-hil-leases")
-
-
 def _held(board: str, status: Status, timeout: float) -> BoardHeld:
     by = "; ".join(map(str, status.holders)) or "a user in front in the queue"
     waiting = f"; {len(status.queue)} waiting" if status.queue else ""
@@ -467,13 +405,53 @@ def _held(board: str, status: Status, timeout: float) -> BoardHeld:
     )
 
 
-def _close(locks: Iterable[int]) -> None:
-    for descriptor in locks:
-        os.close(descriptor)
+def _status(holders: Sequence[Holder]) -> Status:
+    return Status(
+        tuple(one for one in holders if one.held), tuple(one for one in holders if not one.held)
+    )
+
+
+def _ourselves(things: Sequence[str], board: str, purpose: str, token: str) -> Holder:
+    # Names of tickets sort by the time of asking.
+    ticket = f"{time.clock_gettime_ns(time.CLOCK_BOOTTIME):020d}-{os.urandom(8).hex()}"
+    return Holder(
+        user=_user(),
+        pid=os.getpid(),
+        board=board,
+        purpose=purpose,
+        since=time.time(),
+        things=tuple(things),
+        uid=os.geteuid(),
+        ticket=ticket,
+        held=False,
+        proof=_proof(token),
+    )
+
+
+def _proof(token: str) -> str:
+    return sha256(token.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _elsewhere(asking: Holder) -> Holder:
+    """Who has locked an adapter without a lease that is seen from here."""
+    purpose = "has locked the serial adapter; its leases are kept elsewhere, by a container?"
+    return replace(asking, user="somebody", pid=0, board="?", purpose=purpose, held=True, things=())
+
+
+def _locked(nodes: Iterable[str]) -> list[int]:
+    """Locks on device nodes, as far as they are there and ours to open. Raises BlockingIOError
+    where somebody else has one."""
+    locks: list[int] = []
+    try:
+        for node in nodes:
+            if (descriptor := lock_node(node)) is not None:
+                locks.append(descriptor)
+    except BaseException:
+        for descriptor in locks:
+            os.close(descriptor)
+        raise
+    return locks
 
 
 def _user() -> str:
-    try:
-        return f"{getpass.getuser()}@{socket.gethostname()}"
-    except (KeyError, OSError):
-        return f"uid {os.getuid()}@{socket.gethostname()}"
+    return f"{user_name(os.geteuid())}@{socket.gethostname()}"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import pty
 import random
 import signal
 import subprocess
 import sys
+import termios
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +20,8 @@ import pytest
 
 from harness.errors import HostError
 from harness.lab.lease import BoardHeld, Lease, LeaseBroken, LeaseDesk, Status
+from harness.links.address import SerialAddress
+from harness.links.console import Console
 from tests.pace import until
 
 _HOLD = """
@@ -201,6 +206,78 @@ def test_a_directory_that_cannot_be_used_names_the_remedy(tmp_path: Path) -> Non
         _acquire(LeaseDesk(tmp_path / "file" / "leases"), "a")
 
 
+@pytest.mark.fault("L7")
+def test_the_adapter_is_locked_and_its_console_can_be_opened(tmp_path: Path) -> None:
+    board, adapter = pty.openpty()
+    node = os.ttyname(adapter)
+    with LeaseDesk(tmp_path / "a").acquire(
+        ["serial a"], board="b", purpose="p", timeout=0, nodes={"serial a": node}
+    ):
+        assert not termios.tcgetattr(adapter)[3] & termios.ECHO  # the board must not hear itself
+        Console(SerialAddress(node)).close()
+        with pytest.raises(BoardHeld, match="leases are kept elsewhere"):
+            LeaseDesk(tmp_path / "b").acquire(
+                ["serial a"], board="b", purpose="p", timeout=0, nodes={"serial a": node}
+            )
+    with LeaseDesk(tmp_path / "b").acquire(
+        ["serial a"], board="b", purpose="p", timeout=0, nodes={"serial a": node}
+    ):
+        pass
+    os.close(board)
+    os.close(adapter)
+
+
+@pytest.mark.fault("L7")
+def test_an_adapter_that_another_has_for_itself_is_held(desk: LeaseDesk) -> None:
+    board, adapter = pty.openpty()
+    node = os.ttyname(adapter)
+    fcntl.ioctl(adapter, termios.TIOCEXCL)
+    with pytest.raises(BoardHeld):
+        desk.acquire(["serial a"], board="b", purpose="p", timeout=0, nodes={"serial a": node})
+    os.close(board)
+    os.close(adapter)
+
+
+@pytest.mark.fault("L7")
+def test_no_number_of_files_hides_a_holder(
+    tmp_path: Path, desk: LeaseDesk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("harness.lab.lease_directory._MOST_FOLDERS", 40)
+    (tmp_path / "leases").mkdir()
+    for number in range(100):
+        (tmp_path / "leases" / f"{number}").touch()
+    with _acquire(desk, "a"):
+        for number in range(100):
+            (tmp_path / "leases" / f"x{number}").touch()
+        with pytest.raises(BoardHeld):
+            _acquire(desk, "a")
+        for number in range(40):
+            (tmp_path / "leases" / f"stmm-hil-{number}").touch()
+        with pytest.raises(HostError, match="is full"):
+            _acquire(desk, "a")
+
+
+def test_an_adapter_that_was_unplugged_is_not_kept_open(desk: LeaseDesk) -> None:
+    """Or it would come back under another name."""
+    board, adapter = pty.openpty()
+    node = os.ttyname(adapter)
+    os.close(adapter)
+
+    def opened() -> bool:
+        return any(
+            os.path.realpath(one).startswith(node) for one in Path("/proc/self/fd").iterdir()
+        )
+
+    with desk.acquire(
+        ["serial a"], board="b", purpose="p", timeout=0, nodes={"serial a": node}
+    ) as lease:
+        lease.watch(lambda broken: None, every=0.01)
+        assert opened()
+        os.close(board)
+        until(lambda: not opened())
+        lease.check()
+
+
 _USER = """
 import json, os, random, sys, threading, time
 from pathlib import Path
@@ -214,7 +291,7 @@ while time.monotonic() < end:
     board = random.choice("abc")
     things = [f"serial {board}", f"outlet {board}"]
     with desk.acquire(things, board=board, purpose="stress", timeout=120) as lease:
-        who = [os.getpid(), lease.holder.token, board]
+        who = [os.getpid(), lease.token, board]
         os.write(journal, (json.dumps([*who, "in"]) + "\\n").encode())
         threading.Event().wait(random.uniform(0, 0.05))
         os.write(journal, (json.dumps([*who, "out"]) + "\\n").encode())

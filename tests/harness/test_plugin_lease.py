@@ -194,7 +194,7 @@ def test_what_a_holder_starts_may_use_the_board(
     file = loading.load(board)
     things = things_of(file)
     with desk.acquire(things, board="outer", purpose="hil lease hold", timeout=0) as outer:
-        monkeypatch.setenv(TOKEN_ENVIRONMENT, outer.holder.token)
+        monkeypatch.setenv(TOKEN_ENVIRONMENT, outer.token)
         with lease_board(file, purpose="inner") as inner:
             inner.check()
             desk._tell(outer.holder, "by root: maintenance")
