@@ -18,6 +18,9 @@ HURRY: Final = signal.SIGUSR1
 # One ^C or one cancelled job reaches a process more than once: by its group, by its parent, as
 # SIGTERM and as SIGHUP.
 _SAME_SECONDS: Final = 1.0
+# Python prints what a finaliser or the callback of a weak reference raises, and goes on.
+_SWALLOWING: Final = {"__del__", "_remove"}
+_AGAIN_SECONDS: Final = 0.01
 
 
 class Interrupted(KeyboardInterrupt):
@@ -62,7 +65,11 @@ _state = _State()
 
 
 def _handle(number: int, frame: FrameType | None) -> None:
-    _state.take(number)
+    if frame is not None and frame.f_code.co_name in _SWALLOWING:
+        main = threading.main_thread().ident or 0
+        threading.Timer(_AGAIN_SECONDS, signal.pthread_kill, (main, number)).start()
+    else:
+        _state.take(number)
 
 
 def install(*, told_by_parent: bool = False) -> Callable[[], None]:

@@ -1,5 +1,5 @@
-"""Hard ends: signals, terminals that close, a host whose disk or tables are full, boards that restart
-by themselves."""
+"""Hard ends: signals, terminals that close, a host whose disk or tables are full, boards that
+restart by themselves."""
 
 from __future__ import annotations
 
@@ -268,6 +268,7 @@ def test_a_lease_is_held_until_its_command_has_ended(tmp_path: Path) -> None:
     run = _started(tmp_path, "-m", "harness", "lease", "hold", board, "sh", "-c", script)
     run.until("NOW")
     run.process.send_signal(signal.SIGTERM)
+    Event().wait(0.3)
     assert "held" in _hil(tmp_path, "lease", "show").stdout.replace("nobody holds", "")
     assert run.end() == 3, run.output
     assert "GAVE-BACK" in run.output

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness.support.killed_runs import ROOT, SEED, KilledRuns, moments
+from tests.harness.support.killed_runs import QUICK, ROOT, SEED, End, EndedRuns, planned
 from tests.pace import HANGS
 
 pytestmark = pytest.mark.long
 
-COUNT = int(os.environ.get("HIL_KILLED_RUNS", "2"))
-"""How many runs are killed; CI at night sets more."""
+KILLS = int(os.environ.get("HIL_KILLED_RUNS", "2"))
+"""How many runs are killed; CI at night sets more, and then every other end comes eight times."""
+ENDS = planned(KILLS, 2 if KILLS <= 2 else 8, SEED)
 
 
 UNDECLARED = """
@@ -89,12 +90,12 @@ def test_undeclared_writes_fail_and_are_put_back(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> KilledRuns:
-    return KilledRuns(tmp_path_factory.mktemp("killed"))
+def runs(tmp_path_factory: pytest.TempPathFactory) -> EndedRuns:
+    return EndedRuns(tmp_path_factory.mktemp("killed"))
 
 
 @pytest.fixture(scope="module")
-def duration(runs: KilledRuns) -> float:
+def duration(runs: EndedRuns) -> float:
     """Of a run that nobody kills; it leaves the board as it was."""
     took = runs.duration()
     assert runs.digests() == runs.before
@@ -112,7 +113,7 @@ def until_test(run: subprocess.Popen[str], name: str) -> str:
     return seen
 
 
-def test_a_run_leaves_nothing_to_restore(runs: KilledRuns, duration: float) -> None:
+def test_a_run_leaves_nothing_to_restore(runs: EndedRuns, duration: float) -> None:
     answer = runs.restore("--list")
     # On a busy host it says what it waits for.
     said = [line for line in answer.stderr.splitlines() if not line.endswith(" ...")]
@@ -120,22 +121,31 @@ def test_a_run_leaves_nothing_to_restore(runs: KilledRuns, duration: float) -> N
     assert "no run left anything to restore" in answer.stdout
 
 
-def test_collecting_touches_nothing(runs: KilledRuns, duration: float) -> None:
+def test_collecting_touches_nothing(runs: EndedRuns, duration: float) -> None:
     run = runs.start("--collect-only", "-q")
     output, _ = run.communicate(timeout=HANGS)
     assert run.returncode == 0, output
     assert "given back" not in output
 
 
-@pytest.mark.parametrize("number", range(COUNT))
-def test_a_killed_run_is_restored_by_hil_restore(
-    runs: KilledRuns, duration: float, number: int
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory) -> tuple[EndedRuns, float]:
+    """Of few runs each is a short one."""
+    runs = EndedRuns(tmp_path_factory.mktemp("ended"), QUICK if KILLS <= 2 else "")
+    return runs, runs.duration()
+
+
+@pytest.mark.fault("R1")
+@pytest.mark.parametrize(("how", "moment"), ENDS)
+def test_however_a_run_ends_the_board_comes_back(
+    ended: tuple[EndedRuns, float], how: End, moment: float
 ) -> None:
-    killed = runs.kill(moments(COUNT, duration, SEED)[number])
-    assert killed.restored, killed
+    runs, duration = ended
+    found = runs.end(how, moment * duration)
+    assert found.good, found
 
 
-def test_ctrl_c_restores(runs: KilledRuns, duration: float) -> None:
+def test_ctrl_c_restores(runs: EndedRuns, duration: float) -> None:
     run = runs.start()
     seen = until_test(run, "test_somebodys PASSED")
     os.kill(run.pid, signal.SIGINT)
@@ -148,10 +158,10 @@ def test_ctrl_c_restores(runs: KilledRuns, duration: float) -> None:
     assert not runs.snapshot.exists()
 
 
-def test_the_next_run_restores_what_a_killed_one_left(runs: KilledRuns, duration: float) -> None:
+def test_the_next_run_restores_what_a_killed_one_left(runs: EndedRuns, duration: float) -> None:
     first = runs.start()
     until_test(first, "test_boot_entries[2] PASSED")
-    runs.end(first)
+    runs.kill(first)
     kept = runs.snapshot.read_bytes()
     listed = runs.restore("--list")
     assert "snapshot of" in listed.stdout
