@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -94,15 +95,21 @@ def install(*, told_by_parent: bool = False) -> Callable[[], None]:
     return restore
 
 
+def begin_ending() -> None:
+    """Nothing is interrupted before :func:`ending`: what is on the way there is short."""
+    _state.patience = sys.maxsize
+
+
 @contextlib.contextmanager
 def ending() -> Iterator[None]:
     """What the first signal is about is going on, or would be: the first ends nothing any more,
-    and each later one only the step that it finds."""
+    and each later one only the step that it finds. Afterwards one more is let pass: there is a
+    summary to be written."""
     _state.count, _state.patience = min(_state.count, 1), 1
     try:
         yield
     finally:
-        _state.patience = 0
+        _state.patience = _state.count + 1
 
 
 @contextlib.contextmanager

@@ -114,10 +114,10 @@ def _hold(options: argparse.Namespace) -> int:
                     f"cannot run {options.command[0]}: {error.strerror}",
                     remedy="give a program and its arguments; `sh -c '...'` for a shell's line",
                 ) from error
-            except KeyboardInterrupt as end:
+            except KeyboardInterrupt as signalled:
                 if command is None:
                     raise
-                _pass_on(end, command)
+                _pass_on(signalled, command)
             if lost.is_set():
                 interrupt(command)
             status = _passing_on_signals(command)

@@ -185,6 +185,11 @@ class Bench:
         return lines + [f"board file contradicted: {line}" for line in contradictions]
 
     @pytest.hookimpl(tryfirst=True)
+    def pytest_keyboard_interrupt(self) -> None:
+        """Another signal is not to fall into pytest's own work."""
+        interrupts.begin_ending()
+
+    @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Give the board back; a run that lost its board did not test what it was asked to."""
         self._lease.closing()
