@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import threading
-from pathlib import Path
 from typing import Final
 
 from harness.errors import of_host
 
 _DESCRIPTORS: Final = 48
 _THREADS: Final = 8
-_DISK_BYTES: Final = 1 << 20
-"""A snapshot and a ledger, many times over, and the console of one boot."""
 
 
 def require_headroom() -> None:
@@ -37,13 +33,3 @@ def require_headroom() -> None:
             os.close(descriptor)
         for thread in started:
             thread.join()
-
-
-def require_room(directory: Path) -> None:
-    """Raises :class:`harness.errors.HostExhausted` unless a file with what a run keeps can be
-    written in ``directory``; OSError for another reason."""
-    try:
-        with tempfile.TemporaryFile(dir=directory, buffering=0) as file:
-            os.posix_fallocate(file.fileno(), 0, _DISK_BYTES)
-    except OSError as error:
-        raise (of_host(error) or error) from error

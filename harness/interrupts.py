@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,9 @@ HURRY: Final = signal.SIGUSR1
 # One ^C or one cancelled job reaches a process more than once: by its group, by its parent, as
 # SIGTERM and as SIGHUP.
 _SAME_SECONDS: Final = 1.0
+# Python prints what a finaliser or the callback of a weak reference raises, and goes on.
+_SWALLOWING: Final = {"__del__", "_remove"}
+_AGAIN_SECONDS: Final = 0.01
 
 
 class Interrupted(KeyboardInterrupt):
@@ -62,7 +66,11 @@ _state = _State()
 
 
 def _handle(number: int, frame: FrameType | None) -> None:
-    _state.take(number)
+    if frame is not None and frame.f_code.co_name in _SWALLOWING:
+        main = threading.main_thread().ident or 0
+        threading.Timer(_AGAIN_SECONDS, signal.pthread_kill, (main, number)).start()
+    else:
+        _state.take(number)
 
 
 def install(*, told_by_parent: bool = False) -> Callable[[], None]:
@@ -87,15 +95,21 @@ def install(*, told_by_parent: bool = False) -> Callable[[], None]:
     return restore
 
 
+def begin_ending() -> None:
+    """Nothing is interrupted before :func:`ending`: what is on the way there is short."""
+    _state.patience = sys.maxsize
+
+
 @contextlib.contextmanager
 def ending() -> Iterator[None]:
     """What the first signal is about is going on, or would be: the first ends nothing any more,
-    and each later one only the step that it finds."""
+    and each later one only the step that it finds. Afterwards one more is let pass: there is a
+    summary to be written."""
     _state.count, _state.patience = min(_state.count, 1), 1
     try:
         yield
     finally:
-        _state.patience = 0
+        _state.patience = _state.count + 1
 
 
 @contextlib.contextmanager

@@ -68,6 +68,7 @@ def _hold(options: argparse.Namespace) -> int:
     import subprocess
     import threading
 
+    from harness import interrupts
     from harness.lab.lease import TOKEN_ENVIRONMENT, LeaseBroken, lease_board
 
     lost = threading.Event()
@@ -104,12 +105,17 @@ def _hold(options: argparse.Namespace) -> int:
             lost.wait()
         else:
             try:
-                command = subprocess.Popen(options.command, env={**os.environ, **token})
+                with interrupts.whole():
+                    command = subprocess.Popen(options.command, env={**os.environ, **token})
             except OSError as error:
                 raise ConfigurationError(
                     f"cannot run {options.command[0]}: {error.strerror}",
                     remedy="give a program and its arguments; `sh -c '...'` for a shell's line",
                 ) from error
+            except KeyboardInterrupt as signalled:
+                if command is None:
+                    raise
+                _pass_on(signalled, command)
             if lost.is_set():
                 interrupt(command)
             status = _passing_on_signals(command)
@@ -120,13 +126,17 @@ def _hold(options: argparse.Namespace) -> int:
 
 def _passing_on_signals(command: subprocess.Popen[bytes]) -> int:
     """The command's exit status: what holds the board may take a while to give it back."""
-    import signal
-
     while True:
         try:
             return command.wait()
         except KeyboardInterrupt as end:
-            command.send_signal(getattr(end, "number", signal.SIGINT))
+            _pass_on(end, command)
+
+
+def _pass_on(end: KeyboardInterrupt, command: subprocess.Popen[bytes]) -> None:
+    import signal
+
+    command.send_signal(getattr(end, "number", signal.SIGINT))
 
 
 def _break(options: argparse.Namespace) -> int:

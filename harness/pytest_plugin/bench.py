@@ -30,6 +30,7 @@ from harness.errors import (
 )
 from harness.instruments.efivars import VariableName
 from harness.instruments.kernel_log import Mark, bad_lines, since_script
+from harness.power.driver import PowerState
 from harness.pytest_plugin.blame import BLAME, Whose
 from harness.pytest_plugin.hookspecs import Look
 from harness.pytest_plugin.role import BOARD_FIXTURE, board_of_worker, name_of_worker
@@ -184,6 +185,11 @@ class Bench:
         return lines + [f"board file contradicted: {line}" for line in contradictions]
 
     @pytest.hookimpl(tryfirst=True)
+    def pytest_keyboard_interrupt(self) -> None:
+        """Another signal is not to fall into pytest's own work."""
+        interrupts.begin_ending()
+
+    @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Give the board back; a run that lost its board did not test what it was asked to."""
         self._lease.closing()
@@ -210,12 +216,32 @@ class Bench:
             or self._lease.ended is not None
             or self._suspect is not None
         )
+        if interrupted and self._lost is None:
+            with self._noting(session):
+                self._reach_again(board)
         with self._noting(session):
             hook.pytest_hil_restoring(board=board, interrupted=interrupted, lost=self._lost)
         if self._lost is None:
             with self._noting(session):
                 hook.pytest_hil_close(board=board)
         self.notes += board.links.corrections
+
+    def _reach_again(self, board: Board) -> None:
+        """A command, or a restart, may have been broken off."""
+        from harness.board.recovery import recover
+
+        board.relink()
+        try:
+            if board.power.state() is not PowerState.OFF:
+                board.shell.reconnect(deadline=_RECONNECT_SECONDS)
+                return
+        except LinkError:
+            pass
+        try:
+            self.notes.append(f"after the interruption -> {recover(board).helped}")
+        except (BoardWedged, WrongBoard) as error:
+            self._lost = error
+            raise
 
     # --- one test -----------------------------------------------------------------------------
 
@@ -472,6 +498,7 @@ class Bench:
 
 
 _WHY_REBOOTED = "look for a panic, a watchdog or its power supply: `hil log` has its console"
+_RECONNECT_SECONDS = 10.0
 _USUAL_COMMAND_SECONDS = 10.0
 _SLOW_TEST_COMMANDS = 30
 """How many commands in a row may go unanswered before a test counts as hung."""

@@ -193,6 +193,11 @@ class Boards:
         if error is not None:
             self._boards[node.gateway.id].died = f"its process ended: {error}"
 
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_keyboard_interrupt(self) -> None:
+        """Another signal is not to fall into pytest's own work."""
+        interrupts.begin_ending()
+
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> Generator[None, object, object]:
         """Wait until every board is given back, then write results."""

@@ -14,7 +14,6 @@ from harness.board import state_dir
 from harness.board.standing import foreign_variables
 from harness.consents import Consent
 from harness.errors import ConsentMissing, HilError, TargetError, of_host
-from harness.headroom import require_room
 from harness.instruments.efivars import VariableName, is_named, name_of_file
 from harness.instruments.guard import ANY
 from harness.pytest_plugin.bench import Bench, uses_board
@@ -26,8 +25,6 @@ from harness.safekeeping.variables import nature
 if TYPE_CHECKING:
     from harness.board.board import Board
     from harness.safekeeping.snapshot import Snapshot
-
-_RECONNECT_SECONDS = 10.0
 
 
 def foreign_names(item: pytest.Item) -> tuple[str, ...]:
@@ -65,7 +62,6 @@ class Keeper:
         declared = [name for item in items for name in foreign_names(item)]
         self._claim = state_dir.Claim(self._board.power, self._board.file)
         directory = self._claim.directory
-        require_room(directory)
         earlier = snapshot.pending(directory)
         if earlier is not None:
             report, did = restore_whatever_it_takes(self._board, earlier)
@@ -203,9 +199,7 @@ class Keeper:
     # --- the end ------------------------------------------------------------------------------
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
-    def pytest_hil_restoring(
-        self, interrupted: bool, lost: HilError | None
-    ) -> Generator[None, object, object]:
+    def pytest_hil_restoring(self, lost: HilError | None) -> Generator[None, object, object]:
         """Give everything back, whatever others did before. Never raises an error of the board
         itself: what could not be restored waits for ``hil restore``."""
         try:
@@ -213,7 +207,7 @@ class Keeper:
         finally:
             self._allowed.close()
             if self._snapshot is not None:
-                self._give_back(self._snapshot, interrupted=interrupted, lost=lost)
+                self._give_back(self._snapshot, lost=lost)
             if self._claim is not None:
                 self._claim.release()
 
@@ -222,13 +216,10 @@ class Keeper:
         if not self.restored and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
-    def _give_back(self, kept: Snapshot, *, interrupted: bool, lost: HilError | None) -> None:
+    def _give_back(self, kept: Snapshot, *, lost: HilError | None) -> None:
         try:
             if lost is not None:
                 raise lost
-            if interrupted:
-                self._board.relink()
-                self._board.shell.reconnect(deadline=_RECONNECT_SECONDS)
             self._restore(kept)
         except (HilError, OSError) as error:
             self.restored = False

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from harness.consents import Consent
-from harness.errors import HostError, TargetError
+from harness.errors import HostError, TargetError, of_host
 from harness.instruments.efivars import VariableName, is_named, is_ours
 from harness.safekeeping.variables import Stored, nature, read_all
 
@@ -87,7 +87,7 @@ def take(board: Board, declared: Iterable[str] = ()) -> Snapshot:
 
 def keep(snapshot: Snapshot, directory: Path) -> Path:
     """Write it so that it is whole or absent, and survives a crash of this machine. One that is
-    there is never overwritten: raises :class:`HostError`."""
+    there is never overwritten: raises :class:`HostError`, also for a full disk."""
     path = directory / _PENDING
     written = _write(snapshot, directory)
     try:
@@ -146,9 +146,9 @@ def _write(snapshot: Snapshot, directory: Path) -> Path:
             json.dump(_pack(snapshot), file, indent=1)
             file.flush()
             os.fsync(file.fileno())
-    except BaseException:
+    except BaseException as error:
         Path(name).unlink()
-        raise
+        raise (of_host(error) or error) from error
     return Path(name)
 
 

@@ -226,8 +226,9 @@ try:
             print("not reached", flush=True)
         except interrupts.Interrupted as again:
             print("then", again, flush=True)
-    time.sleep(interrupts._SAME_SECONDS)
-    os.kill(os.getpid(), signal.SIGINT)
+    for number in (signal.SIGTERM, signal.SIGINT):  # one is let pass: results are written
+        time.sleep(interrupts._SAME_SECONDS)
+        os.kill(os.getpid(), number)
     print("not reached", flush=True)
 except KeyboardInterrupt as end:
     print("at last", end, flush=True)
@@ -268,6 +269,7 @@ def test_a_lease_is_held_until_its_command_has_ended(tmp_path: Path) -> None:
     run = _started(tmp_path, "-m", "harness", "lease", "hold", board, "sh", "-c", script)
     run.until("NOW")
     run.process.send_signal(signal.SIGTERM)
+    Event().wait(0.3)
     assert "held" in _hil(tmp_path, "lease", "show").stdout.replace("nobody holds", "")
     assert run.end() == 3, run.output
     assert "GAVE-BACK" in run.output
@@ -301,7 +303,7 @@ def _limited(folder: Path, before: Sequence[str]) -> subprocess.CompletedProcess
 def _refused_by_host(run: subprocess.CompletedProcess[str], why: str) -> None:
     said = run.stdout + run.stderr
     assert run.returncode == pytest.ExitCode.USAGE_ERROR, said
-    assert why in said
+    assert why in said.lower()
     assert "Fault: host" in said
     assert "Traceback" not in said
     assert "INTERNALERROR" not in said
@@ -323,7 +325,8 @@ def test_a_full_disk_is_told_before_the_first_write(tmp_path: Path, options: str
     mount = f"mount -t tmpfs -o {options} none '{kept}'"
     if subprocess.run([*unshare, mount], check=False, capture_output=True).returncode:
         pytest.skip("no mount namespaces here")
-    look = f"find '{kept}' -type f >'{tmp_path}/left'"
+    # What the console said is no state: it is kept as far as there is room.
+    look = f"find '{kept}' -name console -prune -o -type f -print >'{tmp_path}/left'"
     run = _limited(tmp_path, [*unshare, f'{mount} && "$@"; s=$?; {look}; exit $s', "sh"])
     _refused_by_host(run, why)
     assert (tmp_path / "left").read_text() == ""
@@ -376,6 +379,9 @@ def test_few_processes_are_the_hosts_fault(tmp_path: Path) -> None:
     shutil.chown(tmp_path, nobody, nobody)
     shutil.chown(tmp_path / "soft.toml", nobody, nobody)
     user = ["setpriv", f"--reuid={nobody}", f"--regid={nobody}", "--clear-groups"]
+    # This interpreter may be where only root looks.
+    reads = "+dac_override,+dac_read_search"
+    user += [f"--inh-caps={reads}", f"--ambient-caps={reads}"]
     env = ["env", f"HOME={tmp_path}"]
     for processes in (2, 4, 8):
         prlimit = ["prlimit", f"--nproc={processes}"]

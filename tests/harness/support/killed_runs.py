@@ -47,6 +47,8 @@ from tests.pace import until
 ROOT = Path(__file__).parents[3]
 FOREIGN = UUID("3b9f4a52-1d60-4a7e-8f0e-0c9d2e7a6b15")
 SEED = 20250717
+QUICK = "test_own or test_somebodys"
+"""Tests of a short run."""
 _RUN_SECONDS = 240.0
 _POLL_SECONDS = 0.01
 _RESTORE_SECONDS = 120.0
@@ -294,7 +296,7 @@ class EndedRuns:
             after_its_end = "passed in " in output and -status in {0, _SIGNALS[how]}
             if status != pytest.ExitCode.INTERRUPTED and not (over and after_its_end):
                 yield f"exit status {status}:\n{output[-2000:]}"
-        if "Traceback" in output:
+        if "\nTraceback" in output or "INTERNALERROR" in output:
             yield f"a traceback:\n{output[-4000:]}"
 
     def _held(self) -> Iterator[str]:
@@ -514,7 +516,8 @@ def _worked_off(plan: Sequence[tuple[End, float]]) -> tuple[float, list[Ended]]:
         shutil.rmtree(folder)
 
 
-def _plan(kills: int, others: int, seed: int) -> list[tuple[End, float]]:
+def planned(kills: int, others: int, seed: int) -> list[tuple[End, float]]:
+    """The ends in a random order, each with its moment as a part of the run."""
     plan = [
         (how, moment)
         for how in End
@@ -569,7 +572,7 @@ def main() -> int:
     chosen = parser.parse_args()
     # A shell that starts this in the background has it, and the runs, ignore ^C.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    plan = _plan(chosen.kills, chosen.others, chosen.seed)
+    plan = planned(chosen.kills, chosen.others, chosen.seed)
     durations, results = [], []
     with ProcessPoolExecutor(chosen.jobs) as pool:
         shares = [plan[number :: chosen.jobs] for number in range(chosen.jobs)]
