@@ -27,7 +27,7 @@ from harness.cli import (
 )
 from harness.cli.command import GROUPS, Command
 from harness.cli.status import Status
-from harness.errors import ConfigurationError, HilError
+from harness.errors import ConfigurationError, HilError, HostError
 
 COMMANDS: Final[tuple[Command, ...]] = (
     run.COMMAND,
@@ -72,6 +72,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # `hil boards | head`: the reader has what it wanted; spare the interpreter the flush.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return Status.GOOD
+    except OSError as error:
+        # Whatever has no better words: a folder of ours that cannot be made, a full disk.
+        from harness.edges import meaning
+
+        at = f"{error.filename}: " if error.filename else ""
+        print(f"hil: {at}{meaning(error)}. Fault: {HostError.fault}", file=sys.stderr)
+        return Status.BAD
 
 
 class _Parser(argparse.ArgumentParser):
