@@ -30,8 +30,7 @@ def meaning(error: BaseException) -> str:
         case OSError():
             return error.strerror or str(error)
         case UnicodeDecodeError():
-            line = error.object.count(b"\n", 0, error.start) + 1
-            return f"line {line} is not UTF-8 text (byte 0x{error.object[error.start]:02x})"
+            return f"not UTF-8 text (byte 0x{error.object[error.start]:02x})"
         case RecursionError():
             return "it is nested too deeply"
         case MemoryError():

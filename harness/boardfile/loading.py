@@ -49,8 +49,8 @@ def load(path: Path) -> BoardFile:
     """
     readable = "give the path of a readable board file, or a name from `hil boards`"
     with reading("the board file", path, remedy=readable):
-        text = read_regular(path, limit=_LARGEST).decode("utf-8")
-    data = _parse(path, text)
+        content = read_regular(path, limit=_LARGEST)
+    text, data = _parse(path, content)
     lines = _Lines(text)
     if impossible := sorted(_impossible(data, lines)):
         raise _wrong(path, impossible)
@@ -92,9 +92,12 @@ def find(name: str, boards_from: str | None = None) -> Path:
 # --- what can never be right ----------------------------------------------------------------------
 
 
-def _parse(path: Path, text: str) -> dict[str, Any]:
+def _parse(path: Path, content: bytes) -> tuple[str, dict[str, Any]]:
+    text = content.decode("utf-8", "replace")
     try:
-        return tomllib.loads(text)
+        return text, tomllib.loads(content.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        line, what = content.count(b"\n", 0, error.start) + 1, meaning(error)
     except tomllib.TOMLDecodeError as error:
         named = re.search(r"at line (\d+)", str(error))
         line = int(named[1]) if named else text.rstrip("\n").count("\n") + 1
@@ -139,7 +142,7 @@ def _impossible(data: dict[str, Any], lines: _Lines) -> list[tuple[int, str]]:
             case list():
                 left += [(depth + 1, path, inner) for inner in value]
             case str() if _CONTROL.search(_without_line_ends(path[-1], value)):
-                what = f"{_short(value)} has a control character"
+                what = "has a control character"  # not shown: it may be a secret
             case bool():
                 pass
             case int() if value.bit_length() >= _LONGEST_INTEGER:
@@ -262,10 +265,13 @@ class _Lines:
         table: tuple[str, ...] = ()
         for number, line in enumerate(text.split("\n"), 1):
             if header := _HEADER.match(line):
-                table = _split_key(header[1])
-                self._lines.setdefault(table, number)
+                table = key = _split_key(header[1])
             elif assignment := _ASSIGNMENT.match(line):
-                self._lines.setdefault((*table, *_split_key(assignment[1])), number)
+                key = (*table, *_split_key(assignment[1]))
+            else:
+                continue
+            self._lines.setdefault(key, number)
+            self._lines.setdefault(key[: _DEEPEST + 1], number)  # as far as anybody looks
 
     def of(self, path: Sequence[str]) -> int:
         """That of ``path``; for a missing key, that of the nearest table above it that exists

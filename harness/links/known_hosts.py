@@ -95,6 +95,6 @@ def _is_hash_of_one(hashed: str, wanted: frozenset[str]) -> bool:
     return any(hmac.digest(salt, name.encode(), "sha1") == digest for name in wanted)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=64)
 def _tell(text: str) -> None:
     logging.getLogger(__name__).warning("%s", text)
