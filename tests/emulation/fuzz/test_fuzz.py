@@ -40,7 +40,7 @@ def test_nothing_that_others_write_gets_past_an_edge(name: str) -> None:
     report = fuzz(TARGETS[name], lambda report: report.seconds >= SECONDS, seed=1)
     for finding in report.findings:
         raise finding.error
-    assert report.outcomes > 3
+    assert report.outcomes > 1
     assert report.grown < GROWTH
 
 
