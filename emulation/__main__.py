@@ -6,7 +6,8 @@ Prints how to log in over SSH and serial; with ``--json`` one line of JSON once 
 ``--control`` it obeys lines on standard input (``on``, ``off``, ``status``, ``fault SPEC`` as in
 docs/faults.md, ``fault clear``), each answered by one line of JSON.  SIGTERM, SIGINT and the end
 of standard input power the board off.
-Exit status 0 after an orderly end, 2 when the board cannot run here or was described wrongly.
+Exit status 0 after an orderly end, 2 when the board cannot run here or was described wrongly, 4
+for a wrong command line.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from emulation.faults import FaultSpecError
 from emulation.options import BoardOptions, OptionError
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from emulation.board import RunningBoard
 
 CANNOT_RUN = 2
+WRONG_USE = 4
 
 _ENDING_SECONDS = 5.0
 _POLL_SECONDS = 0.05
@@ -92,8 +94,21 @@ def _broken(mutant: str) -> contextlib.AbstractContextManager[None]:
     return installed(mutant)
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(WRONG_USE, f"{self.prog}: {message}\n")
+
+
+def _port(text: str) -> int:
+    value = int(text) if text.isdecimal() and len(text) <= 5 else -1
+    if not 0 <= value <= 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port from 1 to 65535; 0: any")
+    return value
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python -m emulation",
         description="Power on an emulated board that one can log in to over SSH and serial.",
         epilog="@FILE: arguments from a file, one a line; other users do not see those.",
@@ -102,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--state", type=Path, metavar="DIR", help="where the board's eMMC, files and keys live"
     )
-    parser.add_argument("--port", type=int, default=0, help="TCP port of SSH on 127.0.0.1")
+    parser.add_argument("--port", type=_port, default=0, help="TCP port of SSH on 127.0.0.1")
     parser.add_argument("--json", action="store_true", help="print one line of JSON, no prose")
     parser.add_argument("--control", action="store_true", help="obey commands on standard input")
     parser.add_argument(

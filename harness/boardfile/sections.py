@@ -15,7 +15,7 @@ from pydantic_core import PydanticCustomError
 from harness.capabilities import Capability
 from harness.consents import Consent
 from harness.power.registry import PowerSection, driver_of
-from harness.tables import Port, Seconds, Table
+from harness.tables import Baud, Pattern, Port, Seconds, Table
 
 _LABGRID_PORT = 20408
 IN_A_PLACE = "in a labgrid place"
@@ -117,10 +117,10 @@ class PromptsSection(Table):
     """``[serial.prompts]``: regular expressions for what the console shows where it differs
     from the usual."""
 
-    login: str | None = None
-    password: str | None = None
-    shell: str | None = None
-    firmware: str | None = None
+    login: Pattern | None = None
+    password: Pattern | None = None
+    shell: Pattern | None = None
+    firmware: Pattern | None = None
 
 
 class SerialSection(Table):
@@ -131,7 +131,7 @@ class SerialSection(Table):
         default=None, description="device path, or a socket:// or rfc2217:// URL", min_length=1
     )
     udev: UdevMatch | None = None
-    baud: int = Field(default=115200, ge=300, le=4_000_000)
+    baud: Baud = 115200
     login: LoginSection = LoginSection()
     prompts: PromptsSection = PromptsSection()
 
@@ -167,6 +167,7 @@ class TimeoutsSection(Table):
     command: float = Field(
         default=0.0,
         ge=0,
+        le=3600,
         description="the least that every command gets, where a SetVariable takes longer than "
         "tests expect: OP-TEE moves 48 KiB by some 200 RPMB writes",
     )
@@ -193,13 +194,13 @@ class BoardFile(Table):
     serial: SerialSection | None = None
     power: PowerSection
     timeouts: TimeoutsSection = TimeoutsSection()
-    kernel_log_allowed: tuple[str, ...] = Field(
+    kernel_log_allowed: tuple[Pattern, ...] = Field(
         default=(), description="regular expressions of kernel lines that fail no test here"
     )
     capabilities: dict[Capability, bool] = Field(
         default={}, description="assertions: a value that the measurement contradicts fails"
     )
-    limits: dict[_Measurement, float] = Field(
+    limits: dict[_Measurement, Annotated[float, Field(ge=0)]] = Field(
         default={},
         description="what a measurement of the tests may be at most; the key is its name, `_` and "
         "its unit, e.g. set_variable_ms",

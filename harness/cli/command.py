@@ -42,9 +42,24 @@ class Command(NamedTuple):  # a dataclass would import inspect, which takes 10 m
     passes_on: bool = False
 
 
-def add_board(parser: argparse.ArgumentParser) -> None:
+def add_board(parser: argparse.ArgumentParser, *, needed: bool = True) -> None:
     """The board that a subcommand is about."""
-    parser.add_argument("board", metavar="BOARD", help="name from `hil boards`, or a path")
+    add_boards_from(parser)
+    parser.add_argument(
+        "board",
+        metavar="BOARD",
+        nargs=None if needed else "?",
+        help="name from `hil boards`, or a path",
+    )
+
+
+def add_boards_from(parser: argparse.ArgumentParser) -> None:
+    """Whose board files are taken."""
+    parser.add_argument(
+        "--boards-from",
+        metavar="DIR",
+        help="take board files from DIR only, as with HIL_BOARDS=DIR",
+    )
 
 
 def add_link(parser: argparse.ArgumentParser) -> None:
@@ -68,7 +83,7 @@ def board_file(options: argparse.Namespace) -> BoardFile:
     """That of the board which a command names. Raises :class:`ConfigurationError`."""
     from harness.boardfile import loading
 
-    return loading.load(loading.find(options.board))
+    return loading.load(loading.find(options.board, options.boards_from))
 
 
 @contextlib.contextmanager

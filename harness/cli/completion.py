@@ -19,14 +19,23 @@ _BOARDS: Final = {
     "zsh": "_hil_boards",
     "tcsh": f"`{_NAMES}`",
 }
-# A board may also be named by the path of its file.
+# A board may also be named by the path of its file. Of `--boards-from=DIR` bash makes three words.
 _PREAMBLE: Final = {
     "bash": f"""_hil_boards() {{
-  compgen -W "$({_NAMES} 2>/dev/null)" -- "$1"
+  local from=() i
+  for ((i = 1; i < COMP_CWORD; i++)); do
+    [[ ${{COMP_WORDS[i]}} == --boards-from ]] || continue
+    [[ ${{COMP_WORDS[i+1]}} == '=' ]] && ((i++))
+    from=(--boards-from "${{COMP_WORDS[i+1]/#\\~/$HOME}}")
+  done
+  compgen -W "$({_NAMES} "${{from[@]}}" 2>/dev/null)" -- "$1"
   case $1 in */*|.*) compgen -f -X '!*.toml' -- "$1"; compgen -d -S / -- "$1";; esac
 }}""",
     "zsh": f"""_hil_boards() {{
-  local -a names=(${{(f)"$({_NAMES} 2>/dev/null)"}})
+  local -a from=()
+  local i=${{words[(I)--boards-from]}}
+  ((i)) && from=(--boards-from "${{(Q)${{~words[i+1]}}}}")
+  local -a names=(${{(f)"$({_NAMES} $from 2>/dev/null)"}})
   _describe 'board' names || _files -g '*.toml'
 }}""",
     "tcsh": "",

@@ -6,6 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
+from harness.arguments import seconds
 from harness.cli.command import Command, add_board, board_file
 from harness.cli.status import Status
 from harness.foreign import say
@@ -22,11 +23,11 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_board(parser)
     parser.add_argument("--read-only", action="store_true", help="send nothing")
     parser.add_argument(
-        "--wait", type=float, default=0.0, metavar="S", help="wait S seconds for who holds it"
+        "--wait", type=seconds, default=0.0, metavar="S", help="wait S seconds for who holds it"
     )
     parser.add_argument(
         "--quiet",
-        type=float,
+        type=seconds,
         default=1.0,
         metavar="S",
         help="from a pipe: end after its end and S seconds of silence (default: 1)",

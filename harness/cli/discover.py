@@ -6,6 +6,7 @@ import argparse
 import os
 from typing import TYPE_CHECKING, Any
 
+from harness.arguments import baud, seconds
 from harness.cli.command import Command, add_json, tell
 from harness.cli.status import Status
 from harness.errors import ConfigurationError, HilError, LabError
@@ -22,14 +23,14 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
-        "--watch", type=float, metavar="S", help="then watch devices come and go for S seconds"
+        "--watch", type=seconds, metavar="S", help="then watch devices come and go for S seconds"
     )
     what.add_argument("--write", metavar="NAME", help="log in and write boards/NAME.toml")
     add_json(what, "array: kind, node, name, udev's identity, how a board file names it, console")
     parser.add_argument(
         "--port", metavar="DEVICE", help="the console to use (default: the only one that answers)"
     )
-    parser.add_argument("--baud", type=int, default=115200, help="tried first (default: 115200)")
+    parser.add_argument("--baud", type=baud, default=115200, help="tried first (default: 115200)")
     parser.add_argument("--user", default="root", help="for the login prompt (default: root)")
     parser.add_argument(
         "--password-env", metavar="VARIABLE", help="environment variable with the password"
@@ -121,8 +122,7 @@ def _watch(bench: Discovery, seconds: float) -> None:
 
 
 def _write(options: argparse.Namespace, present: list[DiscoveredDevice]) -> int:
-    from pathlib import Path
-
+    from harness.boardfile.files import own_folder
     from harness.lab import suggest
     from harness.lab.discovery import udev_match
     from harness.links.serial import SerialShell
@@ -143,7 +143,7 @@ def _write(options: argparse.Namespace, present: list[DiscoveredDevice]) -> int:
         udev=None if device is None else udev_match(device, present),
         ssh=refusal is None,
     )
-    path = Path(os.environ.get("HIL_BOARDS", "boards")) / f"{name}.toml"
+    path = own_folder() / f"{name}.toml"
     suggest.write_board_file(path, text, force=options.force)
     say(f"{path}: {facts.host}, eMMC {facts.emmc_cid}, console {address.url} at {address.baud}")
     if refusal is not None:

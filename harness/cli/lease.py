@@ -8,7 +8,8 @@ import os
 import sys
 from typing import TYPE_CHECKING, TextIO
 
-from harness.cli.command import Command, add_json, board_file, tell
+from harness.arguments import seconds
+from harness.cli.command import Command, add_board, add_json, board_file, tell
 from harness.cli.status import Status
 from harness.errors import ConfigurationError
 from harness.foreign import Shown, say
@@ -27,17 +28,19 @@ _INTERRUPTED_SECONDS = 15.0
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
     show = actions.add_parser("show", help="who holds a board (default: any), and who waits")
-    show.add_argument("board", nargs="?", metavar="BOARD")
+    add_board(show, needed=False)
     add_json(show, "object: holders, queue; arrays of user, pid, board, purpose, since, things")
     show.set_defaults(action=_show)
     hold = actions.add_parser("hold", help="hold a board while a command runs, or until ^C")
-    hold.add_argument("--wait", type=float, default=0.0, metavar="S", help="wait S seconds for it")
-    hold.add_argument("board", metavar="BOARD")
+    hold.add_argument(
+        "--wait", type=seconds, default=0.0, metavar="S", help="wait S seconds for it"
+    )
+    add_board(hold)
     hold.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND")
     hold.set_defaults(action=_hold)
     away = actions.add_parser("break", help="take a board away from its holder, whose run ends")
     away.add_argument("--reason", default="no reason given", help="told to the holder")
-    away.add_argument("board", metavar="BOARD")
+    add_board(away)
     away.set_defaults(action=_break)
 
 

@@ -27,7 +27,7 @@ from harness.cli import (
 )
 from harness.cli.command import GROUPS, Command
 from harness.cli.status import Status
-from harness.errors import ConfigurationError, HilError, of_host
+from harness.errors import ConfigurationError, HilError, HostError, of_host
 from harness.foreign import Shown, say
 
 COMMANDS: Final[tuple[Command, ...]] = (
@@ -79,12 +79,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return Status.GOOD
     except (OSError, RuntimeError, MemoryError) as error:
-        if (host := of_host(error)) is None:
+        if (host := of_host(error)) is None and not isinstance(error, OSError):
             raise
-        say(f"hil: {host}", file=sys.stderr)
+        say(f"hil: {host or _without_better_words(error)}", file=sys.stderr)
         return Status.BAD
     finally:
         as_before()
+
+
+def _without_better_words(error: Exception) -> str:
+    """A folder of ours that cannot be made, and the like."""
+    from harness.edges import meaning
+
+    name = getattr(error, "filename", None)
+    return f"{f'{name}: ' if name else ''}{meaning(error)}. Fault: {HostError.fault}"
 
 
 class _Parser(argparse.ArgumentParser):

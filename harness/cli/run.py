@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from harness.arguments import some_seconds
 from harness.cli.command import Command, add_board, add_link, opened
 from harness.errors import ConfigurationError
 
@@ -13,7 +14,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_board(parser)
     add_link(parser)
     parser.add_argument(
-        "--timeout", type=float, default=60.0, metavar="S", help="seconds (default: 60)"
+        "--timeout", type=some_seconds, default=60.0, metavar="S", help="seconds (default: 60)"
     )
     parser.add_argument(
         "command", nargs=argparse.REMAINDER, metavar="COMMAND", help="a POSIX shell command line"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -39,16 +40,18 @@ def left(deadline: float) -> float:
 def bounded(channel: Channel, deadline: float) -> Iterator[None]:
     """Close ``channel`` at the deadline: some of paramiko's waits take no timeout.
 
-    Raises ``LaneLate`` if that happened, ``LaneBroken`` if the peer broke off.
+    Raises ``LaneLate`` if that happened, ``LaneBroken`` if the peer broke off or sent what paramiko
+    cannot read.
     """
     import paramiko
 
+    garbage = (paramiko.SFTPError, struct.error, LookupError, ValueError, TypeError)
     timer = threading.Timer(left(deadline), channel.close)
     timer.daemon = True
     timer.start()
     try:
         yield
-    except (paramiko.SSHException, EOFError) as error:
+    except (paramiko.SSHException, EOFError, *garbage) as error:
         raise (LaneLate if left(deadline) == 0 else LaneBroken) from error
     except OSError as error:
         # an errno is the answer of the SFTP server; a closed channel has none

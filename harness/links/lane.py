@@ -217,7 +217,7 @@ def parse_fetched(stored: Stored, number: int, stdout: bytes, stderr: bytes) -> 
     if end is None:
         # only a lane that ended in order, its record ending before this command, proves that
         # the command was not started
-        before = last.isdecimal() and int(last) < number
+        before = last.isdecimal() and len(last) < 10 and int(last) < number
         if state == "over" and before:
             return Fetched("never")
         return Fetched("over" if state == "dead" else state)

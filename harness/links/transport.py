@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.errors import ConfigurationError, HilError, LinkLost, LinkRefused, of_host
+from harness.links import known_hosts
 from harness.links.address import SshAddress
 
 if TYPE_CHECKING:
@@ -205,30 +206,18 @@ class _KnownKeys:
 
     @classmethod
     def _from_file(cls, address: SshAddress, path: Path) -> _KnownKeys:
-        import paramiko
-
-        keys = paramiko.HostKeys()
-        try:
-            keys.load(str(path))
-        except OSError as error:
-            if address.known_hosts or not isinstance(error, FileNotFoundError):
-                raise ConfigurationError(
-                    f"the known_hosts file {path} cannot be read ({error.strerror})",
-                    remedy="correct `known_hosts` in the board file, or give"
-                    " `host_key_fingerprint`",
-                ) from error
         names = [f"[{address.host}]:{address.port}"]
         if address.port == 22:
             names.append(address.host)
-        found = {
-            kind: key.fingerprint
-            for name in names
-            for kind, key in (keys.lookup(name) or {}).items()
-        }
-        if not found:
-            return cls(f"none ({names[0]} is not in {path})", None, frozenset())
-        described = ", ".join(f"{k} {fp}" for k, fp in found.items()) + f" from {path}"
-        return cls(described, frozenset(found), frozenset(found.values()))
+        if not address.known_hosts and not path.exists():
+            return cls(f"none (there is no {path})", None, frozenset())
+        known = known_hosts.read(path, names)
+        damaged = f"; {known.passed_over}" if known.damaged else ""
+        if not known.keys:
+            return cls(f"none ({names[0]} is not in {path}{damaged})", None, frozenset())
+        described = ", ".join(f"{kind} {key}" for kind, key in known.keys)
+        kinds, fingerprints = zip(*known.keys, strict=True)
+        return cls(f"{described} from {path}{damaged}", frozenset(kinds), frozenset(fingerprints))
 
 
 def _load_key(path: Path) -> PKey:

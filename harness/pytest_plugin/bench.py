@@ -87,7 +87,7 @@ class Bench:
         """Where the board file is. Raises ConfigurationError."""
         from harness.boardfile import loading
 
-        return loading.find(self._name)
+        return loading.find(self._name, self._config.getoption("boards_from"))
 
     @property
     def reached(self) -> bool:

@@ -66,7 +66,7 @@ def chosen(config: pytest.Config) -> list[str]:
     :class:`pytest.UsageError` for a directory without one."""
     names: list[str] = []
     for name in config.getoption("board") or []:
-        if Path(name).is_dir():
+        if os.path.isdir(name):  # noqa: PTH112 - of a name too long pathlib raises
             files = sorted(Path(name).glob("*.toml"))
             if not files:
                 raise pytest.UsageError(f"--board {name}: no *.toml in that directory")
@@ -97,13 +97,16 @@ def spread(config: pytest.Config) -> None:
         raise pytest.UsageError("--pdb has one board only")
     if option.console_log is not None and option.console_log.is_file():
         raise pytest.UsageError("--console-log of several boards is a folder with one for each")
-    option.tx = [f"popen//id={name}" for name in board_files(names, share=option.share)]
+    files = board_files(names, share=option.share, boards_from=option.boards_from)
+    option.tx = [f"popen//id={name}" for name in files]
     option.dist = "each"
     # Another worker would not know what became of the board.
     option.maxworkerrestart = "0"
 
 
-def board_files(names: Sequence[str], *, share: bool = False) -> dict[str, tuple[Path, BoardFile]]:
+def board_files(
+    names: Sequence[str], *, share: bool = False, boards_from: str | None = None
+) -> dict[str, tuple[Path, BoardFile]]:
     """The boards by name. Boards that share the tests may be made from one file where each start
     makes another board. Raises :class:`pytest.UsageError` where a file is wrong or two are one
     board."""
@@ -113,7 +116,8 @@ def board_files(names: Sequence[str], *, share: bool = False) -> dict[str, tuple
     files: dict[str, tuple[Path, BoardFile]] = {}
     owners: dict[str, str] = {}
     with usage_errors():
-        loaded = [(path, loading.load(path)) for path in map(loading.find, names)]
+        paths = [loading.find(name, boards_from) for name in names]
+        loaded = [(path, loading.load(path)) for path in paths]
         for name, (path, file) in zip(
             copies([file.name for _, file in loaded]), loaded, strict=True
         ):
@@ -142,7 +146,9 @@ class Boards:
         self._config = config
         self._session: pytest.Session | None = None
         self._share: bool = config.getoption("share")
-        files = board_files(chosen(config), share=self._share)
+        files = board_files(
+            chosen(config), share=self._share, boards_from=config.getoption("boards_from")
+        )
         self._boards = {name: BoardOfRun(path) for name, (path, _) in files.items()}
         config.add_cleanup(interrupts.install())
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 
+from harness.arguments import seconds
 from harness.foreign import escaped_lines
 from harness.links.names import LINKS
 from harness.pytest_plugin import boards, harmless, hookspecs, junit
@@ -59,6 +61,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         f"directory of board files: all tests on each, at once (default: {DEFAULT_BOARD})",
     )
     group.addoption(
+        "--boards-from",
+        metavar="DIR",
+        help="take board files from DIR only, as with HIL_BOARDS=DIR: none of ./boards, no path "
+        "elsewhere; the board `emulated` stays",
+    )
+    group.addoption(
         "--share",
         action="store_true",
         help="several boards share the tests: each file runs on one of them; a board that is made "
@@ -100,7 +108,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption(
         "--wait-for-board",
-        type=float,
+        type=seconds,
         default=0.0,
         metavar="SECONDS",
         help="wait so long for a board that somebody else holds (default: not at all)",
@@ -116,8 +124,42 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
-    """Several boards: a worker for each."""
+    """What is to be written can be; several boards: a worker for each."""
+    if not hasattr(config, "workerinput"):
+        _require_writable(config)
     boards.spread(config)
+
+
+def _require_writable(config: pytest.Config) -> None:
+    """What is written at the end of a run is lost then. Raises :class:`pytest.UsageError`."""
+    several = len(boards.chosen(config)) > 1
+    for option, name, folder_made in (
+        ("--ktap", "ktap", False),
+        ("--junitxml", "xmlpath", True),
+        ("--console-log", "console_log", True),
+    ):
+        given = config.getoption(name, None)
+        path = None if given is None else Path(given)
+        if path is None or (name == "console_log" and (several or path.is_dir())):
+            continue
+        if why_not := _why_not_writable(path, folder_made=folder_made):
+            raise pytest.UsageError(f"{option} {path}: cannot be written: {why_not}")
+
+
+def _why_not_writable(path: Path, *, folder_made: bool) -> str | None:
+    """With ``folder_made``, missing folders on the way are made."""
+    try:
+        # Never waits: of a FIFO that nobody reads, and of a folder, it says why not.
+        os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY))
+    except FileNotFoundError:
+        folder = path.resolve().parent
+        while folder_made and not folder.exists():
+            folder = folder.parent
+        usable = folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+        return None if usable else f"{folder} is no folder that can be written to"
+    except OSError as error:
+        return error.strerror
+    return None
 
 
 def pytest_configure(config: pytest.Config) -> None:

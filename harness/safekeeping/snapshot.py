@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from harness.consents import Consent
+from harness.edges import AT_THE_EDGE
 from harness.errors import HostError, TargetError, of_host
 from harness.instruments.efivars import VariableName, is_named, is_ours
 from harness.safekeeping.variables import Stored, nature, read_all
@@ -124,7 +125,7 @@ def pending(directory: Path) -> Snapshot | None:
         return _unpack(json.loads(path.read_bytes()))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (*AT_THE_EDGE, LookupError, TypeError, AttributeError) as error:
         raise HostError(
             f"{path} is not a snapshot that this version reads: {error}",
             remedy="restore with the version that wrote it, or move the file away",

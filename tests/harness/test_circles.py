@@ -19,8 +19,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 VOCABULARY = (
-    "foreign interrupts headroom errors shell consents capabilities tables resources progress "
-    "expectations signing"
+    "foreign interrupts headroom errors edges arguments shell consents capabilities tables "
+    "resources progress expectations signing"
 )
 FLOORS = {
     "harness": (

@@ -100,7 +100,8 @@ def test_starting_imports_few_modules() -> None:
     assert not imported & {"dataclasses", "inspect", "pathlib", "importlib.metadata"}
     of_harness = {name for name in imported if name.startswith("harness.")}
     assert of_harness <= {
-        *("harness.errors", "harness.foreign", "harness.links", "harness.links.names"),
+        *("harness.arguments", "harness.errors", "harness.foreign"),
+        *("harness.links", "harness.links.names"),
         *("harness.cli", "harness.cli.main", "harness.cli.command", "harness.cli.status"),
         *(f"harness.cli.{command.name}" for command in cli.COMMANDS),
     }

@@ -1,7 +1,8 @@
 """``python -m tests.emulation.fuzz [--seconds N] [--seed N] [--keep] [PARSER ...]``: fuzz for long.
 
 Prints one line of Markdown a parser; an input that raises is added to the kept seeds, where the
-normal test run finds it, and makes the exit status 1.  ``--keep`` also keeps one input an outcome.
+normal test run finds it, and makes the exit status 1, as growing memory does.  ``--keep``
+also keeps one input an outcome.
 """
 
 from __future__ import annotations
@@ -17,11 +18,15 @@ KEPT = 60
 """How many inputs, the shortest of those that led somewhere new, are kept a parser."""
 
 
+GROWTH = 256 << 20
+"""Bytes of memory that a parser may cost more after ten minutes than after its samples."""
+
+
 def main() -> int:
     """Fuzz the parsers one after another."""
     options = _options()
-    print("| parser | seconds | inputs | inputs/s | outcomes | findings |", flush=True)
-    print("|---|---|---|---|---|---|", flush=True)
+    print("| parser | seconds | inputs | inputs/s | outcomes | MiB more | findings |", flush=True)
+    print("|---|---|---|---|---|---|---|", flush=True)
     failed = False
     for name in options.parser or TARGETS:
         report = fuzz(
@@ -32,6 +37,8 @@ def main() -> int:
         )
         rate = report.inputs / max(report.seconds, 0.001)
         numbers = f"{report.seconds:.0f} | {report.inputs} | {rate:.0f} | {report.outcomes}"
+        numbers += f" | {report.grown >> 20}"
+        failed |= report.grown > GROWTH
         print(f"| {name} | {numbers} | {len(report.findings)} |", flush=True)
         _keep(TARGETS[name], report, everything=options.keep)
         for finding in report.findings:

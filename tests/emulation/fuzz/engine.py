@@ -6,6 +6,7 @@ A target says what an input led to (result codes, states), which takes the place
 from __future__ import annotations
 
 import base64
+import mmap
 import random
 import signal
 import time
@@ -64,6 +65,8 @@ class Report:
     inputs: int = 0
     outcomes: int = 0
     seconds: float = 0.0
+    grown: int = 0
+    """Bytes of memory that the process gained since its samples were fed, but for the corpus."""
     corpus: list[bytes] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
 
@@ -82,7 +85,10 @@ def fuzz(
     started = time.monotonic()
     given = deque([*target.samples(), *load_seeds(target.name)])
     report.corpus.extend(given)
+    memory = _resident()
     while given or not stop(report):
+        if given:
+            memory = _resident()
         data = given.popleft() if given else mutate(randomness, report.corpus)
         try:
             with _no_hang():
@@ -101,7 +107,13 @@ def fuzz(
         report.inputs += 1
         report.outcomes = len(outcomes)
         report.seconds = time.monotonic() - started
+        if not report.inputs % 256:
+            report.grown = max(0, _resident() - memory - sum(map(len, report.corpus)))
     return report
+
+
+def _resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
 
 
 def mutate(randomness: random.Random, corpus: list[bytes]) -> bytes:

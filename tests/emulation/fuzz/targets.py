@@ -7,7 +7,7 @@ import mmap
 import struct
 import tempfile
 import zlib
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Final
 from uuid import UUID
@@ -35,28 +35,14 @@ from harness.formats.mm import (
     VarCheckProperty,
     VariableFunction,
 )
+from tests.emulation.fuzz import edges
 from tests.emulation.fuzz.engine import Target
+from tests.emulation.fuzz.pieces import joined, parts
 from tests.emulation.stmm_client import VENDOR, Partition
 
 AUTH: Final = Path(__file__).parents[2] / "truth" / "auth"
-_LENGTH: Final = struct.Struct("<H")
 _PATCH: Final = struct.Struct("<IB")
 _STATUS_BYTE: Final = 32
-
-
-def parts(data: bytes) -> Iterator[bytes]:
-    """The pieces of an input, each behind its length as 16 bits."""
-    at = 0
-    while at + _LENGTH.size <= len(data):
-        (length,) = _LENGTH.unpack_from(data, at)
-        at += _LENGTH.size
-        yield data[at : at + length]
-        at += length
-
-
-def joined(*pieces: bytes) -> bytes:
-    """The inverse of :func:`parts`."""
-    return b"".join(_LENGTH.pack(len(piece)) + piece for piece in pieces)
 
 
 def patched(original: bytes | bytearray, data: bytes) -> bytearray:
@@ -343,7 +329,11 @@ class UbootFiles:
         return (tuple(said), tables.services, len(tables.variables), len(list(variables)))
 
 
-TARGETS: Final[dict[str, Target]] = {
-    target.name: target
-    for target in (MmMessages(), RpmbFrames(), StoreImages(), RpmbImages(), UbootFiles())
-}
+_PARSERS: Final[tuple[Target, ...]] = (
+    MmMessages(),
+    RpmbFrames(),
+    StoreImages(),
+    RpmbImages(),
+    UbootFiles(),
+)
+TARGETS: Final[dict[str, Target]] = {target.name: target for target in (*_PARSERS, *edges.TARGETS)}

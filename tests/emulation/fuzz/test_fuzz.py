@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.emulation.fuzz import edges
 from tests.emulation.fuzz.engine import fuzz
 from tests.emulation.fuzz.targets import TARGETS
 
@@ -20,12 +21,42 @@ INPUTS = {
 """About a second each, and always the same mutants."""
 
 
-@pytest.mark.parametrize("name", TARGETS)
+SECONDS = 4.0
+"""For each edge; what it takes depends on the machine, and so do the mutants."""
+GROWTH = 64 << 20
+
+
+@pytest.mark.parametrize("name", INPUTS)
 def test_hostile_input_raises_nothing(name: str) -> None:
     report = fuzz(TARGETS[name], lambda report: report.inputs >= INPUTS[name], seed=1)
     for finding in report.findings:
         raise finding.error
     assert report.outcomes > 3
+
+
+@pytest.mark.parametrize("name", [target.name for target in edges.TARGETS])
+def test_nothing_that_others_write_gets_past_an_edge(name: str) -> None:
+    """No traceback, no hang, no growth."""
+    report = fuzz(TARGETS[name], lambda report: report.seconds >= SECONDS, seed=1)
+    for finding in report.findings:
+        raise finding.error
+    assert report.outcomes > 1
+    assert report.grown < GROWTH
+
+
+def test_growth_is_seen() -> None:
+    class Greedy:
+        name = "greedy"
+        kept: list[bytes] = []
+
+        def samples(self) -> list[bytes]:
+            return [b"\0\0"]
+
+        def run(self, data: bytes) -> bytes:
+            self.kept.append(bytes(1 << 18))
+            return b""
+
+    assert fuzz(Greedy(), lambda report: report.inputs > 600).grown > GROWTH
 
 
 def test_a_parser_that_raises_is_found() -> None:
