@@ -33,7 +33,8 @@ class Tree:
 
     def open(self, path: str, flags: int, mode: int = 0) -> int:
         """openat2(2); ``OSError`` (ELOOP, EXDEV) where a name leads elsewhere."""
-        how = struct.pack("<QQQ", flags | os.O_CLOEXEC | os.O_NOCTTY, mode, self._resolve)
+        flags |= os.O_CLOEXEC | (0 if flags & os.O_PATH else os.O_NOCTTY)
+        how = struct.pack("<QQQ", flags, mode, self._resolve)
         return raw("openat2", self.fd, os.fsencode(path), how, len(how))
 
     @contextlib.contextmanager
@@ -57,7 +58,7 @@ class Tree:
     def readlink(self, path: str) -> str:
         """Where the link ``path`` leads; ``OSError`` where it is none."""
         with self.opened(path, os.O_PATH | os.O_NOFOLLOW) as fd:
-            return os.readlink("", dir_fd=fd)  # noqa: PTH115
+            return os.readlink("", dir_fd=fd)
 
     def directory(self, name: str, mode: int) -> None:
         """Make a directory, its parent's owner's, where nothing has that name: what is there is

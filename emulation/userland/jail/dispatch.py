@@ -62,7 +62,8 @@ class Dispatcher:
         listener: Listener,
         tree: NodeTree,
     ) -> None:
-        """``init_pid``: PID 1, which nobody looks into; ``proc``: the board's /proc, whatever it mounts over that."""
+        """``init_pid``: PID 1, which nobody looks into; ``proc``: the board's /proc, whatever it
+        mounts over that."""
         self._maps = maps
         self._init_pid = init_pid
         self._shared = Shared(
