@@ -61,6 +61,7 @@ def _open_hook(call: Call, result: OpenResult, flags: int) -> None:
     elif isinstance(result, socket.socket):
         give(call, result, flags)
     else:
+        call.shared.require_room()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         call.shared.drain_records()
         records = Records(call.shared.supervisor, ours, result, call.shared.records)
