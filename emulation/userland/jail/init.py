@@ -207,7 +207,7 @@ def _execute(
     """In the child: become ``argv``, or say on descriptor 2 why not."""
     try:
         os.setsid()
-        high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 64) for fd in fds]
+        high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, len(fds)) for fd in fds]
         for number, fd in enumerate(high):
             os.dup2(fd, number)
         if tty:

@@ -1,7 +1,8 @@
 """What root of the board tries against the host: a row each.
 
-``script`` is Python that runs on the board as root. It has ``host`` (what is there to be had: paths,
-process ids, numbers of system calls), ``call(name, ...)`` and says ``through(...)`` when it got
+``script`` is Python that runs on the board as root. It has ``host`` (what is there to be had:
+paths, process ids, numbers of system calls), ``call(name, ...)`` and says
+``through(...)`` when it got
 what it wanted; an exception is a wall that held. ``harmed`` looks at the host instead.
 """
 
@@ -35,6 +36,12 @@ class Attempt:
     harmed: Callable[[Host], str] | None = None
     again: bool = False
     only: str = ""
+    harms: bool = False
+
+    @property
+    def alone(self) -> bool:
+        """Whether the board is not as it was afterwards."""
+        return self.harms or self.again or self.harmed is not None
 
 
 _STEAL = """
@@ -145,7 +152,7 @@ through('was let in')
         _STEAL + """
 sock = control()
 sock.send(json.dumps(['pid', host['victim']]).encode())
-through('said') if False else None
+
 """, ("J1",), given=breaches.OPEN_INIT, harmed=_victim_dead,
     ),
     Attempt(
@@ -183,7 +190,7 @@ os.symlink(host['secret'], '/tmp/p/1/mountinfo')
 mount('/tmp/p', '/proc', None, 4096)
 text = open('/proc/1/mountinfo').read()
 through(text) if host['token'] in text else None
-""", ("J3",), given=breaches.OPEN_INIT,
+""", ("J3",), given=breaches.OPEN_INIT, harms=True,
     ),
     Attempt(
         "manage services as the board's user", "SO_PEERCRED", breaches.ANY_CALLER,
@@ -192,7 +199,7 @@ os.setgid(1000); os.setuid(1000)
 line = {'command': 'systemctl', 'arguments': ['stop', 'tee-supplicant'], 'uid': 0}
 answer = json.loads(ask(json.dumps(line).encode() + b'\\n'))
 through(answer) if answer['status'] == 0 else None
-""", ("J4",),
+""", ("J4",), harms=True,
     ),
     Attempt(
         "leave malformed requests hanging", "refused and closed", breaches.ANY_REQUEST,
@@ -205,7 +212,7 @@ for line in (b'[]', b'{}', b'"x"', b'{"command": []}', b'[' * 100000, b'\\xff\\x
     except TimeoutError:
         through('left open', line[:20])
         break
-""", ("J9",),
+""", ("J9",), harmed=_traceback,
     ),
     Attempt(
         "hold 200 conversations with the service manager", "a limit of connections",
@@ -226,7 +233,11 @@ through(200 - ended, 'are open') if ended < 100 else None
     Attempt(
         "leave a set-user-ID program for other users of the host",
         "a state directory of mode 0700", breaches.OPEN_STATE,
-        "shutil.copy('/bin/true', '/var/true'); os.chmod('/var/true', 0o6755); os.chmod('/var', 0o755)",
+        """
+shutil.copy('/bin/true', '/var/true')
+os.chmod('/var/true', 0o6755)
+os.chmod('/var', 0o755)
+""",
         ("J5", "J4"), harmed=_used_by_nobody, only="root",
     ),
     Attempt(
@@ -350,7 +361,7 @@ resource.setrlimit(resource.RLIMIT_NPROC, (1024, 1024)); through('1024 processes
     ),
     Attempt(
         "reach an abstract socket of the host", "a network namespace", breaches.HOST_NETWORK,
-        "sock = socket.socket(socket.AF_UNIX); sock.connect(host['abstract']); through('connected')",
+        "sock = socket.socket(socket.AF_UNIX); sock.connect(host['abstract']); through('in')",
     ),
     Attempt(
         "attach the host's shared memory", "an IPC namespace", breaches.HOST_IPC,

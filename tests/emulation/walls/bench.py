@@ -11,15 +11,21 @@ import secrets
 import shlex
 import socket
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
 
 from emulation.userland.jail.syscalls import host_architecture
 from tests.emulation.walls.attempts import Attempt
 from tests.emulation.walls.breaches import Breach
+from tests.pace import HANGS
+
+if TYPE_CHECKING:
+    from tests.emulation.conftest import EmulatedBoard
 
 _ROOT = Path(__file__).parents[3]
 _START = (
@@ -51,6 +57,8 @@ try:
     exec(sys.stdin.read())
 except (OSError, MemoryError, ValueError) as error:
     print("held:", type(error).__name__, error, flush=True)
+else:
+    print("done", flush=True)
 """
 
 
@@ -145,8 +153,8 @@ class Host:
             }
         )
 
-    def attempt(self, attempt: Attempt, breach: Breach) -> str:
-        """Run it with those walls down: how it got through, or nothing."""
+    def start(self, attempt: Attempt, breach: Breach) -> EmulatedBoard:
+        """A board with those walls down."""
         from tests.emulation.conftest import EmulatedBoard
 
         config = {
@@ -156,35 +164,23 @@ class Host:
             "shared": str(self.folder("shared")),
         }
         program = ("-c", _START, json.dumps(config))
-        board = EmulatedBoard(self.folder("state"), attempt.options, program=program)
-        try:
-            python = "/opt/board/python/bin/python3 -IS -c"
-            command = f"{python} {shlex.quote(_PRELUDE)} {shlex.quote(self._facts())}"
-            outcome = board.run(command, stdin=attempt.script.encode())
-            self.said = (outcome.out + outcome.err).strip()
-            if attempt.harmed is not None:
-                with contextlib.suppress(ValueError):
-                    board.control("off")
-        finally:
-            self._end(board.process)
-        if attempt.again:
-            again = [sys.executable, *program, "--json", "--state", str(self.folder("state"))]
-            second = subprocess.Popen(again, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-            assert second.stdout is not None
-            answered = second.stdout.readline()
-            self._end(second)
-            if not answered:
-                self.complaint = self.stderr.strip().splitlines()[-1]
-        if attempt.harmed is not None:
-            return attempt.harmed(self)
-        return self.said.partition("through:")[2].strip()[:100]
+        return EmulatedBoard(self.folder("state"), attempt.options, program=program)
 
-    def _end(self, process: subprocess.Popen[bytes]) -> None:
-        process.terminate()
+    def run(self, board: EmulatedBoard, script: str) -> str:
+        """What the script said on the board."""
+        python = "/opt/board/python/bin/python3 -IS -c"
+        command = f"{python} {shlex.quote(_PRELUDE)} {shlex.quote(self._facts())}"
+        outcome = board.run(command, stdin=script.encode())
+        return (outcome.out + outcome.err).strip()
+
+    def end(self, board: EmulatedBoard) -> None:
+        """Of the supervisor, whose words are kept."""
+        board.disconnect()
+        board.process.terminate()
         try:
-            _, errors = process.communicate(timeout=20)
+            _, errors = board.process.communicate(timeout=HANGS)
         except subprocess.TimeoutExpired:
-            process.kill()
+            board.process.kill()
             raise
         self.stderr += errors.decode("utf-8", "replace")
 
@@ -209,10 +205,53 @@ def a_host() -> Iterator[Host]:
             host.close()
 
 
-def tried(attempt: Attempt, breach: Breach) -> str:
-    """How the attempt got through with walls down, or nothing."""
-    with a_host() as host:
-        return host.attempt(attempt, attempt.given + breach)
+class Bench:
+    """Tries one attempt after the other; a board that is as it was serves again."""
+
+    def __init__(self) -> None:
+        self._key: object = None
+        self._open = contextlib.ExitStack()
+        self._host: Host | None = None
+        self._board: EmulatedBoard | None = None
+        self.said = ""
+
+    def tried(self, attempt: Attempt, breach: Breach) -> str:
+        """How the attempt got through with walls down, or nothing."""
+        down = attempt.given + breach
+        key = None if attempt.alone else (down, attempt.options)
+        if key is None or key != self._key:
+            self.close()
+            self._host = self._open.enter_context(a_host())
+            self._board = self._host.start(attempt, down)
+        self._key = key
+        host, board = self._host, self._board
+        assert host is not None
+        assert board is not None
+        self.said = host.run(board, attempt.script)
+        assert self.said.startswith(("held:", "done", "through:")), self.said
+        if not attempt.alone:
+            return self.said.partition("through:")[2].strip()[:100]
+        with contextlib.suppress(ValueError, OSError):
+            board.control("off")
+        self._finish()
+        if attempt.again:
+            try:
+                host.end(host.start(attempt, down))
+            except pytest.fail.Exception as failure:
+                host.complaint = str(failure).strip().splitlines()[-1]
+        harmed = attempt.harmed(host) if attempt.harmed else ""
+        return harmed or self.said.partition("through:")[2].strip()[:100]
+
+    def _finish(self) -> None:
+        board, self._board = self._board, None
+        if self._host is not None and board is not None:
+            self._host.end(board)
+
+    def close(self) -> None:
+        """The board and its host go."""
+        self._finish()
+        self._key = None
+        self._open.close()
 
 
 def user() -> str:
