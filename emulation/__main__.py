@@ -15,9 +15,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import errno
 import fcntl
 import json
 import os
+import resource
 import shlex
 import signal
 import sys
@@ -26,7 +28,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from emulation.faults import FaultSpecError
 from emulation.options import BoardOptions, OptionError
@@ -39,6 +41,10 @@ if TYPE_CHECKING:
 
 CANNOT_RUN = 2
 WRONG_USE = 4
+
+_STATE_FILES = frozenset({"lock", "rpmb.img", "rootfs", "safekeeping", "ssh_host_ed25519_key"})
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_TELL_AGAIN_SECONDS = 60.0
 
 _ENDING_SECONDS = 5.0
 _POLL_SECONDS = 0.05
@@ -138,10 +144,12 @@ def _default_state() -> Path:
 
 @contextlib.contextmanager
 def _owned(state: Path) -> Iterator[Path]:
-    """Make the state directory and keep every other supervisor out of it."""
+    """Make the state directory, its owner's alone, and keep every other supervisor out of it."""
     try:
-        state.mkdir(parents=True, exist_ok=True)
-        lock = os.open(state / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _close_to_others(state)
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        lock = os.open(state / "lock", flags, 0o600)
     except OSError as error:
         raise CannotStart(f"{state}: {error.strerror}; choose another with --state") from None
     if not _locked(lock):
@@ -156,6 +164,28 @@ def _owned(state: Path) -> Iterator[Path]:
         yield state.resolve()
     finally:
         os.close(lock)
+
+
+def _close_to_others(state: Path) -> None:
+    """What lies in it, set-user-ID files of the board's root among it, is nobody else's to use.
+    Raises CannotStart where it may be more than a state directory."""
+    fd = os.open(state, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        status = os.fstat(fd)
+        if status.st_uid != os.geteuid():
+            raise CannotStart(f"{state}: belongs to another user; choose another with --state")
+        if not status.st_mode & 0o077:
+            return
+        with os.scandir(fd) as entries:
+            names = {entry.name for entry in entries}
+        if names and not names & _STATE_FILES:
+            raise CannotStart(
+                f"{state}: holds other things and is open to other users; choose an empty "
+                "directory with --state, or chmod 700 this one"
+            )
+        os.fchmod(fd, 0o700)
+    finally:
+        os.close(fd)
 
 
 def _locked(lock: int) -> bool:
@@ -181,6 +211,26 @@ def _explain(error: JailError) -> str:
     return "\n".join(lines)
 
 
+class _Complaints:
+    """What the event loop cannot do: told in one line a minute where the host's limits are why."""
+
+    def __init__(self) -> None:
+        self._told = -_TELL_AGAIN_SECONDS
+
+    def take(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """The loop's exception handler."""
+        error = context.get("exception")
+        if not isinstance(error, OSError) or error.errno not in _EXHAUSTED:
+            loop.default_exception_handler(context)
+        elif loop.time() >= self._told + _TELL_AGAIN_SECONDS:
+            self._told = loop.time()
+            print(
+                f"emulation: the host lets this process open no more ({error.strerror}): "
+                "connections wait",
+                file=sys.stderr,
+            )
+
+
 async def _run(options: BoardOptions, state: Path, chosen: argparse.Namespace) -> int:
     from emulation.board import RunningBoard
     from emulation.userland.access.console import SerialLine
@@ -188,6 +238,10 @@ async def _run(options: BoardOptions, state: Path, chosen: argparse.Namespace) -
 
     loop = asyncio.get_running_loop()
     stopped = asyncio.Event()
+    loop.set_exception_handler(_Complaints().take)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         loop.add_signal_handler(number, stopped.set)
     try:

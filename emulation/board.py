@@ -23,7 +23,8 @@ from emulation.machine import Machine
 from emulation.options import BoardOptions
 from emulation.userland.access.console import BoardTty, SerialLine
 from emulation.userland.handlers import KernelHandlers, KmsgReader, SysRq
-from emulation.userland.jail.plan import Bind, FuseMount, JailPlan, OpenHook, PlacedFile
+from emulation.userland.jail.namespaces import to_board
+from emulation.userland.jail.plan import Bind, FuseMount, JailPlan, Limits, OpenHook, PlacedFile
 from emulation.userland.system import rootfs
 from emulation.userland.system.board_units import (
     SSHD,
@@ -241,7 +242,11 @@ class RunningBoard:
         machine.kernel.log.listen(lambda record: journal.add("kernel", record.text))
         units = UnitTable()
         manager = Manager(
-            Systemctl(units, journal, self), Journalctl(units, journal), self, machine
+            Systemctl(units, journal, self),
+            Journalctl(units, journal),
+            self,
+            machine,
+            self._board_uid,
         )
         control = self._state / "manager.sock"
         await manager.listen(control)
@@ -280,11 +285,10 @@ class RunningBoard:
         return True
 
     def _plan(self, control: Path, mounted: bool) -> JailPlan:
-        machine, files = self._machine, self._files
+        machine, files, options = self._machine, self._files, self._options
         kernel = machine.kernel
         drop_ins = (
-            PlacedFile(path, text.encode())
-            for path, text in supplicant_unit(self._options).drop_ins
+            PlacedFile(path, text.encode()) for path, text in supplicant_unit(options).drop_ins
         )
         filesystems = (
             FuseMount("/sys", machine.sysfs, "sysfs", SYSFS_MAGIC),
@@ -305,9 +309,15 @@ class RunningBoard:
             },
             efivarfs_read_only=machine.efivarfs.read_only,
             efivarfs_at_boot=mounted,
-            efivarfs_mount_read_only=self._options.mount == "read-only",
+            efivarfs_mount_read_only=options.mount == "read-only",
             host_programs=files.host_programs,
+            limits=Limits(
+                options.processes, options.descriptors, options.memory, options.tmpfs, options.file
+            ),
         )
+
+    def _board_uid(self, host_uid: int) -> int:
+        return to_board(self._jail.maps.uids if self._jail else (), host_uid)
 
     def _poke(self) -> None:
         if self._jail is not None:

@@ -19,6 +19,10 @@ EfivarsMount = Literal["boot", "read-only", "none"]
 SupplicantUser = Literal["root", "tee"]
 Userland = Literal["host", "busybox"]
 
+_LEAST: Final = {"processes": 32, "descriptors": 64, "memory": 64, "tmpfs": 4, "file": 1}
+_MOST: Final = 1 << 20
+"""A board does not start, or does nothing, with less; more is none."""
+
 _TRUE: Final = ("yes", "true", "on", "1")
 _FALSE: Final = ("no", "false", "off", "0")
 
@@ -88,6 +92,16 @@ class BoardOptions:
     """Whether the SSH server offers SFTP (dropbear does not)."""
     baud: int = 115200
     """Rate of the serial line, 10 bits a byte; 0 is unpaced."""
+    processes: int = 1024
+    """Processes and threads that the board may have at once, all its users together."""
+    descriptors: int = 4096
+    """Files that one process of the board may have open."""
+    memory: int = 2048
+    """MiB of private memory that one process of the board may have."""
+    tmpfs: int = 256
+    """MiB that each of /, /run, /tmp and /dev/shm of the board holds."""
+    file: int = 1024
+    """MiB that one file of the board may have."""
     root_password: str = ""
     """What login on the console asks root for; nothing by default."""
     mutant: str = ""
@@ -97,6 +111,10 @@ class BoardOptions:
     def __post_init__(self) -> None:
         if self.baud < 0:
             raise OptionError(f"baud={self.baud}: must be positive, or 0 for an unpaced line")
+        for name, least in _LEAST.items():
+            if not least <= getattr(self, name) <= _MOST:
+                value = getattr(self, name)
+                raise OptionError(f"{name}={value}: must be {least}..{_MOST}")
         if not 1 <= self.rpmb_size_mult <= 128:
             raise OptionError(f"rpmb_size_mult={self.rpmb_size_mult}: must be 1..128 (of 128 KiB)")
         if not 1 <= self.rpmb_rel_wr_sec_c <= 255:

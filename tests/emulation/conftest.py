@@ -36,9 +36,16 @@ class Outcome:
 class EmulatedBoard:
     """``python -m emulation --json --control`` and an SSH connection to it."""
 
-    def __init__(self, state: Path, options: Sequence[str] = (), *, control: bool = True) -> None:
+    def __init__(
+        self,
+        state: Path,
+        options: Sequence[str] = (),
+        *,
+        control: bool = True,
+        program: Sequence[str] = ("-m", "emulation"),
+    ) -> None:
         words = [word for option in options for word in ("-o", option)]
-        command = [sys.executable, "-m", "emulation", "--json", "--state", str(state), *words]
+        command = [sys.executable, *program, "--json", "--state", str(state), *words]
         command += ["--control"] if control else []
         self.started = time.monotonic()
         self.process = subprocess.Popen(

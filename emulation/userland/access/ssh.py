@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
 
 from emulation.userland.access.ssh_process import SshProcess
 from emulation.userland.jail.spawner import Account, Spawner
+
+MAX_CONNECTIONS: Final = 64
+MAX_SESSIONS: Final = 64
+"""Connections, and sessions of each, that the server has at once; OpenSSH's MaxStartups and
+MaxSessions are 100 and 10."""
 
 SFTP_SERVERS: Final = (
     "/usr/lib/openssh/sftp-server",
@@ -136,6 +142,7 @@ class SshServer:
         self._policy = policy
         self._acceptor: asyncssh.SSHAcceptor | None = None
         self._connections: set[asyncssh.SSHServerConnection] = set()
+        self._crowded = False
         self._executor = ThreadPoolExecutor(max_workers=4, thread_name_prefix="ssh-spawn")
 
     @property
@@ -160,6 +167,18 @@ class SshServer:
             line_editor=False,
             login_timeout=30,
         )
+
+    def _admit(self, connection: asyncssh.SSHServerConnection) -> bool:
+        """Whether there is room for one more; the first for which there is none is told of."""
+        if len(self._connections) < MAX_CONNECTIONS:
+            self._connections.add(connection)
+            self._crowded = False
+            return True
+        if not self._crowded:
+            self._crowded = True
+            text = f"{MAX_CONNECTIONS} SSH connections are open: further ones are closed"
+            print(f"emulation: {text}", file=sys.stderr)
+        return False
 
     def refuse(self) -> None:
         """sshd is stopped: no new connection, the present ones stay."""
@@ -199,10 +218,13 @@ def _server_class() -> Callable[[SshServer, Spawner], asyncssh.SSHServer]:
             self._spawner = spawner
             self._connection: asyncssh.SSHServerConnection | None = None
             self._user = ""
+            self._sessions: set[Session] = set()
 
         def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
-            self._connection = conn
-            self._owner._connections.add(conn)
+            if self._owner._admit(conn):
+                self._connection = conn
+            else:
+                conn.abort()
 
         def connection_lost(self, exc: Exception | None) -> None:
             if self._connection is not None:
@@ -221,13 +243,17 @@ def _server_class() -> Callable[[SshServer, Spawner], asyncssh.SSHServer]:
 
         def session_requested(
             self,
-        ) -> tuple[asyncssh.SSHServerChannel[bytes], asyncssh.SSHServerSession[bytes]]:
-            assert self._connection is not None
+        ) -> tuple[asyncssh.SSHServerChannel[bytes], asyncssh.SSHServerSession[bytes]] | bool:
+            self._sessions = {session for session in self._sessions if not session.ended}
+            if self._connection is None or len(self._sessions) >= MAX_SESSIONS:
+                return False
             channel: asyncssh.SSHServerChannel[bytes] = self._connection.create_server_channel(
                 encoding=None, window=2 << 20, max_pktsize=32768
             )
             account = self._owner._policy.accounts[self._user]
-            return channel, Session(self._owner, self._spawner, account)
+            session = Session(self._owner, self._spawner, account)
+            self._sessions.add(session)
+            return channel, session
 
     class Session(asyncssh.SSHServerSession[bytes]):
         """One channel: glue between asyncssh's callbacks and a :class:`SshProcess`."""
@@ -235,6 +261,7 @@ def _server_class() -> Callable[[SshServer, Spawner], asyncssh.SSHServer]:
         def __init__(self, owner: SshServer, spawner: Spawner, account: Account) -> None:
             self._process = SshProcess(spawner, account, owner._policy.path, owner._executor)
             self._sftp_server = owner._policy.sftp_server
+            self.ended = False
 
         def connection_made(self, chan: asyncssh.SSHServerChannel[bytes]) -> None:
             self._process.channel = chan
@@ -286,6 +313,7 @@ def _server_class() -> Callable[[SshServer, Spawner], asyncssh.SSHServer]:
             self._process.signal(signal)
 
         def connection_lost(self, exc: Exception | None) -> None:
+            self.ended = True
             self._process.hang_up()
 
     return Server

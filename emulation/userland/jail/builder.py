@@ -16,7 +16,7 @@ import signal
 import socket
 import struct
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from emulation.userland.jail import namespaces, wire
 from emulation.userland.jail.namespaces import bind, mount, umount
@@ -57,6 +57,16 @@ def step(name: str) -> Iterator[None]:
         raise StepFailed(name, error) from error
 
 
+class Roots(NamedTuple):
+    """Descriptors of roots of file systems, whatever the board mounts over them: /proc, devpts,
+    the hidden efivarfs, or -1, and the device nodes."""
+
+    proc: int
+    pts: int
+    efivarfs: int
+    nodes: int
+
+
 class Builder:
     """Builds the root file system; steps are tuples (name, arguments...), methods here."""
 
@@ -67,26 +77,30 @@ class Builder:
         self._hidden = -1
         self._nodes = -1
 
-    def build(self) -> tuple[int, int]:
-        """Returns O_PATH descriptors of the hidden efivarfs root, or -1, and of the nodes'."""
+    def build(self) -> Roots:
+        """Returns what PID 1 keeps of it."""
         plan = self._plan
         sources, fuse = [], []
-        for path in plan["sources"]:
+        for number, (path, _) in enumerate(plan["sources"]):
             with step(f"open {path}"):
-                sources.append(os.open(path, os.O_PATH | os.O_CLOEXEC))
+                sources.append(os.open(f"/tmp/{number}", os.O_PATH | os.O_CLOEXEC))
         for _ in range(plan["fuse_mounts"]):
             with step("open /dev/fuse"):
                 fuse.append(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK))
         self._sources, self._fuse = sources, fuse
         with step("become root of the board"):
-            _become_root()
+            become_root()
+            # From here on nobody of the board may look into PID 1: its memory belongs to the
+            # host's user namespace, where root of the board is nobody.
+            prctl(PR_SET_DUMPABLE, 0)
         with step("mount tmpfs"):
             mount(None, "/", None, MS_REC | MS_PRIVATE)
-            mount("tmpfs", "/tmp", "tmpfs", 0, "mode=755")
+            mount("tmpfs", "/tmp", "tmpfs", 0, f"mode=755,{plan['tmpfs']}")
             os.chdir("/tmp")
         with step("mount proc"):
             os.mkdir("proc")
             mount("proc", "proc", "proc", _PROC_FLAGS)
+            proc = namespaces.clone("proc")
         with step("pivot_root"):
             os.mkdir(".old")
             raw("pivot_root", b".", b".old")
@@ -107,7 +121,7 @@ class Builder:
         for fd in (0, 1, 2):
             os.dup2(null, fd)
         os.close(null)
-        return self._hidden, self._nodes
+        return Roots(proc, namespaces.clone("/dev/pts"), self._hidden, self._nodes)
 
     def directory(self, path: str, mode: int) -> None:
         os.makedirs(path, exist_ok=True)
@@ -147,15 +161,13 @@ class Builder:
         except OSError:  # group tty has no id in this namespace
             mount("devpts", path, "devpts", flags, "newinstance,ptmxmode=0666,mode=600")
 
-    def bind_source(self, index: int, read_only: bool, path: str) -> None:
+    def bind_source(self, index: int, path: str) -> None:
         source = f"/proc/self/fd/{self._sources[index]}"
         if os.path.isdir(source):
             os.makedirs(path, exist_ok=True)
         elif not os.path.lexists(path):
             self.file(path, b"", 0o644)
         mount(source, path, None, MS_BIND | MS_REC)
-        if read_only:
-            namespaces.make_read_only(path)
 
     def bind_path(self, source: str, path: str, flags: int) -> None:
         if os.path.isdir(source):
@@ -186,8 +198,8 @@ class Builder:
         bind(path, path, namespaces.mount_flags(path) | MS_RDONLY)
 
 
-def _become_root() -> None:
-    """Root of the board's namespace, whoever started it on the host."""
+def become_root() -> None:
+    """Root of this user namespace, whoever started it on the host."""
     with contextlib.suppress(PermissionError):  # denied with a map of a single id
         os.setgroups([])
     os.setresgid(0, 0, 0)

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from emulation.linux.kernel import Task
-from emulation.userland.jail.mounts import MountEntry, parse_mountinfo
+from emulation.userland.jail.beneath import READ_LIMIT
+from emulation.userland.jail.mounts import MountEntry, parse_mountinfo, whole_lines
 from emulation.userland.jail.namespaces import IdMaps, to_board
 from emulation.userland.jail.syscalls import ProcessMemory, prompt_readlink, raw
 
@@ -102,5 +103,5 @@ class Caller:
 
     def mounts(self) -> Sequence[MountEntry]:
         """Its mount table, as the kernel has it."""
-        with open(f"/proc/{self.pid}/mountinfo", errors="surrogateescape") as file:  # noqa: PTH123
-            return parse_mountinfo(file.read())
+        with open(f"/proc/{self.pid}/mountinfo", "rb") as file:  # noqa: PTH123
+            return parse_mountinfo(whole_lines(file.read(READ_LIMIT)))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from emulation.userland.jail.beneath import Tree
 from emulation.userland.jail.caller import Caller
 from emulation.userland.jail.calls import devices, efivarfs, mounts, opens, system
 from emulation.userland.jail.calls.call import Call, Shared, SystemCall
@@ -57,16 +58,20 @@ class Dispatcher:
         supervisor: Supervisor,
         maps: IdMaps,
         init_pid: int,
+        proc: Tree,
         listener: Listener,
         tree: NodeTree,
     ) -> None:
+        """``init_pid``: PID 1, which nobody looks into; ``proc``: the board's /proc, whatever it
+        mounts over that."""
         self._maps = maps
+        self._init_pid = init_pid
         self._shared = Shared(
             supervisor=supervisor,
             listener=listener,
             handlers=handlers,
             tree=tree,
-            mounts=Mounts(plan, handlers, Caller(init_pid, maps)),
+            mounts=Mounts(plan, handlers, proc),
             nodes={node.path: node for node in plan.nodes},
             hooks=dict(plan.open_hooks),
             interesting=opens.interesting_names(plan),
@@ -80,6 +85,9 @@ class Dispatcher:
         shared = self._shared
         notification = shared.listener.receive()
         if notification is None:
+            return
+        if notification.pid == self._init_pid:
+            shared.listener.proceed(notification.id)
             return
         kind = self._calls[notification.number]
         if kind.path is not None:

@@ -1,11 +1,12 @@
 """The board's PID 1: builds the root file system, then reaps, spawns and mounts on request."""
 
 # No pathlib, which would add to the time of every power-on.
-# ruff: noqa: PTH119, PTH123
+# ruff: noqa: PTH119
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import gc
@@ -14,14 +15,19 @@ import secrets
 import select
 import signal
 import socket
+import struct
 import termios
 from collections.abc import Callable
 from typing import Any
 
 from emulation.userland.jail import namespaces, seccomp, wire
-from emulation.userland.jail.builder import Builder, StepFailed, step
+from emulation.userland.jail.beneath import Tree
+from emulation.userland.jail.builder import Builder, Roots, StepFailed, step
 from emulation.userland.jail.namespaces import bind, mount, umount
-from emulation.userland.jail.syscalls import host_architecture
+from emulation.userland.jail.syscalls import host_architecture, raw
+
+_TIOCSPTLCK, _TIOCGPTN, _TIOCGPTPEER = 0x40045431, 0x80045430, 0x5441
+_AT_FDCWD, _STATX_MNT_ID = -100, 0x1000
 
 _Answer = tuple[Any, tuple[int, ...]]
 """Value or None, when it is given later, and descriptors."""
@@ -31,16 +37,17 @@ def become_init(control: socket.socket, plan: dict[str, Any]) -> None:
     """Be PID 1, to the end; ``control`` leads to the supervisor."""
     cookie = secrets.randbits(64)
     try:
-        hidden, nodes = Builder(control, plan).build()
+        roots = Builder(control, plan).build()
         with step("seccomp filter"):
             listener = seccomp.install(seccomp.build_filter(host_architecture(), cookie))
     except StepFailed as failure:
         report(control, failure)
         return
     namespaces.set_cookie(cookie)
-    wire.send(control, ("listener",), (listener,))
+    wire.send(control, ("listener",), (listener, roots.proc))
     os.close(listener)
-    _Init(control, hidden, nodes).run()
+    os.close(roots.proc)
+    _Init(control, roots).run()
 
 
 def report(control: socket.socket, failure: StepFailed) -> None:
@@ -70,10 +77,11 @@ def _end_system(command: str) -> None:
 class _Init:
     """PID 1 after boot: a loop over the control socket and SIGCHLD."""
 
-    def __init__(self, control: socket.socket, hidden: int, nodes: int) -> None:
+    def __init__(self, control: socket.socket, roots: Roots) -> None:
         self._control = control
-        self._hidden = hidden
-        self._nodes = nodes
+        self._hidden = roots.efivarfs
+        self._nodes = roots.nodes
+        self._terminals = Tree(roots.pts)
 
     def run(self) -> None:
         wakeup, wakeup_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -145,8 +153,12 @@ class _Init:
         return 0, ()
 
     def on_pty(self, sequence: int, fds: list[int]) -> _Answer:
-        master, slave = os.openpty()
-        return os.ttyname(slave), (master, slave)
+        # Not by the board's names, which may lead to a file that nobody answers for.
+        master = self._terminals.open("ptmx", os.O_RDWR)
+        fcntl.ioctl(master, _TIOCSPTLCK, struct.pack("i", 0))
+        (number,) = struct.unpack("I", fcntl.ioctl(master, _TIOCGPTN, bytes(4)))
+        slave = fcntl.ioctl(master, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+        return f"/dev/pts/{number}", (master, slave)
 
     def on_open(self, sequence: int, fds: list[int], name: str, flags: int) -> _Answer:
         """The content of a block device: a board's FUSE mount is closed to the supervisor."""
@@ -183,13 +195,10 @@ class _Init:
 
 
 def _mount_id(path: str) -> int:
-    fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    try:
-        with open(f"/proc/self/fdinfo/{fd}", "rb") as file:
-            fields = dict(line.split(b":", 1) for line in file)
-    finally:
-        os.close(fd)
-    return int(fields[b"mnt_id"])
+    """STATX_MNT_ID (Linux 5.8), which opens nothing."""
+    status = ctypes.create_string_buffer(256)
+    raw("statx", _AT_FDCWD, os.fsencode(path), 0, _STATX_MNT_ID, ctypes.addressof(status))
+    return int(struct.unpack_from("<Q", status, 0x90)[0])
 
 
 def _execute(
@@ -198,7 +207,7 @@ def _execute(
     """In the child: become ``argv``, or say on descriptor 2 why not."""
     try:
         os.setsid()
-        high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 64) for fd in fds]
+        high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, len(fds)) for fd in fds]
         for number, fd in enumerate(high):
             os.dup2(fd, number)
         if tty:

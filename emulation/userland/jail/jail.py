@@ -18,10 +18,11 @@ from concurrent.futures import Future
 from typing import Any, Final, TypeVar
 
 from emulation.userland.jail import wire
+from emulation.userland.jail.beneath import Tree, tree
 from emulation.userland.jail.dispatch import Dispatcher
 from emulation.userland.jail.fuse import FuseConnection
 from emulation.userland.jail.layout import plan_message
-from emulation.userland.jail.namespaces import IdMaps, choose_maps, id_maps
+from emulation.userland.jail.namespaces import IdMaps, choose_maps, id_ranges
 from emulation.userland.jail.nodes import NodeTree
 from emulation.userland.jail.plan import JailError, JailPlan, SyscallHandlers
 from emulation.userland.jail.seccomp import Listener
@@ -36,6 +37,21 @@ _SUPERBLOCK_SECONDS: Final = 2.0
 _DEATH_SECONDS: Final = 5.0
 _DYING_MILLISECONDS: Final = 5
 _T = TypeVar("_T")
+_TOLD: Final[dict[str, tuple[tuple[Any, ...], int]]] = {
+    "pid": ((), 1),
+    "fuse": ((int,), 1),
+    "listener": ((), 2),
+    "ready": ((), 0),
+    "error": ((str, int, str), 0),
+    "reply": ((int, (int, str), int), -1),
+    "exit": ((int, int), 0),
+}
+"""What PID 1 says: types of the arguments and number of descriptors."""
+
+_ANSWERS: Final[dict[str, tuple[type, int]]] = {"pty": (str, 2), "open": (int, 1)}
+"""What comes with a reply to a request: type and number of descriptors; else a number."""
+
+_AT_ANY_TIME: Final = ("reply", "exit")
 _SIGKILL_BIT: Final = 1 << (signal.SIGKILL - 1)
 
 _workers = Workers()
@@ -58,7 +74,7 @@ class Jail:
         self._lock = threading.Lock()
         self._end_lock = threading.Lock()
         self._sequence = itertools.count(1)
-        self._answers: dict[int, Callable[[Any, int, list[int]], None]] = {}
+        self._answers: dict[int, tuple[Callable[[Any, int, list[int]], None], type, int]] = {}
         self._exits: dict[int, Callable[[int], None]] = {}
         self._empty = threading.Event()
         self._empty.set()
@@ -72,12 +88,13 @@ class Jail:
         self.pid = 0
         self.maps = IdMaps((), ())
         self._pidfd = -1
-        self._proc = -1
+        self._proc = Tree(-1)
         self._epoll = select.epoll()
         self._handlers_of: dict[int, Callable[[int], None]] = {}
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.on_ready(self._wake, select.EPOLLIN, self._woken)
         _own_writable_binds(plan)
+        self._said: set[str] = set()
         self._control = Zygote.shared().start(plan_message(plan))
         self.on_ready(self._control.fileno(), select.EPOLLIN, self._hear)
         self._thread = threading.Thread(target=self._run, name="jail", daemon=True)
@@ -175,15 +192,9 @@ class Jail:
         A signal whose default is to end the process becomes a pending SIGKILL of every thread
         (kernel/signal.c complete_signal)."""
         try:
-            fd = os.open(f"{pid}/status", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._proc)
+            text = self._proc.read(f"{pid}/status", 4096)
         except OSError:
             return True
-        try:
-            text = os.read(fd, 4096)
-        except OSError:
-            return True
-        finally:
-            os.close(fd)
         pending = text.partition(b"\nSigPnd:")[2].split(None, 1)[0]
         return bool(int(pending, 16) & _SIGKILL_BIT)
 
@@ -241,7 +252,7 @@ class Jail:
             if self._killed or self._dead.is_set():
                 raise OSError(errno.ESHUTDOWN, "the board is off")
             sequence = next(self._sequence)
-            self._answers[sequence] = answered
+            self._answers[sequence] = (answered, *_ANSWERS.get(str(kind), (int, 0)))
             try:
                 wire.send(self._control, (kind, sequence, *arguments), fds)
             except OSError:
@@ -303,14 +314,36 @@ class Jail:
         """A message of PID 1, or its end."""
         try:
             received = wire.receive(self._control)
+            if received is not None:
+                self._take(*received)
         except OSError:
+            received = None
+        except wire.Malformed as error:
+            print(f"emulation: the board ends: its PID 1 is not itself ({error})", file=sys.stderr)
             received = None
         if received is None:
             self.on_ready(self._control.fileno(), 0, self._hear)
             self._await_death()
-            return
-        (kind, *arguments), fds = received
-        getattr(self, f"_on_{kind}")(fds, *arguments)
+
+    def _take(self, message: list[Any], fds: list[int]) -> None:
+        """Hear one message.  While PID 1 builds the board it is our program and nothing else runs
+        there; afterwards it has answers and ends of processes to tell, which are numbers of the
+        board, and nothing that it says is a process or a path of the host."""
+        kind, *arguments = message
+        types, count = _TOLD.get(kind, ((), -1))
+        once = f"{kind} {arguments[0]}" if kind == "fuse" else kind
+        try:
+            if kind not in _AT_ANY_TIME:
+                if self._ready.done() or once in self._said:
+                    raise wire.Malformed(f"{kind!r} at the wrong time")
+                self._said.add(once)
+            known = len(arguments) == len(types) and all(map(isinstance, arguments, types))
+            if not known or (count >= 0 and len(fds) != count):
+                raise wire.Malformed(f"{kind!r} with other arguments")
+            getattr(self, f"_on_{kind}")(fds, *arguments)
+        except BaseException:
+            wire.close_all(fds)
+            raise
 
     def _await_death(self) -> None:
         if self._pidfd >= 0:
@@ -334,16 +367,18 @@ class Jail:
         for connection in self._connections:
             connection.close()
 
-    def _on_pid(self, fds: list[int], pid: int, *maps: list[tuple[int, int, int]]) -> None:
-        self.pid = pid
-        self.maps = id_maps(maps)
-        self._pidfd = os.pidfd_open(pid)
+    def _on_pid(self, fds: list[int]) -> None:
+        self._pidfd = fds[0]
+        with open(f"/proc/self/fdinfo/{self._pidfd}") as file:  # noqa: PTH123
+            self.pid = int(file.read().partition("\nPid:")[2].split(None, 1)[0])
         with self._lock:
             killed = self._killed
         if killed:
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
     def _on_fuse(self, fds: list[int], index: int) -> None:
+        if not 0 <= index < len(self._filesystems):
+            raise wire.Malformed("no such file system")
         pinned = _ways_to_mounts(self._plan, index - 1) if index else []
         connection = FuseConnection(self._filesystems[index], fds[0], self, pinned=pinned)
         self._connections.append(connection)
@@ -355,10 +390,19 @@ class Jail:
         self.on_ready(fds[0], select.EPOLLIN, ready)
 
     def _on_listener(self, fds: list[int]) -> None:
-        self._proc = os.open(f"/proc/{self.pid}/root/proc", os.O_PATH | os.O_CLOEXEC)
         self._listener = listener = Listener(fds[0])
+        self._proc = Tree(fds[1])
+        uids, gids = (self._proc.read(f"1/{kind}_map").decode() for kind in ("uid", "gid"))
+        self.maps = IdMaps(id_ranges(uids), id_ranges(gids))
         self._dispatcher = dispatcher = Dispatcher(
-            self._plan, self._handlers, self, self.maps, self.pid, listener, self._tree
+            self._plan,
+            self._handlers,
+            self,
+            self.maps,
+            self.pid,
+            self._proc,
+            listener,
+            self._tree,
         )
 
         def ready(events: int) -> None:
@@ -378,9 +422,10 @@ class Jail:
 
     def _on_reply(self, fds: list[int], sequence: int, value: Any, number: int) -> None:
         with self._lock:
-            answered = self._answers.pop(sequence, None)
-        if answered is not None:
-            answered(value, number, fds)
+            asked = self._answers.pop(sequence, None)
+        if asked is None or (not number and (type(value), len(fds)) != asked[1:]):
+            raise wire.Malformed("a reply to no request")
+        asked[0](value, number, fds)
 
     def _on_exit(self, fds: list[int], pid: int, status: int) -> None:
         on_exit = self._exits.pop(pid, None)
@@ -397,7 +442,7 @@ class Jail:
             answers, self._answers = self._answers, {}
         if not self._ready.done():
             self._ready.set_exception(JailError("start", errno.ECHILD, "PID 1 died"))
-        for answered in answers.values():
+        for answered, *_ in answers.values():
             answered(None, errno.ESHUTDOWN, [])
         for pid in tuple(self._exits):
             self._on_exit([], pid, signal.SIGKILL)
@@ -411,10 +456,11 @@ class Jail:
         self._epoll.close()
         with self._end_lock:
             self._control.close()
-            for fd in (self._wake, self._pidfd, self._proc):
+            for fd in (self._wake, self._pidfd):
                 if fd >= 0:
                     os.close(fd)
-            self._wake = self._pidfd = self._proc = -1
+            self._wake = self._pidfd = -1
+            self._proc.close()
         if self._on_death is not None:
             self._on_death()
 
@@ -433,6 +479,5 @@ def _own_writable_binds(plan: JailPlan) -> None:
     owner = choose_maps()[0].uids[0].outside
     for bind in plan.binds:
         if bind.writable and bind.source.is_dir():
-            for path in (bind.source, *bind.source.rglob("*")):
-                if path.lstat().st_uid != owner:
-                    os.chown(path, owner, owner, follow_symlinks=False)
+            with tree(bind.source) as within:
+                within.give(owner)

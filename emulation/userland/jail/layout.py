@@ -53,6 +53,8 @@ def plan_message(plan: JailPlan) -> dict[str, Any]:
     """What PID 1 needs to know of ``plan``: plain values only."""
     layout = _Layout(plan)
     return {
+        "limits": plan.limits.rlimits(),
+        "tmpfs": plan.limits.tmpfs_options,
         "hostname": plan.hostname,
         "sources": layout.sources,
         "steps": layout.steps,
@@ -62,14 +64,15 @@ def plan_message(plan: JailPlan) -> dict[str, Any]:
 
 class _Layout:
     def __init__(self, plan: JailPlan) -> None:
-        self.sources: list[str] = []
+        self.sources: list[tuple[str, bool]] = []
         self.steps: list[Step] = [("directory", HIDDEN, 0o700)]
         if plan.host_programs:
             self._host_programs()
+        self._size = plan.limits.tmpfs_options
         self._devices()
         self._etc()
         self.steps += [("directory", *pair) for pair in _DIRECTORIES]
-        self.steps.append(("tmpfs", "/tmp", "mode=1777", _TMPFS))
+        self.steps.append(("tmpfs", "/tmp", f"mode=1777,{self._size}", _TMPFS))
         self._filesystems(plan)
         self._proc()
         if plan.board_python:
@@ -80,7 +83,7 @@ class _Layout:
         self.steps += [("directory", path, 0o755) for path in plan.directories if not _late(path)]
         self._files(file for file in plan.files if not _late(file.path))
         self.steps += [("symlink", *pair) for pair in plan.symlinks.items() if not _late(pair[0])]
-        self.steps.append(("tmpfs", "/run", "mode=755", _TMPFS))
+        self.steps.append(("tmpfs", "/run", f"mode=755,{self._size}", _TMPFS))
         self.steps.append(("directory", "/run/lock", 0o1777))
         self.steps += [("directory", path, 0o755) for path in plan.directories if _late(path)]
         for bind in plan.binds:
@@ -90,8 +93,8 @@ class _Layout:
         self.steps += [("symlink", *pair) for pair in plan.symlinks.items() if _late(pair[0])]
 
     def _bind(self, bind: Bind) -> None:
-        self.steps.append(("bind_source", len(self.sources), not bind.writable, bind.target))
-        self.sources.append(os.fspath(bind.source))
+        self.steps.append(("bind_source", len(self.sources), bind.target))
+        self.sources.append((os.fspath(bind.source), bind.writable))
 
     def _files(self, files: Iterable[PlacedFile]) -> None:
         self.steps += [("file", file.path, file.content, file.mode) for file in files]
@@ -106,11 +109,11 @@ class _Layout:
                 self._bind(Bind(path, str(path)))
 
     def _devices(self) -> None:
-        self.steps.append(("tmpfs", "/dev", "mode=755,size=64k", MS_NOSUID))
+        self.steps.append(("tmpfs", "/dev", "mode=755,size=64k,nr_inodes=1k", MS_NOSUID))
         for name in _HOST_NODES:
-            self._bind(Bind(Path("/dev", name), f"/dev/{name}", writable=True))
+            self._bind(Bind(Path("/dev", name), f"/dev/{name}"))
         self.steps.append(("devpts", "/dev/pts"))
-        self.steps.append(("tmpfs", "/dev/shm", "mode=1777", _TMPFS))
+        self.steps.append(("tmpfs", "/dev/shm", f"mode=1777,{self._size}", _TMPFS))
         for name, target in (
             ("ptmx", "pts/ptmx"), ("fd", "/proc/self/fd"), ("stdin", "/proc/self/fd/0"),
             ("stdout", "/proc/self/fd/1"), ("stderr", "/proc/self/fd/2"),

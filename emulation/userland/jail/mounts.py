@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -65,6 +66,11 @@ class MountEntry:
 
 def _unescaped(target: str) -> str:
     return _ESCAPE.sub(lambda match: chr(int(match[1], 8)), target) if "\\" in target else target
+
+
+def whole_lines(text: bytes) -> str:
+    """Of a table that was read up to some limit: all but a line that is cut off."""
+    return os.fsdecode(text[: text.rfind(b"\n") + 1])
 
 
 @lru_cache(maxsize=4)

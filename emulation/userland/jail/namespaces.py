@@ -66,10 +66,9 @@ class IdMaps:
         return sum(part.count for part in self.uids) > 1
 
 
-def id_maps(lines: tuple[list[tuple[int, int, int]], ...]) -> IdMaps:
-    """The maps as the zygote reports them."""
-    uids, gids = (tuple(IdRange(*part) for part in lines[i]) for i in (0, 1))
-    return IdMaps(uids, gids)
+def id_ranges(text: str) -> tuple[IdRange, ...]:
+    """The lines of /proc/PID/uid_map or gid_map."""
+    return tuple(IdRange(*map(int, line.split())) for line in text.splitlines())
 
 
 def to_board(ranges: Sequence[IdRange], host_id: int) -> int:
@@ -185,6 +184,16 @@ def _c(text: str | None) -> bytes | None:
 
 _AT_FDCWD: Final = -100
 _AT_RECURSIVE: Final = 0x8000
+_OPEN_TREE_CLONE: Final = 1
+
+
+def clone(path: str) -> int:
+    """A descriptor of a mount of its own of what is mounted at ``path``: nothing that is mounted
+    over it later shows there (open_tree(2))."""
+    flags = _OPEN_TREE_CLONE | os.O_CLOEXEC
+    return raw("open_tree", _AT_FDCWD, _c(path), flags, 0, 0, _cookie)
+
+
 _MOUNT_ATTR_RDONLY: Final = 1
 
 

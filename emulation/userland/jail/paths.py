@@ -15,9 +15,16 @@ from typing import Final
 
 from emulation.linux.kernel import Task
 from emulation.linux.vfs import Filesystem
+from emulation.userland.jail.beneath import Tree, tree
 from emulation.userland.jail.caller import Caller, Proceed
 from emulation.userland.jail.layout import NODES_TARGET
-from emulation.userland.jail.mounts import BoardView, MountEntry, containing
+from emulation.userland.jail.mounts import (
+    BoardView,
+    MountEntry,
+    containing,
+    parse_mountinfo,
+    whole_lines,
+)
 from emulation.userland.jail.plan import FuseMount, JailPlan, SyscallHandlers
 
 AT_FDCWD: Final = 0xFFFFFF9C
@@ -101,13 +108,13 @@ class Opened:
 class Mounts:
     """The board's mounts of file systems of the model.
 
-    ``view``: the mount table as the board sees it; ``init``: PID 1, whose table counts;
+    ``view``: the mount table as the board sees it; ``proc``: its /proc, where PID 1's table counts;
     ``nodes_device``: number of the file system that holds the device nodes.
     """
 
-    def __init__(self, plan: JailPlan, handlers: SyscallHandlers, init: Caller) -> None:
-        self.init = init
-        entries = init.mounts()
+    def __init__(self, plan: JailPlan, handlers: SyscallHandlers, proc: Tree) -> None:
+        self.proc = proc
+        entries = self.table("1")
         last = {entry.path: entry for entry in entries}
         self.nodes_device = os.makedev(*map(int, last[NODES_TARGET].device.split(":")))
         devices = self._devices = {
@@ -126,9 +133,13 @@ class Mounts:
         }
         self.look_for_efivarfs()
 
+    def table(self, pid: str) -> Sequence[MountEntry]:
+        """The kernel's mount table of process ``pid`` of the board."""
+        return parse_mountinfo(whole_lines(self.proc.read(f"{pid}/mountinfo")))
+
     def look_for_efivarfs(self) -> None:
         """Mounts of it came or went."""
-        entries = self.view.apply(self.init.mounts())
+        entries = self.view.apply(self.table("1"))
         self.efivarfs = {entry.path for entry in entries if entry.type == "efivarfs"}
 
     def is_variable(self, path: str) -> bool:
@@ -158,6 +169,12 @@ class Mounts:
         entries: Sequence[MountEntry] = caller.mounts()
         names = absolute(caller, path).split("/")[1:]
         done = "/"
+        with tree(f"/proc/{caller.pid}/root", mounts=True) as root:
+            return self._follow(entries, root, done, names)
+
+    def _follow(
+        self, entries: Sequence[MountEntry], root: Tree, done: str, names: list[str]
+    ) -> Named:
         for _ in range(_MAXIMUM_STEPS):
             # A nested mount may begin further down the path.
             whole = posixpath.join(done, *names)
@@ -169,7 +186,7 @@ class Mounts:
                 raise Proceed
             step = posixpath.join(done, names.pop(0))
             try:
-                target = os.readlink(f"/proc/{caller.pid}/root{step}")  # noqa: PTH115
+                target = root.readlink(step.lstrip("/"))
             except OSError:
                 done = step  # no link, or no such name: the kernel will say
             else:

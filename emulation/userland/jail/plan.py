@@ -52,6 +52,36 @@ class PlacedFile:
 
 
 @dataclass(frozen=True)
+class Limits:
+    """What the board may take of the host (docs/safety.md).
+
+    ``processes`` and threads of all its users together; ``descriptors`` open in one process;
+    ``memory``: MiB of private data of one process; ``tmpfs``: MiB that each of its file systems in
+    memory holds; ``file``: MiB of one file."""
+
+    processes: int = 1024
+    descriptors: int = 4096
+    memory: int = 2048
+    tmpfs: int = 256
+    file: int = 1024
+
+    def rlimits(self) -> dict[str, int]:
+        """By their names in the module resource."""
+        return {
+            "RLIMIT_NPROC": self.processes,
+            "RLIMIT_NOFILE": self.descriptors,
+            "RLIMIT_DATA": self.memory << 20,
+            "RLIMIT_FSIZE": self.file << 20,
+            "RLIMIT_CORE": 0,
+        }
+
+    @property
+    def tmpfs_options(self) -> str:
+        """As mount(2) takes them: 4 KiB a file."""
+        return f"size={self.tmpfs}m,nr_inodes={self.tmpfs * 256}"
+
+
+@dataclass(frozen=True)
 class FuseMount:
     """A model file system mounted at boot: ``type`` is what /proc/mounts and statfs(2) say."""
 
@@ -168,3 +198,4 @@ class JailPlan:
     host_programs: bool = True
     efivarfs_at_boot: bool = True
     efivarfs_mount_read_only: bool = False
+    limits: Limits = field(default_factory=Limits)

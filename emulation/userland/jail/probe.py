@@ -75,7 +75,7 @@ class HostFacts:
 def check() -> list[Step]:
     """All steps up to the first that fails, which carries its remedy."""
     package_parent = Path(__file__).resolve().parents[3]
-    command = [sys.executable, "-S", "-s", "-c", _CHILD, str(package_parent)]
+    command = [sys.executable, "-I", "-S", "-c", _CHILD, str(package_parent)]
     try:
         result = subprocess.run(
             command, capture_output=True, timeout=_TIMEOUT, check=False, cwd="/"

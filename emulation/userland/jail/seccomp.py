@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 
 from emulation.userland.jail.syscalls import Architecture, prompt_ioctl, raw
 
-_LD_W_ABS, _AND_K, _JEQ_K, _JGT_K, _RET_K = 0x20, 0x54, 0x15, 0x25, 0x06
+_LD_W_ABS, _AND_K, _JEQ_K, _JGT_K, _JGE_K, _RET_K = 0x20, 0x54, 0x15, 0x25, 0x35, 0x06
 _RET_ERRNO: Final = 0x00050000
 _RET_NOTIFY: Final = 0x7FC00000
 _RET_ALLOW: Final = 0x7FFF0000
@@ -64,8 +64,13 @@ _FLAGS_ARGUMENT: Final = {"newfstatat": 3, "statx": 2}
 UNSUPPORTED: Final = (
     "fsopen", "fsconfig", "fsmount", "fspick", "open_tree", "move_mount", "mount_setattr",
     "statmount", "listmount", "open_tree_attr", "file_getattr", "file_setattr", "io_uring_setup",
+    "add_key", "request_key", "keyctl",
 )  # fmt: skip
-"""Answered ENOSYS, so that callers fall back on mount(2), ioctl(2) and openat(2)."""
+"""Answered ENOSYS, so that callers fall back on mount(2), ioctl(2) and openat(2); the keys of the
+user who runs the board would be its root's, too."""
+
+_X32_BIT: Final = 0x40000000
+"""Marks system calls of x86_64's second set of numbers (arch/x86/include/uapi/asm/unistd.h)."""
 
 IOCTL_TYPES: Final = (0xA4, 0xB3, 0x12)
 """TEE, MMC and block device ioctls, by the type byte of the request."""
@@ -78,7 +83,8 @@ def build_filter(architecture: Architecture, cookie: int) -> bytes:
     """The BPF program (struct sock_filter, 8 bytes each).
 
     A call of :data:`UNSUPPORTED` or :data:`NOTIFIED` whose otherwise unused sixth argument is
-    ``cookie`` (64 bits) is PID 1's own and allowed.
+    ``cookie`` (64 bits) is PID 1's own and allowed. Calls by the numbers of another architecture
+    (int 0x80, x32, 32-bit programs) do not exist.
     """
     numbers = architecture.numbers
     code: list[tuple[int, int, int, int]] = []
@@ -103,7 +109,9 @@ def build_filter(architecture: Architecture, cookie: int) -> bytes:
         inner = [load(argument(5) + 4), *when(high, allow), *returns(action)]
         return [load(argument(5)), *when(low, inner), *returns(action)]
 
-    code += [load(_ARCH_OFFSET), (_JEQ_K, 1, 0, architecture.audit), *allow, load(_NR_OFFSET)]
+    unknown = returns(_RET_ERRNO | errno.ENOSYS)
+    code += [load(_ARCH_OFFSET), (_JEQ_K, 1, 0, architecture.audit), *unknown, load(_NR_OFFSET)]
+    code += [(_JGE_K, 0, 1, _X32_BIT), *unknown]
     ioctl = [load(argument(1))]
     for request in IOCTL_REQUESTS:
         ioctl += when(request, notify)

@@ -31,7 +31,7 @@ class Zygote:
         fd = theirs.fileno()
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-S", "-s", "-c", _ZYGOTE, str(fd), str(package_parent)],
+                [sys.executable, "-I", "-S", "-c", _ZYGOTE, str(fd), str(package_parent)],
                 pass_fds=(fd,),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

@@ -16,12 +16,13 @@ import os
 import signal
 import socket
 import traceback
-from typing import Any, NoReturn
+from typing import NoReturn
 
-from emulation.userland.jail import namespaces, wire
+from emulation.userland.jail import namespaces, walls, wire
 from emulation.userland.jail.builder import StepFailed, step
 from emulation.userland.jail.init import become_init, report
 from emulation.userland.jail.syscalls import (
+    CLONE_NEWNS,
     CLONE_NEWUSER,
     PR_SET_NAME,
     PR_SET_PDEATHSIG,
@@ -88,7 +89,7 @@ def _map_ids(child: socket.socket, pid: int) -> None:
 def _wait_for_power(parent: socket.socket) -> None:
     """The waiting child: unshare, wait, fork PID 1, outlive it."""
     failure: StepFailed | None = None
-    maps: tuple[Any, ...] = ()
+    maps: list[list[list[int]]] = []
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     try:
         with step("unshare(CLONE_NEWUSER)"):
@@ -101,8 +102,8 @@ def _wait_for_power(parent: socket.socket) -> None:
             if received[0][0] != "mapped":
                 raise OSError(*received[0][1:])
             maps = received[0][1:]
-        with step("unshare(mount, PID, network, IPC, UTS)"):
-            unshare(namespaces.NAMESPACES)
+        with step("unshare(mount)"):
+            unshare(CLONE_NEWNS)
     except StepFailed as error:
         failure = error
         wire.send(parent, ("failed",))
@@ -112,20 +113,34 @@ def _wait_for_power(parent: socket.socket) -> None:
         return
     plan_fd, control_fd = received[1]
     control = socket.socket(fileno=control_fd)
-    if failure is not None:
-        report(control, failure)
+    plan = wire.load(plan_fd)
+    try:
+        if failure is not None:
+            raise failure
+        walls.leave_behind()
+        walls.stage(plan["sources"])
+        walls.enter_inner(maps, plan["limits"])
+    except StepFailed as error:
+        report(control, error)
         return
+    gate, opener = os.pipe()
     pid = os.fork()
     if pid == 0:
+        os.close(opener)
         parent.close()
         try:
-            become_init(control, wire.load(plan_fd))
+            os.read(gate, 1)
+            os.close(gate)
+            become_init(control, plan)
         except BaseException:
             traceback.print_exc()
         finally:
             os._exit(1)
-    wire.send(control, ("pid", pid, *maps))
+    # Which process that is the kernel says: the descriptor cannot mean another one.
+    pidfd = os.pidfd_open(pid)
+    wire.send(control, ("pid",), (pidfd,))
+    for fd in (pidfd, opener, gate):
+        os.close(fd)
     control.close()
-    os.close(plan_fd)
     parent.close()
     os.waitpid(pid, 0)

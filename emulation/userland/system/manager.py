@@ -8,11 +8,13 @@ so that a unit's state is in one place and dies with the power.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import socket
+import struct
+import sys
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -26,6 +28,8 @@ SOCKET_IN_BOARD: Final = "/run/systemd/private"
 """Where systemd's own private socket is."""
 
 MAX_REQUEST: Final = 1 << 20
+MAX_CLIENTS: Final = 64
+REQUEST_SECONDS: Final = 10.0
 
 COMMANDS: Final = (
     "systemctl", "journalctl", "modprobe", "rmmod", "udevadm",
@@ -36,12 +40,40 @@ COMMANDS: Final = (
 Command = Callable[[int, Sequence[str]], Awaitable[Reply]]
 
 
+@dataclass(frozen=True)
+class _Request:
+    command: str
+    arguments: tuple[str, ...]
+    drop_ins: dict[str, str] | None
+
+
+def _request(line: bytes) -> _Request:
+    """Of one line; raises ValueError (and RecursionError) where it is not what a client sends."""
+    read = json.loads(line)
+    if not isinstance(read, dict):
+        raise ValueError("no object")
+    command, arguments, drop_ins = (read.get(key) for key in ("command", "arguments", "drop_ins"))
+    known = isinstance(arguments, list) and isinstance(drop_ins, dict | None)
+    words = (command, *(arguments or ()), *(drop_ins or {}).values())
+    if not known or not all(isinstance(word, str) for word in words):
+        raise ValueError("wrong types")
+    return _Request(str(command), tuple(arguments or ()), drop_ins)
+
+
 class Manager:
     """Answers the control socket. One per power-on."""
 
     def __init__(
-        self, systemctl: Systemctl, journalctl: Journalctl, power: PowerSwitch, machine: Machine
+        self,
+        systemctl: Systemctl,
+        journalctl: Journalctl,
+        power: PowerSwitch,
+        machine: Machine,
+        board_uid: Callable[[int], int],
     ) -> None:
+        """``board_uid``: the board's number for a user id of the host."""
+        self._board_uid = board_uid
+        self._open = 0
         self._systemctl = systemctl
         self._power = power
         self._machine = machine
@@ -60,7 +92,9 @@ class Manager:
         }
 
     async def listen(self, path: Path) -> None:
-        """Serve on a unix socket at ``path`` (host side); every user of the board may connect."""
+        """Serve on a unix socket at ``path`` (host side); every user of the board may connect.
+
+        Who asks is what the kernel says of the connection (SO_PEERCRED, unix(7))."""
         path.unlink(missing_ok=True)
         listener = socket.socket(socket.AF_UNIX)
         # A path through /proc keeps long state directories below the 108 bytes of sun_path.
@@ -81,22 +115,39 @@ class Manager:
             self._delayed.cancel()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(ConnectionError, ValueError, KeyError, TypeError):
-            request = json.loads(await reader.readline())
-            command = self._commands[request["command"]]
-            uid = int(request["uid"])
-            if "drop_ins" in request:
-                reply = self._systemctl.reload(uid, dict(request["drop_ins"]))
-            else:
-                reply = await command(uid, list(request["arguments"]))
-            answer = {
-                "out": "".join(f"{line}\n" for line in reply.out),
-                "err": "".join(f"{line}\n" for line in reply.err),
-                "status": reply.status,
-            }
-            writer.write(json.dumps(answer).encode() + b"\n")
-            await writer.drain()
-        writer.close()
+        self._open += 1
+        try:
+            if self._open <= MAX_CLIENTS:
+                await self._answer(reader, writer)
+        except (ConnectionError, TimeoutError):
+            pass
+        except Exception as error:  # a mistake in one answer ends that conversation only
+            print(f"emulation: service manager: refused a request: {error!r:.200}", file=sys.stderr)
+        finally:
+            self._open -= 1
+            writer.close()
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            async with asyncio.timeout(REQUEST_SECONDS):
+                request = _request(await reader.readline())
+        except (ValueError, RecursionError):
+            return  # refused: no client of ours sends that
+        peer = writer.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        uid = self._board_uid(struct.unpack("iII", peer)[1])
+        if request.drop_ins is not None:
+            reply = self._systemctl.reload(uid, request.drop_ins)
+        elif request.command in self._commands:
+            reply = await self._commands[request.command](uid, request.arguments)
+        else:
+            return
+        answer = {
+            "out": "".join(f"{line}\n" for line in reply.out),
+            "err": "".join(f"{line}\n" for line in reply.err),
+            "status": reply.status,
+        }
+        writer.write(json.dumps(answer).encode() + b"\n")
+        await writer.drain()
 
     # ------------------------------------------------------------- modules
 

@@ -17,6 +17,7 @@ from typing import Final
 
 from emulation.options import BoardOptions
 from emulation.userland.access.ssh import find_sftp_server
+from emulation.userland.jail.beneath import tree
 from emulation.userland.jail.plan import BOARD_PYTHON, Bind, PlacedFile
 from emulation.userland.jail.spawner import Account, UserlandMissing
 from emulation.userland.system.manager import COMMANDS
@@ -136,18 +137,17 @@ def _supplicant(program: str) -> bytes:
 
 
 def _persistent(state: Path) -> list[Bind]:
-    """Directories that survive the loss of power."""
+    """Directories that survive the loss of power; what is in them is the board's."""
     made = []
     for name in ("root", "var"):
         source = state / "rootfs" / name
         source.mkdir(parents=True, exist_ok=True)
         made.append(Bind(source, f"/{name}", writable=True))
     (state / "rootfs" / "root").chmod(0o700)
-    for name in ("lib", "log", "cache"):
-        (state / "rootfs" / "var" / name).mkdir(exist_ok=True)
-    temporary = state / "rootfs" / "var" / "tmp"
-    temporary.mkdir(exist_ok=True)
-    temporary.chmod(0o1777)
+    with tree(state / "rootfs" / "var") as var:
+        for name in ("lib", "log", "cache"):
+            var.directory(name, 0o755)
+        var.directory("tmp", 0o1777)
     return made
 
 

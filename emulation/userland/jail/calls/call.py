@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from emulation.faults import PowerLost
 from emulation.linux.devices import DeviceFile, DeviceNode, ReturnedFd
@@ -19,6 +20,9 @@ from emulation.userland.jail.plan import OpenHook, SyscallHandlers
 from emulation.userland.jail.records import Records
 from emulation.userland.jail.seccomp import Listener, Notification
 from emulation.userland.jail.supervisor import Supervisor
+
+MAX_DEVICE_FILES: Final = 256
+"""Character devices and records that the board may have open at once."""
 
 
 @dataclass
@@ -44,6 +48,12 @@ class Shared:
     disks: dict[str, tuple[DeviceNode, DeviceFile]] = field(default_factory=dict)
     undelivered: dict[int, tuple[tuple[int, ...], int | ReturnedFd]] = field(default_factory=dict)
     records: list[Records] = field(default_factory=list)
+
+    def require_room(self) -> None:
+        """Raises ``OSError(ENFILE)`` where the board has as many devices open as may be: each is a
+        descriptor of the supervisor's, too."""
+        if len(self.files) + len(self.records) >= MAX_DEVICE_FILES:
+            raise OSError(errno.ENFILE, os.strerror(errno.ENFILE))
 
     def drain_records(self) -> None:
         """What is written to a record device is there for the next reader when write(2)

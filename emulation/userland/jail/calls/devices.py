@@ -33,6 +33,7 @@ def open_node(call: Call, node: DeviceNode, flags: int) -> None:
     allowed = _permits(shared.tree.status(node), task, flags)
     if not allowed and not call.caller.has_capability(CAP_DAC_OVERRIDE):
         raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+    shared.require_room()
     file = node.device.open(task, flags)
     if node.storage is not None:
         _open_content(call, node, file, flags)

@@ -12,7 +12,6 @@ from typing import Final
 from emulation.userland.jail.caller import Proceed
 from emulation.userland.jail.calls.call import Call
 from emulation.userland.jail.calls.devices import give, open_node
-from emulation.userland.jail.mounts import parse_mountinfo
 from emulation.userland.jail.paths import absolute
 from emulation.userland.jail.plan import JailPlan, OpenResult
 from emulation.userland.jail.records import Records
@@ -62,6 +61,7 @@ def _open_hook(call: Call, result: OpenResult, flags: int) -> None:
     elif isinstance(result, socket.socket):
         give(call, result, flags)
     else:
+        call.shared.require_room()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         call.shared.drain_records()
         records = Records(call.shared.supervisor, ours, result, call.shared.records)
@@ -83,13 +83,12 @@ def _mount_file(call: Call, path: str) -> str | None:
     if proc != "proc" or not middle or name not in _MOUNT_FILES:
         return None
     if middle[0] in ("self", "thread-self"):
-        pid = str(call.caller.pid)
-    elif middle[0].isdigit():
-        pid = f"{mounts.init.pid}/root/proc/{middle[0]}"
+        table = call.caller.mounts()
+    elif middle[0].isdecimal():
+        table = mounts.table(middle[0])
     else:
         return None
-    with open(f"/proc/{pid}/mountinfo", errors="surrogateescape") as file:  # noqa: PTH123
-        entries = mounts.view.apply(parse_mountinfo(file.read()))
+    entries = mounts.view.apply(table)
     return "".join(getattr(entry, name)() for entry in entries)
 
 

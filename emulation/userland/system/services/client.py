@@ -29,7 +29,7 @@ def drop_ins() -> dict[str, str]:
 
 def main() -> int:
     command = os.path.basename(sys.argv[0])
-    request = {"command": command, "arguments": sys.argv[1:], "uid": os.geteuid()}
+    request: dict[str, object] = {"command": command, "arguments": sys.argv[1:]}
     if command == "systemctl" and "daemon-reload" in sys.argv:
         request["drop_ins"] = drop_ins()
     try:
