@@ -16,8 +16,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from harness.boardfile import loading
-from harness.cli.main import COMMANDS, main
-from harness.cli.status import Status
 from harness.errors import ConfigurationError
 
 # Bounded, and always the same: what is new is the fuzzer's to find.
@@ -115,6 +113,8 @@ PLAIN = ["run", "console", "log", "power", "restore", "lease", "check", "truth",
 def test_command_lines(
     command: str, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from harness.cli.main import main
+
     monkeypatch.setenv("HIL_BOARDS", str(tmp_path))
     monkeypatch.setenv("HIL_LEASES", str(tmp_path / "leases"))
     told = io.StringIO()
@@ -123,11 +123,13 @@ def test_command_lines(
             status = main([command, *words])
         except SystemExit as end:
             status = end.code if isinstance(end.code, int) else -1
-    assert status in (Status.GOOD, Status.USAGE), told.getvalue()
-    assert status == Status.GOOD or told.getvalue()
+    assert status in (0, 4), told.getvalue()
+    assert status == 0 or told.getvalue()
 
 
 def test_every_command_is_thrown_at_or_named() -> None:
+    from harness.cli.main import COMMANDS
+
     others = {"boards", "discover", "emulate", "qemu", "completion", "version"}
     assert {one.name for one in COMMANDS} == {*PLAIN, *others}
 
