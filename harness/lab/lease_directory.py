@@ -135,14 +135,15 @@ class LeaseDirectory:
     def marks(self, ticket: str) -> Iterator[str]:
         """What a holder is told: by whom, as the kernel says, and their words."""
         for folder, owner in self._folders():
-            with contextlib.suppress(FileNotFoundError):
-                try:
-                    with regular(folder, f"{ticket}.broken", owner) as descriptor:
-                        text = os.pread(descriptor, _MOST_MARK_BYTES, 0).decode("utf-8", "replace")
-                except (OSError, ValueError) as error:
-                    _pass_over(owner, f"{ticket}.broken", error)
-                else:
-                    yield f"by {user_name(owner)}: {escaped(text)}"
+            try:
+                with regular(folder, f"{ticket}.broken", owner) as descriptor:
+                    text = os.pread(descriptor, _MOST_MARK_BYTES, 0).decode("utf-8", "replace")
+            except FileNotFoundError:
+                continue
+            except (OSError, ValueError) as error:
+                _pass_over(owner, f"{ticket}.broken", error)
+                continue
+            yield f"by {user_name(owner)}: {escaped(text)}"
 
     @contextlib.contextmanager
     def folder_of(self, holder: Holder) -> Iterator[int | None]:
