@@ -18,7 +18,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-VOCABULARY = "errors shell consents capabilities tables resources progress expectations signing"
+VOCABULARY = (
+    "errors interrupts headroom shell consents capabilities tables resources progress expectations "
+    "signing"
+)
 FLOORS = {
     "harness": (
         f"formats|{VOCABULARY}|links|probe|instruments|power|boardfile|lab|board|store|safekeeping|"
