@@ -19,9 +19,6 @@ HURRY: Final = signal.SIGUSR1
 # One ^C or one cancelled job reaches a process more than once: by its group, by its parent, as
 # SIGTERM and as SIGHUP.
 _SAME_SECONDS: Final = 1.0
-# Python prints what a finaliser or the callback of a weak reference raises, and goes on.
-_SWALLOWING: Final = {"__del__", "_remove"}
-_AGAIN_SECONDS: Final = 0.01
 
 
 class Interrupted(KeyboardInterrupt):
@@ -42,6 +39,7 @@ class _State:
         self.patience = 0
         self.whole = 0
         self.waiting: int | None = None
+        self.raised: int | None = None
         # Whether a second signal comes only as HURRY.
         self.told_by_parent = told_by_parent
 
@@ -59,6 +57,7 @@ class _State:
         if self.whole:
             self.waiting = number
             return
+        self.raised = number
         raise Interrupted(number)
 
 
@@ -66,11 +65,7 @@ _state = _State()
 
 
 def _handle(number: int, frame: FrameType | None) -> None:
-    if frame is not None and frame.f_code.co_name in _SWALLOWING:
-        main = threading.main_thread().ident or 0
-        threading.Timer(_AGAIN_SECONDS, signal.pthread_kill, (main, number)).start()
-    else:
-        _state.take(number)
+    _state.take(number)
 
 
 def install(*, told_by_parent: bool = False) -> Callable[[], None]:
@@ -93,6 +88,13 @@ def install(*, told_by_parent: bool = False) -> Callable[[], None]:
             signal.signal(number, handler)
 
     return restore
+
+
+def check() -> None:
+    """Raise an interruption again that came to nothing: where it was raised something caught all,
+    or failed in a clean-up, or Python only prints what is raised (finalisers)."""
+    if _state.raised is not None and not _state.patience:
+        raise Interrupted(_state.raised)
 
 
 def begin_ending() -> None:

@@ -249,6 +249,7 @@ class Bench:
     def pytest_runtest_protocol(self) -> Generator[None, object, object]:
         """No test runs, or runs on, once the board was taken away."""
         with self._lease.guarding():
+            interrupts.check()
             if self._board is not None:
                 self._board.power.check()
             return (yield)
@@ -365,6 +366,7 @@ class Bench:
             ending = f"lab error, the run ends here: {error}"
             raise pytest.fail.Exception(ending, pytrace=False) from None
         except Exception as error:
+            interrupts.check()
             if (host := of_host(error)) is not None:
                 self._suspect = f"{item.nodeid}: {host.what}"
                 raise host from error

@@ -50,6 +50,22 @@ def test_writes(efivars, request):
 def test_fixture(slow_fixture):
     pass
 
+def test_swallows(efivars):
+    efivars.write("Own", b"x")
+    try:
+        blocks("where all is caught")
+    except BaseException:
+        pass
+
+def test_fails_in_its_clean_up(board):
+    try:
+        blocks("before a clean-up")
+    finally:
+        raise OSError("planted")
+
+def test_is_not_run(board):
+    print("BUT IT IS", flush=True)
+
 @pytest.mark.power
 def test_boots(board):
     print("NOW booting", flush=True)
@@ -113,6 +129,22 @@ def test_a_signal_gives_the_board_back(
     run.process.send_signal(number)
     status = run.end()
     assert status == pytest.ExitCode.INTERRUPTED, run.output
+    _given_back(tmp_path, run.output)
+
+
+@pytest.mark.fault("R1")
+@pytest.mark.parametrize(
+    ("test", "where"),
+    [("swallows", "where all is caught"), ("fails_in_its", "before a clean-up")],
+)
+def test_a_signal_that_something_catches_ends_the_run_all_the_same(
+    tmp_path: Path, test: str, where: str
+) -> None:
+    run = _pytest(tmp_path, "--board", str(_board(tmp_path)), "-k", f"{test} or not_run")
+    run.until(f"NOW {where}")
+    run.process.send_signal(signal.SIGTERM)
+    assert run.end() == pytest.ExitCode.INTERRUPTED, run.output
+    assert "BUT IT IS" not in run.output
     _given_back(tmp_path, run.output)
 
 
@@ -386,6 +418,40 @@ def test_few_processes_are_the_hosts_fault(tmp_path: Path) -> None:
     for processes in (2, 4, 8):
         prlimit = ["prlimit", f"--nproc={processes}"]
         _refused_by_host(_limited(tmp_path, [*prlimit, *user, *env]), "")
+
+
+EXHAUSTS = """
+import os
+
+def test_runs_out_of_descriptors(board):
+    held = []
+    board.relink()
+    try:
+        while True:
+            held.append(os.open("/dev/null", os.O_RDONLY))
+    except OSError:
+        pass
+    try:
+        board.shell.run("true")
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
+
+def test_goes_on(board, efivars):
+    efivars.write("Own", b"x")
+"""
+
+
+@pytest.mark.fault("R4")
+def test_running_out_in_a_test_is_not_blamed_on_the_board(tmp_path: Path) -> None:
+    run = inner_run(tmp_path, EXHAUSTS, board_file(tmp_path))
+    blamed = run.output.partition("whose it looks like")[2]
+    assert "lab: test_inner.py::test_runs_out_of_descriptors" in blamed, run.output
+    assert "ulimit -n" in run.outcomes["test_runs_out_of_descriptors"][1]
+    assert run.outcomes["test_goes_on"][0] == "passed"
+    # Nobody restarted a board for it.
+    assert "reboot" not in run.output
+    assert "power cycle" not in run.output
 
 
 # --- a board that restarts by itself ------------------------------------------------------------
