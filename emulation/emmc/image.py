@@ -53,10 +53,12 @@ class RpmbImage:
         self._descriptor = descriptor
         self.size_mult = size_mult
         """Capacity in units of 128 KiB."""
-        self._counter = 0
+        self.write_counter = 0
+        """The write counter."""
         self._turn = 0
         self._recover()
-        self._key = self._read_key()
+        self.key = self._read_key()
+        """The authentication key, or None on a blank part."""
 
     @classmethod
     def open(cls, path: Path, size_mult: int = 16) -> RpmbImage:
@@ -110,20 +112,10 @@ class RpmbImage:
         """Half sectors of the partition."""
         return self.size_mult * SIZE_UNIT // DATA_SIZE
 
-    @property
-    def key(self) -> bytes | None:
-        """The authentication key, or None on a blank part."""
-        return self._key
-
-    @property
-    def write_counter(self) -> int:
-        """The write counter."""
-        return self._counter
-
     def program_key(self, key: bytes) -> None:
         """Store the key, 32 bytes."""
         _KEY.pack_into(self._medium, _KEY_OFFSET, key, _key_check(key))
-        self._key = key
+        self.key = key
 
     def read(self, address: int, count: int = 1) -> bytes:
         """``count`` half sectors from ``address`` on; the address wraps as 16 bits do."""
@@ -140,7 +132,7 @@ class RpmbImage:
             raise ValueError(f"{len(data)} bytes are not up to {_MAX_BLOCKS} half sectors")
         self._record(counter, address, blocks, data)
         self._apply(address, data)
-        self._counter = counter
+        self.write_counter = counter
 
     def _record(self, counter: int, address: int, blocks: int, data: bytes) -> None:
         slot = _SLOT_OFFSETS[self._turn]
@@ -169,7 +161,7 @@ class RpmbImage:
                 newest = (counter, address, data)
                 self._turn = turn ^ 1
         if newest is not None:
-            self._counter, address, data = newest
+            self.write_counter, address, data = newest
             self._apply(address, data)
 
     def _read_key(self) -> bytes | None:

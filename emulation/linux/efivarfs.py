@@ -188,7 +188,8 @@ class Efivarfs:
         self.read_only = True
         self.on_read_only: Callable[[bool], None] = lambda read_only: None
         self.options = MountOptions()
-        self._mounted = False
+        self.mounted = False
+        """Whether there is a superblock, that is at least one mount."""
         self._handle_numbers = count(1)
         self._handles: dict[int, _Handle] = {}
         self._inodes: dict[int, _Inode] = {}
@@ -199,11 +200,6 @@ class Efivarfs:
 
     # Superblock
 
-    @property
-    def mounted(self) -> bool:
-        """Whether there is a superblock, that is at least one mount."""
-        return self._mounted
-
     def mount(self, options: str = "", *, read_only: bool = False, task: Task) -> None:
         """A mount: the first one fills the superblock, later ones share it as it is.
 
@@ -213,15 +209,15 @@ class Efivarfs:
         if not self._efivars.available:
             raise OSError(errno.EOPNOTSUPP, "no EFI variables")
         parsed = MountOptions.parse(options)
-        if not self._mounted:
+        if not self.mounted:
             self.options = parsed
             self._fill(read_only, task)
-            self._mounted = True
+            self.mounted = True
 
     def unmount(self) -> None:
         """The last mount is gone, and the superblock with it."""
-        if self._mounted:
-            self._mounted = False
+        if self.mounted:
+            self.mounted = False
             self._kill()
 
     def reconfigure(self, *, read_only: bool) -> None:

@@ -172,19 +172,15 @@ class EfiRuntime:
     def __init__(self, kernel: Kernel, efivars: Efivars, tables: FirmwareTables) -> None:
         self._kernel = kernel
         self._efivars = efivars
-        self._services = tables.services
-        self._generic = GenericOperations(tables)
-
-    @property
-    def services(self) -> RuntimeService:
+        self.services = tables.services
         """The firmware's RTPROP mask; it stays when a TEE driver takes the variables over."""
-        return self._services
+        self._generic = GenericOperations(tables)
 
     @property
     def _usable(self) -> bool:
         # generic_ops_supported: firmware without variable services gets no operations at all.
         get_and_next = RuntimeService.GET_VARIABLE | RuntimeService.GET_NEXT_VARIABLE_NAME
-        return bool(self._services & get_and_next) and (
+        return bool(self.services & get_and_next) and (
             self._generic.get_next_variable("", NULL_GUID, 0).status != EfiStatus.UNSUPPORTED
         )
 

@@ -151,9 +151,9 @@ def second_mount_starts_afresh(
     original: Original, self: Efivarfs, options: str = "", **kwargs: Any
 ) -> None:
     """a second mount makes the files anew, with their immutable flags"""
-    if self._mounted:
+    if self.mounted:
         self._kill()
-        self._mounted = False
+        self.mounted = False
     original(self, options, **kwargs)
 
 

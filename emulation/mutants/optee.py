@@ -54,7 +54,7 @@ def absent_supplicant_is_final(original: Original, self: RpmbClient, *args: Any)
     try:
         data: bytes = original(self, *args)
     except TeeError as error:
-        self._dead = self._dead or error.result == TeeResult.OUT_OF_MEMORY
+        self.dead = self.dead or error.result == TeeResult.OUT_OF_MEMORY
         raise
     return data
 

@@ -22,9 +22,9 @@ from emulation.optee.stmm_partition import (
     LoadPartition,
     SecurePartition,
     StmmContext,
-    Storage,
     StoreFile,
 )
+from emulation.stmm.storage import SecureStorage
 from harness.formats.tee import Param, ParamType, TeeOrigin, TeeResult
 
 DEVICE_ENUMERATION_UUID: Final = UUID("7011a688-ddde-4053-a5a9-7b3c4ddf13b8")
@@ -161,7 +161,7 @@ class OpTee:
             self._stmm = None
 
 
-def _load_stmm(release: Release, storage: Storage) -> SecurePartition:
+def _load_stmm(release: Release, storage: SecureStorage) -> SecurePartition:
     # Late, because a board whose U-Boot keeps its own variables may never load it.
     from emulation.stmm.config import CONFIGS
     from emulation.stmm.standalone_mm import StandaloneMm

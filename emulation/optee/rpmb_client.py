@@ -53,16 +53,12 @@ class RpmbClient:
         self._config = config
         self._rpc = rpc
         self._trace = trace
-        self._dead = False
+        self.dead = False
+        """Whether the RPMB is given up until the next boot."""
         self._device: DeviceInfo | None = None
         self._key = b""
         self._verified = False
         self._counter = 0
-
-    @property
-    def dead(self) -> bool:
-        """Whether the RPMB is given up until the next boot."""
-        return self._dead
 
     def initialise(self) -> None:
         """tee_rpmb_init: find the card, have a key and check that it is the card's.
@@ -70,7 +66,7 @@ class RpmbClient:
         Raises TeeError: COMMUNICATION when dead, STORAGE_NOT_AVAILABLE on a blank part whose key
         must not be written, otherwise what the exchange gave.
         """
-        if self._dead:
+        if self.dead:
             raise TeeError(TeeResult.COMMUNICATION)
         if self._verified:
             return
@@ -97,7 +93,7 @@ class RpmbClient:
     @property
     def max_block(self) -> int:
         """Number of the last half sector; may initialise, so raises TeeError as that does."""
-        if self._dead:
+        if self.dead:
             raise TeeError(TeeResult.COMMUNICATION)
         if self._device is None:
             self.initialise()
@@ -179,7 +175,7 @@ class RpmbClient:
                 self._trace.debug("write_req", "Write resp unpack verify failed, retrying")
                 continue
             return
-        self._dead = True
+        self.dead = True
         raise TeeError(TeeResult.COMMUNICATION)
 
     def _read_device_info(self) -> DeviceInfo:

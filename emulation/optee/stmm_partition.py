@@ -14,6 +14,7 @@ from emulation.faults import Faults
 from emulation.optee.config import OpTeeConfig, Release, Trace
 from emulation.optee.errors import TeeError
 from emulation.optee.rpmb_fs import FileHandle, RpmbFileSystem
+from emulation.stmm.storage import SecureStorage
 from harness.formats.rpmb_fs import file_name
 from harness.formats.tee import Param, ParamType, TeeOrigin, TeeResult, param_types
 
@@ -58,18 +59,6 @@ def storage_code(result: TeeResult, release: Release) -> int:
     return codes.get(result, _INVALID_PARAMETERS) & 0xFFFFFFFF
 
 
-class Storage(Protocol):
-    """What the partition asks of OP-TEE's storage service (endpoint 4)."""
-
-    def read(self, offset: int, length: int) -> tuple[int, bytes]:
-        """A code and the bytes."""
-        ...
-
-    def write(self, offset: int, data: bytes) -> int:
-        """A code."""
-        ...
-
-
 class SecurePartition(Protocol):
     """StandaloneMM, as OP-TEE calls it."""
 
@@ -85,7 +74,7 @@ class SecurePartition(Protocol):
         ...
 
 
-LoadPartition = Callable[[Storage], SecurePartition]
+LoadPartition = Callable[[SecureStorage], SecurePartition]
 
 
 class StoreFile:
@@ -149,7 +138,7 @@ class StmmContext:
     """
 
     def __init__(
-        self, config: OpTeeConfig, storage: Storage, load: LoadPartition, faults: Faults
+        self, config: OpTeeConfig, storage: SecureStorage, load: LoadPartition, faults: Faults
     ) -> None:
         self._config = config
         self._storage = storage

@@ -151,15 +151,6 @@ def unpack_packages(
                 _place(data, member, tree)
 
 
-def unpacked_control(package: Path) -> str:
-    """The control file of a .deb."""
-    with _member(package, "control.tar") as stream, tarfile.open(fileobj=stream) as tar:
-        for member in tar:
-            if PurePosixPath(member.name).name == "control" and (file := tar.extractfile(member)):
-                return file.read().decode("utf-8")
-    raise BuildError(f"{package.name} has no control file", "fetch it again")
-
-
 def _place(data: tarfile.TarFile, member: tarfile.TarInfo, tree: Path) -> None:
     """One file of a package. Files below the merged directories are placed in /usr: dpkg would
     follow the links too."""

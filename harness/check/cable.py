@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from pathlib import Path
 from threading import Event
-from typing import TYPE_CHECKING
 
 from harness.check.finding import Finding, fail, not_looked_at, ok, warn
+from harness.check.survey import Survey
 from harness.consents import Consent
 from harness.errors import (
     CommandFailed,
@@ -19,12 +19,14 @@ from harness.errors import (
     PowerError,
     WrongBoard,
 )
-from harness.links.console import Stage
+from harness.lab.adapter import wait_for_port
+from harness.lab.console_probe import probe_console
+from harness.lab.lease import BoardHeld, LeaseDesk
+from harness.lab.things import things_of
+from harness.links.address import SerialAddress
+from harness.links.console import Console, Stage
 from harness.links.rates import ERASE_LINE, RateSearch, correction
-
-if TYPE_CHECKING:
-    from harness.check.survey import Survey
-    from harness.links.address import SerialAddress
+from harness.power.driver import PowerState
 
 _ALREADY_ON_SECONDS = 5.0
 _POLL_SECONDS = 0.05
@@ -36,9 +38,6 @@ _FAST_TIMER_MS = 1
 def lease(survey: Survey) -> Finding:
     """Nobody else holds any of the board's physical things, nor its labgrid place; for the time of
     the check we do."""
-    from harness.lab.lease import BoardHeld, LeaseDesk
-    from harness.lab.things import things_of
-
     things = things_of(survey.file)
     try:
         survey.lease = LeaseDesk().acquire(
@@ -52,8 +51,6 @@ def lease(survey: Survey) -> Finding:
 
 def power(survey: Survey) -> Finding:
     """The verified state. A board that is off is switched on where its owner allows it."""
-    from harness.power.driver import PowerState
-
     driver, name = survey.board.power, survey.file.power.driver
     state = driver.state()
     if state is PowerState.UNKNOWN:
@@ -88,8 +85,6 @@ def power(survey: Survey) -> Finding:
 def _record(survey: Survey) -> bool:
     """Open the console before the power, to hear the whole boot. What prevents it (then False) is
     the adapter's step to tell."""
-    from harness.links.console import Console
-
     try:
         serial = survey.endpoints.serial
         survey.recording = Console(serial) if serial is not None else None
@@ -103,9 +98,6 @@ def _record(survey: Survey) -> bool:
 
 def adapter(survey: Survey) -> Finding:
     """The serial adapter: there, ours to open, and nobody else's now."""
-    from harness.lab.adapter import wait_for_port
-    from harness.links.console import Console
-
     try:
         survey.serial = survey.endpoints.serial
         if survey.serial is None:
@@ -143,8 +135,6 @@ def latency_timer(survey: Survey) -> Finding:
 
 def console(survey: Survey) -> Finding:
     """Who answers on the console, and at which rate. Types nothing but line feeds."""
-    from harness.lab.console_probe import probe_console
-
     assert survey.serial is not None
     if survey.recording is not None:
         heard = _listen_to_boot(survey)

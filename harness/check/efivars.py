@@ -7,19 +7,17 @@ import errno
 import os
 import time
 from threading import Event
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from harness.capabilities import EFIVARS_PATH, VENDOR_GUID
 from harness.check import tee
 from harness.check.finding import Finding, fail, not_looked_at, ok, warn
 from harness.check.pitfalls import RPMB_EMU, RPMB_EMU_REMEDY, WRONG_KEY, WRONG_KEY_REMEDY
+from harness.check.survey import Survey
+from harness.check.target import Target
 from harness.consents import Consent
 from harness.errors import ConsentMissing, HilError, LinkTimeout
-
-if TYPE_CHECKING:
-    from harness.check.survey import Survey
-    from harness.check.target import Target
-    from harness.instruments.efivars import MountState
+from harness.instruments.efivars import MountState
 
 _VARIABLE: Final = "HilCheck"
 _DATA_BYTES: Final = 16

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from harness.check.finding import Finding, fail, ok, warn
-
-if TYPE_CHECKING:
-    from harness.check.survey import Survey
-    from harness.check.target import Target
+from harness.check.survey import Survey
+from harness.check.target import Target
 
 _BANNERS: Final = (
     ("{}", r"(U-Boot (?:SPL )?\d{4}\.\S+|EDK ?II? \S+)"),

@@ -3,7 +3,7 @@ at before anything asks who serves it, because a firmware may program the key on
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from harness.capabilities import STMM_DEVICE
 from harness.check.finding import Finding, fail, not_looked_at, ok, warn
@@ -15,13 +15,11 @@ from harness.check.pitfalls import (
     WRONG_KEY,
     WRONG_KEY_REMEDY,
 )
+from harness.check.survey import Survey
 from harness.consents import Consent
 from harness.errors import HilError, MissingCapability, TargetError
 from harness.formats.rpmb import OPTEE_TEST_KEY, RpmbResult
 from harness.instruments.rpmb import RpmbRefused
-
-if TYPE_CHECKING:
-    from harness.check.survey import Survey
 
 _LAST_COUNTER: Final = 0xFFFFFFFF
 _WORN_SHARE: Final = 0.9

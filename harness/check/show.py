@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Final, TextIO
+from typing import Final, TextIO
 
 from harness.check.finding import Finding, Verdict
-
-if TYPE_CHECKING:
-    from harness.check.walk import Walk
+from harness.check.walk import Walk
 
 _COLOURS: Final = {
     Verdict.OK: "32",

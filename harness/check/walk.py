@@ -5,16 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
+from harness.board.links import LinkName
+from harness.boardfile.sections import BoardFile
 from harness.check import cable, efivars, firmware, rpmb, tee
 from harness.check.finding import Finding, Verdict, fail, not_looked_at
 from harness.check.survey import Survey
 from harness.errors import HilError
-
-if TYPE_CHECKING:
-    from harness.board.links import LinkName
-    from harness.boardfile.sections import BoardFile
 
 Look = Callable[[Survey], Finding]
 

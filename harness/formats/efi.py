@@ -82,16 +82,6 @@ LINUX_RANDOM_SEED_GUID: Final = UUID("1ce1e5bc-7ceb-42f2-81e5-8aadf180f57b")
 LINUX_CRASH_GUID: Final = UUID("cfc8fc79-be2e-4ddc-97f0-9f98bfe298a0")
 
 
-def guid_to_bytes(guid: UUID) -> bytes:
-    """The 16 bytes of an EFI_GUID in memory (first three fields little-endian)."""
-    return guid.bytes_le
-
-
-def guid_from_bytes(raw: bytes | bytearray | memoryview) -> UUID:
-    """The GUID of 16 bytes of memory; ValueError if there are not 16."""
-    return UUID(bytes_le=bytes(raw))
-
-
 def encode_name(name: str) -> bytes:
     """CHAR16 string with its terminating NUL, little-endian.
 

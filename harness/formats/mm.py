@@ -22,8 +22,6 @@ Buffer = bytes | bytearray | memoryview
 MM_VARIABLE_GUID: Final = UUID("ed32d533-99e6-4209-9cc0-2d72cdd998a7")
 END_OF_DXE_EVENT_GUID: Final = UUID("02ce967a-dd7e-4ffc-9ee7-810cf0470880")
 EXIT_BOOT_SERVICES_EVENT_GUID: Final = UUID("27abf055-b1b8-4c26-8048-748f37baa2df")
-READY_TO_BOOT_EVENT_GUID: Final = UUID("7ce88fb3-4bd7-4679-87a8-a8d8dee50d2b")
-READY_TO_LOCK_PROTOCOL_GUID: Final = UUID("60ff8964-e906-41d0-afed-f241e974e08e")
 
 COMM_BUFFER_SIZE: Final = 16384
 """Bytes of the non-secure buffer that OP-TEE shares with StandaloneMM."""

@@ -131,12 +131,6 @@ def sign(key: bytes, frames: bytes) -> bytes:
     return frames[:place] + mac(key, frames) + frames[place + MAC_SIZE :]
 
 
-def carried_mac(frames: bytes) -> bytes:
-    """The MAC in the last frame, the only one that counts."""
-    place = len(frames) - FRAME_SIZE + MAC_OFFSET
-    return frames[place : place + MAC_SIZE]
-
-
 def key_request(key: bytes) -> bytes:
     """Program the authentication key, 32 bytes, for ever."""
     return RpmbFrame(mac=key, kind=RpmbRequest.PROGRAM_KEY).pack()

@@ -15,7 +15,6 @@ MAGIC: Final = 0x52504D42
 VERSION: Final = 2
 FAT_START: Final = 512
 """Byte address of the first table entry."""
-NAME_SIZE: Final = 224
 FEK_SIZE: Final = 16
 
 _HEADER: Final = struct.Struct(

@@ -34,7 +34,6 @@ PARAM_MEMREF_INOUT: Final = 7
 PARAM_TYPE_MASK: Final = 0xFF
 PARAM_META: Final = 0x100
 
-LOGIN_PUBLIC: Final = 0
 LOGIN_REE_KERNEL_MIN: Final = 0x8000_0000
 LOGIN_REE_KERNEL_MAX: Final = 0xBFFF_FFFF
 
@@ -73,14 +72,9 @@ TEE_IOC_SHM_REGISTER: Final = iowr(TEE_IOC_MAGIC, 9, SHM_REGISTER_DATA.size)
 # Requests OP-TEE sends to the supplicant (optee_os core/include/optee_rpc_cmd.h).
 RPC_LOAD_TA: Final = 0
 RPC_RPMB: Final = 1
-RPC_FS: Final = 2
 RPC_SHM_ALLOC: Final = 6
 RPC_SHM_FREE: Final = 7
-RPC_RPMB_PROBE_RESET: Final = 22
-RPC_RPMB_PROBE_NEXT: Final = 23
-RPC_RPMB_FRAMES: Final = 24
 RPC_SHM_TYPE_APPL: Final = 0
-RPC_SHM_TYPE_KERNEL: Final = 1
 
 
 @dataclass(frozen=True)

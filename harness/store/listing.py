@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from harness.board.board import Board
 from harness.capabilities import Capability
 from harness.instruments.efivars import Efivars
-
-if TYPE_CHECKING:
-    from harness.board.board import Board
 
 
 def of_the_store(board: Board) -> Efivars:

@@ -13,12 +13,11 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import Any, Final, Literal
 
+from harness.board import state_dir as place
+from harness.board.board import Board
 from harness.errors import HostError
-
-if TYPE_CHECKING:
-    from harness.board.board import Board
 
 _FILE: Final = "wear.jsonl"
 # Boots write a little by themselves, and nobody counts boots.
@@ -56,8 +55,6 @@ class Ledger:
     @classmethod
     def of(cls, board: Board) -> Ledger:
         """The ledger of a started board, kept with its snapshot."""
-        from harness.board import state_dir as place
-
         return cls(place.directory(board.power, board.file) / _FILE)
 
     def add(self, entry: Entry) -> None:

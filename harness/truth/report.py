@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from harness.board.links import LinkName
+from harness.boardfile.sections import BoardFile
 from harness.errors import ConfigurationError
 from harness.truth.recipes import Recipes
 from harness.truth.replay import GroupReplay
 from harness.truth.results import Agreement, GroupResult, RowResult
 from harness.truth.rig import Rig
 from harness.truth.rows import OWN_ROWS, Row, load, with_own
-
-if TYPE_CHECKING:
-    from harness.board.links import LinkName
-    from harness.boardfile.sections import BoardFile
 
 
 def replay(

@@ -11,22 +11,19 @@ import shutil
 import tempfile
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING
 
 from harness.board.board import Board
+from harness.board.links import LinkName
+from harness.boardfile.sections import BoardFile
 from harness.capabilities import Capability
 from harness.consents import Consent
 from harness.errors import ConsentMissing, HilError, MissingCapability
 from harness.instruments.guard import ANY
 from harness.instruments.tee import ServiceKind
 from harness.power.registry import driver_of
+from harness.power.section import Section
 from harness.truth.rows import VARIANTS
 from harness.truth.steps import CannotTake
-
-if TYPE_CHECKING:
-    from harness.board.links import LinkName
-    from harness.boardfile.sections import BoardFile
-    from harness.power.section import Section
 
 _PATIENCE = 4
 

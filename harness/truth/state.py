@@ -68,8 +68,6 @@ class State:
     def __init__(self, rig: Rig, recipes: Recipes) -> None:
         self.rig = rig
         self._recipes = recipes
-        self.disturbed = False
-        """Whether preparing since the last :meth:`settle` wrote to the store."""
         self.row: Row | None = None
         """The row that is prepared."""
         self._original: dict[str, bytes] = {}
@@ -201,7 +199,6 @@ class State:
         """Bring about the needs of a row. ``free()`` is the free space that it found, as far as
         it tells; ``fits(free)`` says whether a store with so much free space would cost what the
         row cost, for a record of ``record`` bytes. Raises :class:`StateUnknown`."""
-        self.disturbed = False
         if needs.phase is not None:
             self.enter(needs.phase)
         if needs.driver_loaded:
@@ -247,7 +244,6 @@ class State:
                 raise StateUnknown("this board shows no free space")
             if not missing and not extra and seen == target:
                 return
-            self.disturbed = True
             if not self._bring(missing, extra, target, needs):
                 self._renew(f"{target} bytes free")
         left = [name for name, need in needs.files.items() if not self._holds(name, need)]
@@ -390,7 +386,6 @@ class State:
         """Take ``amount`` bytes of free space with records that are then deleted."""
         if not amount:
             return
-        self.disturbed = True
         while amount:
             chunk = min(amount, LARGEST_FILLER)
             if 0 < amount - chunk < SMALLEST_RECORD:
@@ -449,7 +444,6 @@ class State:
         lacking = needs.count - len(self.names())
         if lacking <= 0:
             return
-        self.disturbed = True
         with self._writable():
             for number in range(lacking):
                 self.create(f"{_PLACEHOLDER}{number}-{VENDOR_GUID}", self._new(1))
@@ -465,7 +459,6 @@ class State:
             name = f"Boot{number}-{GLOBAL_GUID}"
             if not self.look(name).present:
                 label, _, where = shown.partition("\t")
-                self.disturbed = True
                 with self._writable():
                     self.create(name, b"\7\0\0\0" + load_option(label, where))
 

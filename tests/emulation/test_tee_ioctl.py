@@ -24,7 +24,8 @@ from emulation.linux.tee_bus import BusDriver, TeeDevice
 from emulation.linux.tee_ioctl import TeeFile, TeeNode
 from emulation.optee.errors import TeeError
 from emulation.optee.optee import OpTee
-from emulation.optee.stmm_partition import STMM_UUID, Storage
+from emulation.optee.stmm_partition import STMM_UUID
+from emulation.stmm.storage import SecureStorage
 from harness.formats import tee_ioctl as abi
 from harness.formats.tee import Param, TeeResult
 from harness.formats.tee_ioctl import IoctlParam
@@ -42,7 +43,7 @@ EMPTY = [IoctlParam(abi.PARAM_META)] + [IoctlParam()] * 4
 class OneWriter:
     """A partition that answers every message by a storage write; its code goes to x4."""
 
-    def __init__(self, storage: Storage) -> None:
+    def __init__(self, storage: SecureStorage) -> None:
         self._storage = storage
 
     def start(self) -> None:

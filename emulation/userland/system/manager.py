@@ -206,7 +206,7 @@ class Manager:
             return Reply().fail(1, "A device name or path is required")
         task = Task.kernel("udevadm")
         try:
-            lines = await asyncio.to_thread(udev.describe, self._machine.sysfs, path, task)
+            lines = await asyncio.to_thread(udev.describe, self._machine.running.sysfs, path, task)
         except udev.NoDevice as missing:
             return Reply().fail(1, str(missing))
         return Reply(out=[*lines, ""])

@@ -19,7 +19,6 @@ from emulation.optee.errors import TeeError
 from emulation.optee.optee import OpTee
 from emulation.rpmb_transport import RpmbTransport
 from emulation.stmm.standalone_mm import StandaloneMm
-from emulation.stmm.storage import MemoryStorage
 from emulation.uboot.boot import Uboot, UbootWorld
 from emulation.uboot.variables import FileVariables, StmmVariables, Variable
 from emulation.userland.system.tee_supplicant import EmulatedRpmb, Refused, rpmb_request
@@ -36,6 +35,7 @@ from harness.formats.mm import (
     VariableFunction,
 )
 from tests.emulation.fuzz.engine import Target
+from tests.emulation.memory_storage import MemoryStorage
 from tests.emulation.stmm_client import VENDOR, Partition
 
 AUTH: Final = Path(__file__).parents[2] / "truth" / "auth"
