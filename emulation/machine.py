@@ -3,8 +3,6 @@
 A power cut is the disappearance of every object but the flash.
 """
 
-from __future__ import annotations
-
 import threading
 import time
 import uuid

@@ -5,8 +5,6 @@ that driver bound nothing is ever recorded.  Source: K6 drivers/firmware/efi/efi
 fs/pstore/platform.c.
 """
 
-from __future__ import annotations
-
 import errno
 import re
 import time

@@ -3,8 +3,6 @@
 Source: K6 kernel/module/main.c (load, delete_module); truth state-002 for sizes.
 """
 
-from __future__ import annotations
-
 import errno
 import threading
 from collections.abc import Callable

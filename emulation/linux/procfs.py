@@ -3,8 +3,6 @@
 Sources: K6 fs/proc, kernel/module/procfs.c, drivers/char/random.c; truth state-002.
 """
 
-from __future__ import annotations
-
 import gzip
 from collections.abc import Callable, Iterable
 from typing import Final

@@ -4,8 +4,6 @@ Source: K6 drivers/tee/optee/supp.c (with the stable fix that keeps the number o
 sender was killed); truth log-kill3, log-kill4, log-file-variant4.
 """
 
-from __future__ import annotations
-
 import errno
 from collections import deque
 from collections.abc import Callable, Sequence

@@ -4,8 +4,6 @@ Paths are those of the recorded board, whose eMMC is a PCI function.  Source: tr
 log-kernel-rpmb-y; K6 drivers/base, drivers/tee, drivers/mmc/core, drivers/firmware/efi/efi.c.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Final

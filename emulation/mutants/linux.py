@@ -3,8 +3,6 @@
 A catalogue, one entry after the other: it grows with the mutants, and is not for reading through.
 """
 
-from __future__ import annotations
-
 import errno
 import re
 import time

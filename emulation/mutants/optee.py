@@ -1,7 +1,5 @@
 """OP-TEE's RPMB client, its file system and the StandaloneMM partition's storage, broken."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any, Final
 

@@ -3,8 +3,6 @@
 A catalogue, one entry after the other: it grows with the mutants, and is not for reading through.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """How a call into OP-TEE, or a request out of it, fails."""
 
-from __future__ import annotations
-
 from harness.formats.tee import TeeOrigin, TeeResult
 
 

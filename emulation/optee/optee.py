@@ -3,8 +3,6 @@
 Source: stack 1.8, 3; OTH core/kernel/tee_ta_manager.c, core/pta/device.c.
 """
 
-from __future__ import annotations
-
 import functools
 import threading
 from collections.abc import Callable, Sequence

@@ -4,8 +4,6 @@ Source: stack 1.7, 1.8; OTH core/tee/tee_rpmb_fs.c (lower half); truth log-optee
 rpmb-011, p2c.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from typing import Final

@@ -3,8 +3,6 @@
 Source: stack 2; OTH core/tee/tee_rpmb_fs.c (upper half); truth log-optee-boot1-fresh.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Final

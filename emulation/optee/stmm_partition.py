@@ -3,8 +3,6 @@
 Source: stack 2.6 and 3; OT41 and OTH core/arch/arm/kernel/stmm_sp.c.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Final, NoReturn, Protocol

@@ -1,7 +1,5 @@
 """``python -m emulation.qemu``: builds the images of the real stack (``hil qemu build``)."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -1,7 +1,5 @@
 """Files of the Debian archive: named by the lock, fetched once, checked by their checksum."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import shutil

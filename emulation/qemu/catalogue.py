@@ -1,7 +1,5 @@
 """The pieces of the stack, and the configurations made of them."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Builds pieces: each once for its inputs, from the step at which it was interrupted."""
 
-from __future__ import annotations
-
 import fcntl
 import json
 import os

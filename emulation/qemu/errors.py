@@ -1,7 +1,5 @@
 """What stops a build, and what to do about it."""
 
-from __future__ import annotations
-
 
 class BuildError(Exception):
     """A piece cannot be built: ``what`` happened, and the ``remedy``."""

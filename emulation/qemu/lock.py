@@ -3,8 +3,6 @@
 For whoever maintains the build; a build itself reads only the lock.
 """
 
-from __future__ import annotations
-
 import lzma
 import re
 import urllib.request

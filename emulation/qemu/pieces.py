@@ -1,7 +1,5 @@
 """What a piece is: the part of the stack that is built by itself, from inputs that name it."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Attributes of variables as plain integers, which messages and flash hold."""
 
-from __future__ import annotations
-
 from typing import Final
 
 from harness.formats.efi import Attributes

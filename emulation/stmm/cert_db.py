@@ -3,8 +3,6 @@
 Source: stack 4.7; ED SecurityPkg/Library/AuthVariableLib/AuthService.c.
 """
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ Source: stack 4.6 rule 16; ED Variable.c:AutoUpdateLangVariable. Like EDK2 the h
 the name alone, not at the GUID.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final, Protocol

@@ -3,8 +3,6 @@
 Source: stack 4.9; ED MdeModulePkg/Universal/Variable/RuntimeDxe/TcgMorLockSmm.c.
 """
 
-from __future__ import annotations
-
 from contextlib import suppress
 from functools import partial
 from typing import Final, Protocol

@@ -4,8 +4,6 @@ Source: stack 4.1 to 4.3; ED StandaloneMmPkg (EventHandle.c, StandaloneMmCore.c)
 MdeModulePkg/Universal/Variable/RuntimeDxe/VariableSmm.c:SmmVariableHandler.
 """
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Mapping
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """What StandaloneMM sees of OP-TEE's secure storage: one file, read and written at offsets."""
 
-from __future__ import annotations
-
 from typing import Protocol
 
 

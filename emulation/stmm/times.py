@@ -1,7 +1,5 @@
 """Comparison of time stamps of authenticated variables."""
 
-from __future__ import annotations
-
 from harness.formats.efi import EfiTime
 
 

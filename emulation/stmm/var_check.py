@@ -3,8 +3,6 @@
 Source: stack 4.10; ED MdeModulePkg/Library/VarCheckLib and VarCheckUefiLib.
 """
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

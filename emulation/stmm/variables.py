@@ -6,8 +6,6 @@ what messages and flash hold.
 Source: stack 4.4 to 4.8 and 4.13; ED MdeModulePkg/Universal/Variable/RuntimeDxe/Variable.c.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from contextlib import suppress
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ efi_init_secure_state, efi_bootmgr.c:efi_bootmgr_update_media_device_boot_option
 and p2a for what it leaves.
 """
 
-from __future__ import annotations
-
 import re
 import struct
 from collections.abc import Callable

@@ -4,8 +4,6 @@ Names are Python strings of CHAR16; statuses are EfiStatus.  Source: stack 8, UB
 lib/efi_loader (efi_variable_tee.c, efi_variable.c, efi_var_mem.c, efi_var_file.c).
 """
 
-from __future__ import annotations
-
 import struct
 import zlib
 from collections.abc import Iterator

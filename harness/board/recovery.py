@@ -5,8 +5,6 @@ is proved by a bounded write and read of a variable of our own; when none helps,
 wedged and the run ends.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os

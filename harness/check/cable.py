@@ -1,7 +1,5 @@
 """The way to the board: lease, power, adapter, console, SSH, and whether it is the right board."""
 
-from __future__ import annotations
-
 import time
 from pathlib import Path
 from threading import Event

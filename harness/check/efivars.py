@@ -1,7 +1,5 @@
 """EFI variables as Linux shows them: services, mount, space, a round trip, its latency."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os

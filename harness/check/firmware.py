@@ -1,7 +1,5 @@
 """Firmware and kernel: who booted, which versions, and what the kernel was built with."""
 
-from __future__ import annotations
-
 import re
 from typing import Final
 

@@ -1,8 +1,6 @@
 """The RPMB partition: there, with a key or without, and its counter. Read, never written: looked
 at before anything asks who serves it, because a firmware may program the key on first use."""
 
-from __future__ import annotations
-
 from typing import Final
 
 from harness.capabilities import STMM_DEVICE

@@ -1,7 +1,5 @@
 """A check on the terminal, for a person or for a machine."""
 
-from __future__ import annotations
-
 import json
 import sys
 from dataclasses import asdict

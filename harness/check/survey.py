@@ -1,7 +1,5 @@
 """What the steps of one check share: the board, the ways to it, and what was read from it."""
 
-from __future__ import annotations
-
 from functools import cached_property
 from typing import Self
 

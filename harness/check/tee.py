@@ -1,7 +1,5 @@
 """OP-TEE as Linux has it: devices, supplicant, the StandaloneMM device and its driver."""
 
-from __future__ import annotations
-
 import re
 from typing import Final
 

@@ -1,7 +1,5 @@
 """The steps in their order, and which of them stand on which."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The TEE side of Linux: the supplicant's service, the devices on the TEE bus, the driver."""
 
-from __future__ import annotations
-
 import re
 import shlex
 import time

@@ -1,7 +1,5 @@
 """Power by any shell command: a PDU's own client, uhubctl, a relay."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

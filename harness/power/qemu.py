@@ -8,8 +8,6 @@ memory (QEMU 11.1, hw/sd/sd.c). So a machine with an eMMC is not ended when it i
 is reset and held, as a board without power keeps its flash.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re

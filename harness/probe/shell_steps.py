@@ -4,8 +4,6 @@ Descriptors are the shell's numbers 3 to 9. The errno is read from the utilities
 Everything else is reported as unsupported rather than imitated.
 """
 
-from __future__ import annotations
-
 from shlex import quote
 
 from harness.links import posix

@@ -1,7 +1,5 @@
 """The steps a target probe can take and what comes back: one raw system call each."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 

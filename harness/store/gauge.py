@@ -1,7 +1,5 @@
 """Free space of the variable store, to the byte, and where the next record will lie."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from itertools import count
 

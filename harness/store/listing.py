@@ -1,7 +1,5 @@
 """The listing of efivarfs is a snapshot of its mount, which a boot may make before the driver."""
 
-from __future__ import annotations
-
 from harness.board.board import Board
 from harness.capabilities import Capability
 from harness.instruments.efivars import Efivars

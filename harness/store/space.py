@@ -7,8 +7,6 @@ fits, that option is deleted, and the board rebooted: the firmware makes it agai
 has to reclaim for it (about 3000 RPMB writes).
 """
 
-from __future__ import annotations
-
 import errno
 import re
 import time

@@ -1,7 +1,5 @@
 """Takes one row of system calls, and compares."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any

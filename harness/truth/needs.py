@@ -4,8 +4,6 @@ A group is a sequence, and rows are missing between those that are given. What t
 left is told by the row itself: its outcome, the facts beside it, what its output lists.
 """
 
-from __future__ import annotations
-
 import ast
 import re
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Takes the rows of a group again, one after the other, and says how each came out."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Prints a replay: agreement group by group, every difference, and the count."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 

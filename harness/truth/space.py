@@ -3,8 +3,6 @@
 Only to bring the board to a recorded state: what a row must come to is read from the row.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Callable

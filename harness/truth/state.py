@@ -5,8 +5,6 @@ starting and stopping the service, binding and unbinding, rebooting. What cannot
 raises :class:`StateUnknown`.
 """
 
-from __future__ import annotations
-
 import re
 import struct
 import uuid

@@ -4,8 +4,6 @@ A step is a single system call (``write(fd,0700..)``), an abstract step (``set``
 or, when the row's outcome is ``rc=N``, one shell command line.
 """
 
-from __future__ import annotations
-
 import ast
 import re
 import zlib

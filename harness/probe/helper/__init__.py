@@ -4,8 +4,6 @@ It is assembled from the sources beside this file; a test assembles them again a
 ELF file around the code is made here, so that a board gets some 500 bytes.
 """
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
