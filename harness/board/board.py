@@ -10,7 +10,7 @@ from harness import capabilities
 from harness.board.boot import PowerSwitch
 from harness.board.identity import SOFTWARE, Identity, check_right_board, identity
 from harness.board.instruments import Instruments
-from harness.board.links import LinkName, Links
+from harness.board.links import Links
 from harness.board.standing import Standard, Standing
 from harness.capabilities import Capabilities
 from harness.consents import Consent
@@ -21,6 +21,7 @@ from harness.instruments.kernel_log import KernelLog
 from harness.instruments.rpmb import Rpmb
 from harness.instruments.tee import Tee
 from harness.lab.powering import power_of
+from harness.links.names import LinkName
 from harness.power.driver import PowerDriver
 from harness.probe import Probe
 from harness.shell import Shell

@@ -6,8 +6,9 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from harness.board.links import LinkName, Links
+from harness.board.links import Links
 from harness.errors import WrongBoard, of_board
+from harness.links.names import LinkName
 
 if TYPE_CHECKING:
     from harness.boardfile.sections import BoardFile

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from harness.board.addresses import serial_address, ssh_address
 from harness.board.instruments import Instruments
@@ -24,6 +24,7 @@ from harness.errors import (
     WrongBoard,
     of_board,
 )
+from harness.links.names import LINKS, LinkName
 from harness.power.driver import Endpoints, PowerDriver
 from harness.shell import Shell
 
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from harness.links.serial import SerialShell
     from harness.links.ssh import SshShell
 
-LinkName = Literal["ssh", "serial"]
 
 _POLL_SECONDS = 0.05
 _BOOT_ID = "cat /proc/sys/kernel/random/boot_id"
@@ -95,8 +95,7 @@ class Links:
     @property
     def names(self) -> list[LinkName]:
         """The links that this board has."""
-        known: tuple[LinkName, ...] = ("ssh", "serial")
-        return [name for name in known if getattr(self._endpoints, name) is not None]
+        return [name for name in LINKS if getattr(self._endpoints, name) is not None]
 
     @property
     def shell(self) -> Shell:

@@ -4,12 +4,12 @@ from functools import cached_property
 from typing import Self
 
 from harness.board.board import Board
-from harness.board.links import LinkName
 from harness.boardfile.sections import BoardFile
 from harness.check.target import Target, look
 from harness.lab.lease import Lease
 from harness.links.address import SerialAddress
 from harness.links.console import Console
+from harness.links.names import LinkName
 from harness.power.driver import Endpoints
 from harness.shell import Shell
 

@@ -5,12 +5,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from harness.board.links import LinkName
 from harness.boardfile.sections import BoardFile
 from harness.check import cable, efivars, firmware, rpmb, tee
 from harness.check.finding import Finding, Verdict, fail, not_looked_at
 from harness.check.survey import Survey
 from harness.errors import HilError
+from harness.links.names import LinkName
 
 Look = Callable[[Survey], Finding]
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from harness.formats.ioctl import ior, iowr
+from harness.formats.tee import ParamType
 
 TEE_IOC_MAGIC: Final = 0xA4
 TEE_MAX_ARG_SIZE: Final = 1024
@@ -24,13 +25,6 @@ TEE_MEMREF_NULL: Final = (1 << 64) - 1
 TEE_IMPL_ID_OPTEE: Final = 1
 TEE_OPTEE_CAP_TZ: Final = 1 << 0
 
-PARAM_NONE: Final = 0
-PARAM_VALUE_INPUT: Final = 1
-PARAM_VALUE_OUTPUT: Final = 2
-PARAM_VALUE_INOUT: Final = 3
-PARAM_MEMREF_INPUT: Final = 5
-PARAM_MEMREF_OUTPUT: Final = 6
-PARAM_MEMREF_INOUT: Final = 7
 PARAM_TYPE_MASK: Final = 0xFF
 PARAM_META: Final = 0x100
 
@@ -81,20 +75,24 @@ RPC_SHM_TYPE_APPL: Final = 0
 class IoctlParam:
     """One ``struct tee_ioctl_param``."""
 
-    attr: int = PARAM_NONE
+    attr: int = ParamType.NONE
     a: int = 0
     b: int = 0
     c: int = 0
 
     @property
     def kind(self) -> int:
-        """The type without the meta bit: one of the ``PARAM_`` constants."""
+        """The type without the meta bit: one of :class:`ParamType`."""
         return self.attr & PARAM_TYPE_MASK
 
     @property
     def is_memref(self) -> bool:
         """Whether the parameter refers to shared memory."""
-        return self.kind in (PARAM_MEMREF_INPUT, PARAM_MEMREF_OUTPUT, PARAM_MEMREF_INOUT)
+        return self.kind in (
+            ParamType.MEMREF_INPUT,
+            ParamType.MEMREF_OUTPUT,
+            ParamType.MEMREF_INOUT,
+        )
 
     def pack(self) -> bytes:
         """The 32 bytes of the structure."""

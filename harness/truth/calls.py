@@ -11,9 +11,8 @@ from harness.truth import compare
 from harness.truth.results import Difference, caused, differs
 from harness.truth.rows import Row
 from harness.truth.state import State
-from harness.truth.steps import GLOBAL_GUID, CannotTake, Plan
+from harness.truth.steps import GLOBAL_GUID, READ_BYTES, CannotTake, Plan
 
-_READ_BYTES = 65536
 _CONTENTS = ("after", "readback", "back", "read")
 _MODES = ("SetupMode", "SecureBoot", "VendorKeys", "AuditMode", "DeployedMode")
 
@@ -63,7 +62,7 @@ class Calls:
         looks: list[Step] = [
             do.Stat(where),
             do.Open("a", where),
-            do.Read("a", _READ_BYTES),
+            do.Read("a", READ_BYTES),
             do.GetFlags("a"),
             do.Close("a"),
             do.StatFs(EFIVARS_PATH),

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from harness.board.links import LinkName
 from harness.boardfile.sections import BoardFile
 from harness.errors import ConfigurationError
+from harness.links.names import LinkName
 from harness.truth.recipes import Recipes
 from harness.truth.replay import GroupReplay
 from harness.truth.results import Agreement, GroupResult, RowResult

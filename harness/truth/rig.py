@@ -13,13 +13,13 @@ from pathlib import Path
 from shlex import quote
 
 from harness.board.board import Board
-from harness.board.links import LinkName
 from harness.boardfile.sections import BoardFile
 from harness.capabilities import Capability
 from harness.consents import Consent
 from harness.errors import ConsentMissing, HilError, MissingCapability
 from harness.instruments.guard import ANY
 from harness.instruments.tee import ServiceKind
+from harness.links.names import LinkName
 from harness.power.registry import driver_of
 from harness.power.section import Section
 from harness.truth.rows import VARIANTS

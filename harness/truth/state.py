@@ -27,6 +27,7 @@ from harness.truth.rows import Row
 from harness.truth.steps import (
     GLOBAL_GUID,
     NV_BS_RT,
+    READ_BYTES,
     CannotTake,
     Written,
     any_bytes,
@@ -36,7 +37,6 @@ from harness.truth.steps import (
 
 STEP_SECONDS = 180.0
 """For one row: a relocating write takes up to half a minute on slow boards."""
-_READ_BYTES = 65536
 _CERTDB_GUID = "d9bee56e-75dc-49d9-b4d7-b534210f637a"
 _FILLER = f"F-{VENDOR_GUID}"
 _PLACEHOLDER = "Placeholder"
@@ -97,7 +97,7 @@ class State:
         """Size and content of a file."""
         where = path(file)
         stat, _, content, _ = self.take(
-            [do.Stat(where), do.Open("l", where), do.Read("l", _READ_BYTES), do.Close("l")]
+            [do.Stat(where), do.Open("l", where), do.Read("l", READ_BYTES), do.Close("l")]
         )
         return Found(content.data if content.ok else None, stat.value if stat.ok else None)
 

@@ -23,7 +23,7 @@ GLOBAL_GUID = "8be4df61-93ca-11d2-aa0d-00e098032b8c"
 NV_BS_RT = 7
 APPEND = 0x40
 AUTHENTICATED = 0x20
-_READ_BYTES = 65536
+READ_BYTES = 65536
 
 _OPEN = re.compile(
     r"""(?P<fd>\w+)=open\((?P<name>b?'.*'|b?".*"),(?P<flags>O_[A-Z_|O]+)(,[^,()]+)?\)""", re.DOTALL
@@ -346,7 +346,7 @@ def _abstract(row: Row, text: str, number: int, expected: object, made: Plan) ->
             steps = (do.Open("s", where, "O_WRONLY|O_CREAT"), do.Write("s", content), do.Close("s"))
             return Action(text, steps, _written, clear)
         case "read back" | "read":
-            steps_read = (do.Open("r", where), do.Read("r", _READ_BYTES), do.Close("r"))
+            steps_read = (do.Open("r", where), do.Read("r", READ_BYTES), do.Close("r"))
             return Action(text, steps_read, _hex if text == "read back" else _length)
         case "unlink" | "unlink again":
             return Action(text, (do.Unlink(where),), _value, clear)
