@@ -10,14 +10,14 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final, Protocol
+from typing import Final
 
 from emulation.stmm import pkcs7, signature_lists
 from emulation.stmm.attributes import APPEND, AT, AW, BS, NV, RT
 from emulation.stmm.cert_db import CERT_DB, CERT_DB_VOLATILE, CertDb
 from emulation.stmm.config import StmmConfig
 from emulation.stmm.refusal import Refused, refuse_if
-from emulation.stmm.store import Change, Key, Record
+from emulation.stmm.store import Change, Key, Record, Variables
 from emulation.stmm.times import is_not_later
 from emulation.stmm.var_check import READ_ONLY, Property
 from harness.formats.authentication import (
@@ -87,16 +87,6 @@ class Trust(Enum):
     KEK = "any certificate of KEK"
     PRIVATE = "the first writer"
     PAYLOAD = "the certificate in the new value"
-
-
-class Variables(Protocol):
-    """What the library needs of the variable service."""
-
-    at_runtime: bool
-
-    def find(self, name: bytes, guid: bytes) -> Record | None: ...
-    def update(self, change: Change) -> None: ...
-    def overwrite_volatile(self, record: Record, data: bytes) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from typing import Final, Protocol
 from emulation.stmm.attributes import AT, BS, NV, RT
 from emulation.stmm.config import StmmConfig
 from emulation.stmm.refusal import Refused, refuse_if
-from emulation.stmm.store import Change, Key, Record
+from emulation.stmm.store import Change, Key, Record, Variables
 from harness.formats.efi import CERT_DB_GUID, EfiStatus, encode_name
 
 CERT_DB: Final[Key] = (encode_name("certdb"), CERT_DB_GUID.bytes_le)
@@ -19,13 +19,6 @@ CERT_DB_VOLATILE: Final[Key] = (encode_name("certdbv"), CERT_DB_GUID.bytes_le)
 
 _EMPTY: Final = struct.pack("<I", 4)
 _NODE: Final = struct.Struct("<16sIII")
-
-
-class Variables(Protocol):
-    """What the databases need of the variable service."""
-
-    def find(self, name: bytes, guid: bytes) -> Record | None: ...
-    def update(self, change: Change) -> None: ...
 
 
 class Owned(Protocol):

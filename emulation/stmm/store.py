@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 from emulation.stmm.attributes import APPEND, BS, HR, RT
 from harness.formats.variable_store import (
@@ -104,6 +104,19 @@ class Found:
     store: VariableStore
     record: Record
     leftover: Record | None
+
+
+class Variables(Protocol):
+    """What authentication, languages and memory overwrite lock need of the variable service."""
+
+    at_runtime: bool
+
+    def find(self, name: bytes, guid: bytes) -> Record | None: ...
+    def set(self, change: Change) -> None: ...
+    def update(self, change: Change) -> None: ...
+    def overwrite_volatile(self, record: Record, data: bytes) -> None: ...
+    def lock(self, name: bytes, guid: bytes) -> None: ...
+    def room_for(self, sizes: dict[bytes, int], guid: bytes) -> bool: ...
 
 
 class VariableStore:
