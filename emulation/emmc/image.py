@@ -13,15 +13,13 @@ Layout: the half sectors of the whole 16-bit address space (what a card without 
 reaches beyond its partition), sparse; then the key record; then the journal slots.
 """
 
-from __future__ import annotations
-
 import fcntl
 import mmap
 import os
 import struct
 import zlib
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 from harness.formats.rpmb import DATA_SIZE, SIZE_UNIT
 
@@ -61,7 +59,7 @@ class RpmbImage:
         """The authentication key, or None on a blank part."""
 
     @classmethod
-    def open(cls, path: Path, size_mult: int = 16) -> RpmbImage:
+    def open(cls, path: Path, size_mult: int = 16) -> Self:
         """Open the image at ``path``, or make a blank one of ``size_mult`` * 128 KiB.
 
         Raises ImageError if the file is something else, has another size or is in use, OSError
@@ -95,7 +93,7 @@ class RpmbImage:
             raise
 
     @classmethod
-    def in_memory(cls, size_mult: int = 16) -> RpmbImage:
+    def in_memory(cls, size_mult: int = 16) -> Self:
         """A blank image that lives as long as the object."""
         _check_size(size_mult)
         return cls(mmap.mmap(-1, IMAGE_BYTES), size_mult)

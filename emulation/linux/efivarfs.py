@@ -5,8 +5,6 @@ Longer than other files because the kernel's is one piece: a superblock, its ino
 Source: stack 6, K6 and K7 fs/efivarfs (super.c, inode.c, file.c, vars.c).
 """
 
-from __future__ import annotations
-
 import errno
 import os
 import stat
@@ -15,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Final
+from typing import Final, Self
 from uuid import UUID
 
 from emulation.linux import efivarfs_names as names
@@ -110,7 +108,7 @@ class MountOptions:
     gid: int = 0
 
     @classmethod
-    def parse(cls, text: str) -> MountOptions:
+    def parse(cls, text: str) -> Self:
         """Parse ``uid=N,gid=N``; OSError EINVAL for anything else."""
         values = {"uid": 0, "gid": 0}
         for option in filter(None, text.split(",")):

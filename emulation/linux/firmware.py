@@ -5,12 +5,10 @@ SetVariable not at all.  Source: stack 8, UB lib/efi_loader (efi_runtime.c, efi_
 efi_variable.c, efi_variable_tee.c), K6 drivers/firmware/efi/efi.c.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntFlag
-from typing import Final
+from typing import Final, Self
 from uuid import UUID
 
 from emulation.linux.efivars import NULL_GUID, Efivars, NextVariableReply, SpaceReply, VariableReply
@@ -81,9 +79,7 @@ class FirmwareTables:
     own_store: bool = False
 
     @classmethod
-    def for_variant(
-        cls, variant: Variant, variables: Iterable[RuntimeVariable] = ()
-    ) -> FirmwareTables:
+    def for_variant(cls, variant: Variant, variables: Iterable[RuntimeVariable] = ()) -> Self:
         """The tables that the firmware of ``variant`` leaves with ``variables`` in RAM."""
         return cls(advertised_services(variant), tuple(variables), own_store=variant == "file")
 

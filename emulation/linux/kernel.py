@@ -5,8 +5,6 @@ supervisor; each thread acts for one :class:`Task`.  :meth:`Kernel.wait` is the 
 model code sleeps, so a fatal signal or a power cut can end every sleep.
 """
 
-from __future__ import annotations
-
 import threading
 import time
 from collections import deque
@@ -14,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Self
 
 from emulation.faults import PowerLost
 
@@ -75,7 +73,7 @@ class Task:
     comm: str = ""
 
     @classmethod
-    def kernel(cls, comm: str = "kworker") -> Task:
+    def kernel(cls, comm: str = "kworker") -> Self:
         """A kernel thread: no signal ever reaches it."""
         return cls(pid=0, comm=comm)
 

@@ -1,13 +1,11 @@
 """Says how a build goes: one line that changes on a terminal, one a step elsewhere."""
 
-from __future__ import annotations
-
 import shutil
 import sys
 import threading
 import time
 from pathlib import Path
-from typing import TextIO
+from typing import Self, TextIO
 
 from emulation.qemu.pieces import Piece
 
@@ -34,7 +32,7 @@ class Reporter:
         self._word = ""
         self._begun = time.monotonic()
 
-    def __enter__(self) -> Reporter:
+    def __enter__(self) -> Self:
         if self._live:
             self._thread.start()
         return self

@@ -4,13 +4,11 @@ Source: stack 4.7 and 11; ED SecurityPkg/Library/AuthVariableLib (AuthVariableLi
 AuthService.c).
 """
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final
+from typing import Final, Self
 
 from emulation.stmm import pkcs7, signature_lists
 from emulation.stmm.attributes import APPEND, AT, AW, BS, NV, RT
@@ -101,7 +99,7 @@ class Request:
     payload: bytes
 
     @classmethod
-    def of(cls, change: Change) -> Request:
+    def of(cls, change: Change) -> Self:
         """Take apart what begins with a whole authentication descriptor."""
         data = change.data
         size = descriptor_size(data) or 0

@@ -3,12 +3,10 @@
 Sources: UEFI 2.10, sections 8.2 and 8.3 and appendix D; stack 4.
 """
 
-from __future__ import annotations
-
 import struct
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
-from typing import Final
+from typing import Final, Self
 from uuid import UUID
 
 ERROR_BIT: Final = 1 << 63
@@ -47,7 +45,7 @@ class EfiStatus(IntEnum):
         return bool(self & ERROR_BIT)
 
     @classmethod
-    def _missing_(cls, value: object) -> EfiStatus | None:
+    def _missing_(cls, value: object) -> Self | None:
         if not isinstance(value, int) or not 0 <= value < 1 << 64:
             return None
         unknown = int.__new__(cls, value)
@@ -121,7 +119,7 @@ class EfiTime:
     SIZE = _TIME.size
 
     @classmethod
-    def unpack(cls, raw: bytes | bytearray | memoryview, offset: int = 0) -> EfiTime:
+    def unpack(cls, raw: bytes | bytearray | memoryview, offset: int = 0) -> Self:
         """Read a time; struct.error if fewer than 16 bytes are left."""
         return cls(*_TIME.unpack_from(raw, offset))
 

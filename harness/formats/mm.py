@@ -7,12 +7,10 @@ Sources: stack 4.1 to 4.3; EDK2 MdeModulePkg/Include/Guid/SmmVariableCommon.h; L
 drivers/firmware/efi/stmm/mm_communication.h.
 """
 
-from __future__ import annotations
-
 import struct
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
-from typing import Final
+from typing import Final, Self
 from uuid import UUID
 
 from harness.formats.efi import EfiStatus, decode_name, encode_name
@@ -122,7 +120,7 @@ class Message:
         )
 
     @classmethod
-    def unpack(cls, raw: Buffer) -> Message:
+    def unpack(cls, raw: Buffer) -> Self:
         """Read a message; the payload is what MessageLength says, cut at the end of ``raw``.
 
         struct.error if ``raw`` is shorter than the 40 header bytes.
@@ -154,7 +152,7 @@ class AccessVariable:
         return header + name + self.data.ljust(self.data_size, b"\0") + bytes(slack)
 
     @classmethod
-    def unpack(cls, payload: Buffer) -> AccessVariable:
+    def unpack(cls, payload: Buffer) -> Self:
         """Read the payload; ``data`` is cut where the payload ends."""
         guid, data_size, name_size, attributes = _ACCESS.unpack_from(payload)
         start = ACCESS_VARIABLE_SIZE + name_size
@@ -196,7 +194,7 @@ class GetNextVariableName:
         return header + encode_name(self.name).ljust(self.name_size, b"\0")
 
     @classmethod
-    def unpack(cls, payload: Buffer) -> GetNextVariableName:
+    def unpack(cls, payload: Buffer) -> Self:
         """Read the payload."""
         guid, size = _NAME.unpack_from(payload)
         name = decode_name(payload[GET_NEXT_SIZE : GET_NEXT_SIZE + size])
@@ -229,7 +227,7 @@ class QueryVariableInfo:
         )
 
     @classmethod
-    def unpack(cls, payload: Buffer) -> QueryVariableInfo:
+    def unpack(cls, payload: Buffer) -> Self:
         """Read the payload."""
         maximum, remaining, largest, attributes = _QUERY.unpack_from(payload)
         return cls(attributes, maximum, remaining, largest)
@@ -246,7 +244,7 @@ class PayloadSize:
         return _U64.pack(self.size)
 
     @classmethod
-    def unpack(cls, payload: Buffer) -> PayloadSize:
+    def unpack(cls, payload: Buffer) -> Self:
         """Read the payload."""
         return cls(*_U64.unpack_from(payload))
 
@@ -264,7 +262,7 @@ class LockVariable:
         return _NAME.pack(self.guid.bytes_le, len(name)) + name
 
     @classmethod
-    def unpack(cls, payload: Buffer) -> LockVariable:
+    def unpack(cls, payload: Buffer) -> Self:
         """Read the payload."""
         guid, size = _NAME.unpack_from(payload)
         name = decode_name(payload[LOCK_VARIABLE_SIZE : LOCK_VARIABLE_SIZE + size])
@@ -298,7 +296,7 @@ class VarCheckProperty:
         return header + name
 
     @classmethod
-    def unpack(cls, payload: Buffer) -> VarCheckProperty:
+    def unpack(cls, payload: Buffer) -> Self:
         """Read the payload."""
         guid, size, *values = _PROPERTY.unpack_from(payload)
         name = decode_name(payload[VAR_CHECK_PROPERTY_SIZE : VAR_CHECK_PROPERTY_SIZE + size])
@@ -335,7 +333,7 @@ class RuntimeCacheInfo:
         )
 
     @classmethod
-    def unpack(cls, payload: Buffer) -> RuntimeCacheInfo:
+    def unpack(cls, payload: Buffer) -> Self:
         """Read the payload."""
         hob, nv, volatile, authenticated = _CACHE_INFO.unpack_from(payload)
         return cls(hob, nv, volatile, bool(authenticated))

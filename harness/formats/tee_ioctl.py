@@ -4,11 +4,9 @@ Source: K6 include/uapi/linux/tee.h.  Everything is in native byte order; all ho
 this project are little-endian.
 """
 
-from __future__ import annotations
-
 import struct
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Self
 
 from harness.formats.ioctl import ior, iowr
 from harness.formats.tee import ParamType
@@ -99,7 +97,7 @@ class IoctlParam:
         return PARAM.pack(self.attr, self.a, self.b, self.c)
 
     @classmethod
-    def unpack_all(cls, data: bytes, count: int, offset: int = 0) -> list[IoctlParam]:
+    def unpack_all(cls, data: bytes, count: int, offset: int = 0) -> list[Self]:
         """``count`` structures from ``data``; struct.error when it is shorter."""
         return [
             cls(*PARAM.unpack_from(data, offset + index * PARAM.size)) for index in range(count)

@@ -5,15 +5,13 @@ one that ended. The RPMB write counter never goes back and never wraps (JESD84-B
 it says between two runs was written by somebody else, or by boots.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Self
 
 from harness.board import state_dir as place
 from harness.board.board import Board
@@ -53,7 +51,7 @@ class Ledger:
         self._entries = list(self._read())
 
     @classmethod
-    def of(cls, board: Board) -> Ledger:
+    def of(cls, board: Board) -> Self:
         """The ledger of a started board, kept with its snapshot."""
         return cls(place.directory(board.power, board.file) / _FILE)
 

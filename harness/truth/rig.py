@@ -4,13 +4,12 @@ What the board file's power driver lets one choose of a board in software is cho
 is taken as it is.
 """
 
-from __future__ import annotations
-
 import contextlib
 import shutil
 import tempfile
 from pathlib import Path
 from shlex import quote
+from typing import Self
 
 from harness.board.board import Board
 from harness.boardfile.sections import BoardFile
@@ -40,7 +39,7 @@ class Rig:
         self.starts = 0
         """How often a board was switched on or restarted."""
 
-    def __enter__(self) -> Rig:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
