@@ -15,8 +15,7 @@ from emulation.stmm.attributes import APPEND, AT, AW, BS, NV, RT
 from emulation.stmm.cert_db import CERT_DB, CERT_DB_VOLATILE, CertDb
 from emulation.stmm.config import StmmConfig
 from emulation.stmm.refusal import Refused, refuse_if
-from emulation.stmm.store import Change, Key, Record, Variables
-from emulation.stmm.times import is_not_later
+from emulation.stmm.store import Change, Key, Record, Variables, is_not_later
 from emulation.stmm.var_check import READ_ONLY, Property
 from harness.formats.authentication import (
     CERT_DATA_OFFSET,

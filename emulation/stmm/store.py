@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from emulation.stmm.attributes import APPEND, BS, HR, RT
+from harness.formats.efi import EfiTime
 from harness.formats.variable_store import (
     STATE_ADDED,
     STATE_ADDED_IN_TRANSITION,
@@ -229,3 +230,16 @@ def _parse(image: bytes) -> Iterator[Record]:
             image[offset:end],
         )
         offset = align(end)
+
+
+def is_not_later(first: bytes, second: bytes) -> bool:
+    """True if EFI_TIME ``first`` is before or equal to ``second``, by date and time of day only.
+
+    Source: EDK2 SecurityPkg AuthService.c:AuthServiceInternalCompareTimeStamp.
+    """
+    return _moment(first) <= _moment(second)
+
+
+def _moment(raw: bytes) -> tuple[int, ...]:
+    time = EfiTime.unpack(raw)
+    return (time.year, time.month, time.day, time.hour, time.minute, time.second)

@@ -19,8 +19,7 @@ from emulation.stmm.fvb import FirmwareVolumeBlock
 from emulation.stmm.language import LanguageSync
 from emulation.stmm.mor import MorLock
 from emulation.stmm.refusal import Refused, need, refuse_if
-from emulation.stmm.store import Change, Found, Record, VariableStore
-from emulation.stmm.times import is_not_later
+from emulation.stmm.store import Change, Found, Record, VariableStore, is_not_later
 from emulation.stmm.var_check import Property, VarCheck
 from harness.formats.authentication import AUTHENTICATION_1_SIZE, descriptor_size
 from harness.formats.efi import VARIABLE_ERROR_FLAG_GUID, EfiStatus, encode_name

@@ -23,7 +23,8 @@ from emulation.uboot.variables import (
     Variable,
     VariableServices,
 )
-from harness.formats.efi import GLOBAL_VARIABLE_GUID, EfiStatus, encode_name
+from harness.formats.efi import GLOBAL_VARIABLE_GUID, EfiStatus
+from harness.formats.load_option import END_NODE, load_option
 
 _LANGUAGES: Final = b"en-US\0"
 """CONFIG_EFI_PLATFORM_LANG_CODES."""
@@ -31,9 +32,7 @@ _AUTO_CREATED: Final = UUID("8108ac4e-9f11-4d59-850e-e21a522c59b2")
 """Optional data that marks a boot option as U-Boot's own."""
 _HOST_DEVICE: Final = UUID("e61d73b9-a384-4acc-aeab-82e828f3628b")
 """U-Boot's vendor GUID of a node for a device of its driver model."""
-_LOAD_OPTION_ACTIVE: Final = 1
 _BOOT_OPTION: Final = re.compile(r"Boot[0-9A-F]{4}")
-_END_NODE: Final = b"\x7f\xff\x04\x00"
 
 
 class UbootWorld:
@@ -56,9 +55,7 @@ class MediaDevice:
 
     def load_option(self) -> bytes:
         """The EFI_LOAD_OPTION of the option made for it."""
-        path = self.path + _END_NODE
-        header = struct.pack("<IH", _LOAD_OPTION_ACTIVE, len(path))
-        return header + encode_name(self.label) + path + _AUTO_CREATED.bytes_le
+        return load_option(self.label, self.path + END_NODE, data=_AUTO_CREATED.bytes_le)
 
 
 def _device(udata: str) -> bytes:
