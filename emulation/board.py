@@ -237,7 +237,7 @@ class RunningBoard:
         from emulation.userland.jail.jail import Jail
 
         machine, files = self._machine, self._files
-        journal = Journal(machine.hostname)
+        journal = Journal(machine.options.hostname)
         machine.running.kernel.log.listen(lambda record: journal.add("kernel", record.text))
         units = UnitTable()
         manager = Manager(
@@ -291,7 +291,7 @@ class RunningBoard:
             FuseMount(rootfs.EFIVARFS_AT, machine.running.efivarfs, "efivarfs", EFIVARFS_MAGIC),
         )
         return JailPlan(
-            hostname=machine.hostname,
+            hostname=machine.options.hostname,
             filesystems=filesystems,
             nodes=machine.nodes,
             binds=(*files.binds, Bind(control, SOCKET_IN_BOARD, writable=True)),

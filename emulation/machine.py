@@ -37,7 +37,7 @@ from emulation.optee.config import OpTeeConfig
 from emulation.optee.optee import OpTee
 from emulation.options import BoardOptions, DriverLoading
 from emulation.rpmb_transport import RpmbTransport
-from emulation.uboot.boot import Uboot, UbootWorld
+from emulation.uboot.boot import Uboot
 from emulation.uboot.variables import FileVariables, StmmVariables, VariableServices
 from harness.formats.efi import GLOBAL_VARIABLE_GUID
 from harness.formats.mmc import MMC_SECTOR, RPMB_UNIT
@@ -97,11 +97,6 @@ class Machine:
         self._card: EmmcCard | None = None
         self._supply = _Supply(lost=True)
         self._system: System | None = None
-
-    @property
-    def hostname(self) -> str:
-        """The board's host name."""
-        return self.options.hostname
 
     @property
     def release(self) -> str:
@@ -193,7 +188,7 @@ class Machine:
             faults=self.faults,
         )
         supply = self._supply = _Supply()
-        optee.normal_world = UbootWorld(card, supply.check)
+        optee.normal_world = RpmbTransport(card, supply.check)
         tables = self._run_firmware(optee, console)
         self._start_linux(card, optee, tables, console)
 
@@ -213,18 +208,6 @@ class Machine:
         self._image = self._card = None
 
     # What root does
-
-    def find_module(self, name: str) -> None:
-        """FileNotFoundError when the board has no such module, loadable or built in."""
-        self.running.modules.find(name)
-
-    def modprobe(self, name: str, *, task: Task | None = None) -> None:
-        """Load a module; FileNotFoundError when there is none, OSError of its init function."""
-        self.running.modules.modprobe(name, task=task or current_task())
-
-    def rmmod(self, name: str, *, task: Task | None = None) -> None:
-        """Remove a module; FileNotFoundError when it is not loaded, OSError when in use."""
-        self.running.modules.rmmod(name, task=task or current_task())
 
     def crash(self, reason: str = "sysrq triggered crash") -> None:
         """Panic: record the log by efi_pstore, then stand still until the power is cut."""
@@ -358,7 +341,7 @@ class Machine:
             )
         )
         log(boot_log.LATE_KERNEL)
-        self.modprobe("efivarfs", task=boot)
+        self.running.modules.modprobe("efivarfs", task=boot)
 
     def _uevent(self, device: TeeDevice) -> None:
         """udev loads what the device's alias names, on a worker that it kills when it hangs."""

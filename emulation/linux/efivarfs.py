@@ -36,7 +36,7 @@ from emulation.linux.kernel import (
     Task,
     running,
 )
-from emulation.linux.vfs import Attr, Entry, StatFs
+from emulation.linux.vfs import Attr, Entry, PlainFilesystem, StatFs
 from harness.formats.efi import LINUX_RANDOM_SEED_GUID, EfiStatus
 
 EFIVARFS_MAGIC: Final = 0xDE5E81E4
@@ -155,7 +155,7 @@ class _SpaceCache:
         return True
 
 
-class Efivarfs:
+class Efivarfs(PlainFilesystem):
     """The file-system type and its single superblock.
 
     Satisfies :class:`emulation.linux.vfs.Filesystem`.  Errors are OSError with the errno
@@ -422,10 +422,6 @@ class Efivarfs:
         if status not in (EfiStatus.SUCCESS, EfiStatus.NOT_FOUND):
             raise OSError(errno.EINVAL, "the firmware did not delete the variable")
         self._remove(inode)
-
-    def readlink(self, task: Task, ino: int) -> bytes:
-        """There are no links: EINVAL."""
-        raise OSError(errno.EINVAL, "not a link")
 
     # Inodes
 

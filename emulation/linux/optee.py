@@ -161,7 +161,7 @@ class OpteeDriver:
         """
         self.kernel.check_power()
         if self._kernel_routing is not None:
-            return self._kernel_routing.process(request, reply_size)
+            return self._kernel_routing.rpmb_rpc(request, reply_size)
         call = _current_call.get()
         if call is None:
             raise RuntimeError("OP-TEE sent a request outside a call")

@@ -75,7 +75,9 @@ class OpTee:
         self._faults = faults or Faults()
         self._load = load or functools.partial(_load_stmm, self.config.release)
         self._trace = Trace(log, self.config.log_level)
-        self.rpmb = RpmbClient(self.config, self._call_normal_world, self._trace)
+        self.rpmb = RpmbClient(
+            self.config, lambda *request: self.normal_world.rpmb_rpc(*request), self._trace
+        )
         files = RpmbFileSystem(self.config, self.rpmb, self._trace)
         self._store = StoreFile(files, self.config.release, self._trace, self._faults)
         self._stmm: StmmContext | None = None
@@ -135,9 +137,6 @@ class OpTee:
                     raise TeeError(TeeResult.STORAGE_NOT_AVAILABLE) from None
                 return stmm
         raise TeeError(TeeResult.NOT_IMPLEMENTED)
-
-    def _call_normal_world(self, request: bytes, reply_size: int) -> bytes:
-        return self.normal_world.rpmb_rpc(request, reply_size)
 
     def _stmm_context(self) -> StmmContext:
         context = self._stmm

@@ -12,10 +12,8 @@ from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
 
-from emulation.emmc.card import EmmcCard
 from emulation.linux.firmware import FirmwareTables, RuntimeService, RuntimeVariable
 from emulation.options import Variant
-from emulation.rpmb_transport import RpmbTransport
 from emulation.uboot.variables import (
     BS_RT,
     NV_BS_RT,
@@ -33,17 +31,6 @@ _AUTO_CREATED: Final = UUID("8108ac4e-9f11-4d59-850e-e21a522c59b2")
 _HOST_DEVICE: Final = UUID("e61d73b9-a384-4acc-aeab-82e828f3628b")
 """U-Boot's vendor GUID of a node for a device of its driver model."""
 _BOOT_OPTION: Final = re.compile(r"Boot[0-9A-F]{4}")
-
-
-class UbootWorld:
-    """OP-TEE's normal world while U-Boot runs: it talks to the card itself."""
-
-    def __init__(self, card: EmmcCard, check_power: Callable[[], None] = lambda: None) -> None:
-        self._transport = RpmbTransport(card, check_power)
-
-    def rpmb_rpc(self, request: bytes, reply_size: int) -> bytes:
-        """See emulation.optee.optee.NormalWorld."""
-        return self._transport.process(request, reply_size)
 
 
 @dataclass(frozen=True)

@@ -61,11 +61,13 @@ class KernelHandlers:
 
     def load_module(self, task: Task, path: str, parameters: str) -> None:
         """finit_module(2)."""
-        self._machine.modprobe(PurePosixPath(path).name.partition(".")[0], task=task)
+        self._machine.running.modules.modprobe(
+            PurePosixPath(path).name.partition(".")[0], task=task
+        )
 
     def unload_module(self, task: Task, name: str) -> None:
         """delete_module(2)."""
-        self._machine.rmmod(name, task=task)
+        self._machine.running.modules.rmmod(name, task=task)
 
     def reboot(self, task: Task, command: int) -> None:
         """reboot(2): no orderly shutdown, the machine stops here."""

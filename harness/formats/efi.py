@@ -4,7 +4,7 @@ Sources: UEFI 2.10, sections 8.2 and 8.3 and appendix D; stack 4.
 """
 
 import struct
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from enum import IntEnum, IntFlag
 from typing import Final, Self
 from uuid import UUID
@@ -125,16 +125,4 @@ class EfiTime:
 
     def pack(self) -> bytes:
         """The 16 bytes."""
-        return _TIME.pack(
-            self.year,
-            self.month,
-            self.day,
-            self.hour,
-            self.minute,
-            self.second,
-            self.pad1,
-            self.nanosecond,
-            self.timezone,
-            self.daylight,
-            self.pad2,
-        )
+        return _TIME.pack(*astuple(self))

@@ -27,7 +27,7 @@ class Wire:
     def rpmb_rpc(self, request: bytes, reply_size: int) -> bytes:
         self.requests.append(request)
         self.before(request)
-        return self.after(self._transport.process(request, reply_size))
+        return self.after(self._transport.rpmb_rpc(request, reply_size))
 
 
 class Partition:

@@ -58,7 +58,7 @@ def test_the_kernel_tells_how_it_was_built(tmp_path: Path, option: str, line: st
 
 def test_a_kernel_without_the_driver_cannot_load_it(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        powered(tmp_path, "driver=absent").modprobe("tee_stmm_efi")
+        powered(tmp_path, "driver=absent").running.modules.modprobe("tee_stmm_efi")
 
 
 @pytest.mark.pain(20)

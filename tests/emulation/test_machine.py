@@ -200,9 +200,9 @@ def test_unbind_and_rebind(rig: Rig) -> None:
 
 
 def test_removing_the_module_unbinds(rig: Rig) -> None:
-    rig.machine.rmmod("tee_stmm_efi", task=ROOT)
+    rig.machine.running.modules.rmmod("tee_stmm_efi", task=ROOT)
     assert rig.machine.running.efivarfs.read_only
-    rig.machine.modprobe("tee_stmm_efi", task=ROOT)
+    rig.machine.running.modules.modprobe("tee_stmm_efi", task=ROOT)
     assert not rig.machine.running.efivarfs.read_only
 
 
@@ -314,7 +314,7 @@ def test_boot_log(rig: Rig) -> None:
 
 @pytest.mark.cases(331)
 def test_panic_with_the_driver_bound_records_nothing(rig: Rig) -> None:
-    rig.machine.modprobe("efi_pstore")
+    rig.machine.running.modules.modprobe("efi_pstore")
     with rig.costs(0):
         rig.machine.crash()
     assert b"Kernel panic - not syncing" in rig.console
@@ -330,7 +330,7 @@ def test_a_built_in_driver_and_a_manual_one(make_rig: MakeRig) -> None:
     assert rig.supplicant.start()
     rig.wait(lambda: bool(rig.machine.running.optee.bus.devices))
     assert rig.machine.running.efivarfs.read_only
-    rig.machine.modprobe("tee_stmm_efi")
+    rig.machine.running.modules.modprobe("tee_stmm_efi")
     assert not rig.machine.running.efivarfs.read_only
 
 

@@ -156,7 +156,7 @@ def test_modules_as_lsmod_and_proc_show_them(machine: Machine) -> None:
 
     assert text("/proc/modules") == "efivarfs 16384 0 - Live 0x0000000000000000\n"
     machine.running.efivarfs.mount(task=ROOT)
-    machine.modprobe("tee-stmm-efi")
+    machine.running.modules.modprobe("tee-stmm-efi")
     assert text("/proc/modules").splitlines() == [
         "tee_stmm_efi 12288 0 - Live 0x0000000000000000",
         "efivarfs 16384 1 - Live 0x0000000000000000",
@@ -164,12 +164,12 @@ def test_modules_as_lsmod_and_proc_show_them(machine: Machine) -> None:
     assert "tee-stmm-efi" in listing(machine.running.sysfs, "/sys/bus/tee/drivers")
     assert read_sysfs(machine.running.sysfs, "/sys/module/efivarfs/refcnt", ROOT) == "1\n"
     with pytest.raises(OSError, match="in use"):
-        machine.rmmod("efivarfs")
-    machine.rmmod("tee_stmm_efi")
+        machine.running.modules.rmmod("efivarfs")
+    machine.running.modules.rmmod("tee_stmm_efi")
     with pytest.raises(FileNotFoundError):
-        machine.rmmod("tee_stmm_efi")
+        machine.running.modules.rmmod("tee_stmm_efi")
     with pytest.raises(FileNotFoundError):
-        machine.modprobe("nonsense")
+        machine.running.modules.modprobe("nonsense")
     assert "efivarfs" in text("/proc/filesystems")
     assert machine.running.boot_id in text("/proc/sys/kernel/random/boot_id")
     assert machine.release in text("/proc/version")

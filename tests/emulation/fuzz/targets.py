@@ -19,7 +19,7 @@ from emulation.optee.errors import TeeError
 from emulation.optee.optee import OpTee
 from emulation.rpmb_transport import RpmbTransport
 from emulation.stmm.standalone_mm import StandaloneMm
-from emulation.uboot.boot import Uboot, UbootWorld
+from emulation.uboot.boot import Uboot
 from emulation.uboot.variables import FileVariables, StmmVariables, Variable
 from emulation.userland.system.tee_supplicant import EmulatedRpmb, Refused, rpmb_request
 from harness.formats import rpmb
@@ -223,7 +223,7 @@ class RpmbFrames:
             frames = card.read_frames(count)
             assert len(frames) == 512 * count
             seen.append(frames[-4:])
-            for carry in (transport.process, functools.partial(rpmb_request, emulated)):
+            for carry in (transport.rpmb_rpc, functools.partial(rpmb_request, emulated)):
                 for message in (piece, bytes(6) + piece):
                     size = 19 if message[:1] == b"\1" else 512 * count
                     try:
@@ -309,7 +309,7 @@ class RpmbImages:
     def _boot(image: RpmbImage) -> Hashable:
         card = EmmcCard(image)
         optee = OpTee()
-        optee.normal_world = UbootWorld(card)
+        optee.normal_world = RpmbTransport(card)
         said: list[str] = []
         variables = StmmVariables(optee)
         tables = Uboot("mm-query", variables, said.append).boot()
