@@ -21,8 +21,6 @@ from emulation.qemu.images import publish
 from emulation.qemu.pieces import Piece, Plan, plan
 from emulation.qemu.progress import Reporter, clock
 
-_QUESTIONS_AT_ONCE = 8
-
 
 def default_cache() -> Path:
     """``$XDG_CACHE_HOME/stmm-hil/qemu``"""
@@ -126,7 +124,7 @@ def _hindrances(
     if free < needed:
         found.append(f"{cache} has {free} MiB free, the build needs about {needed}")
     files = {file.sha256: file for piece in missing for file in wanted.archive_files(piece)}
-    with ThreadPoolExecutor(_QUESTIONS_AT_ONCE) as pool:
+    with ThreadPoolExecutor(8) as pool:
         answers = pool.map(downloads.why_not, files.values())
         for file, why in zip(files.values(), answers, strict=True):
             if why is not None:

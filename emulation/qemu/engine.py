@@ -17,7 +17,6 @@ from emulation.qemu.errors import BuildError
 from emulation.qemu.pieces import Piece, Plan, Script, Step, Unpack
 
 _TOOLS = "tools"
-_TAIL_LINES = 15
 
 
 class Progress(Protocol):
@@ -169,7 +168,7 @@ class Builder:
 
 
 def _tail(log: Path) -> str:
-    lines = log.read_text("utf-8", "replace").splitlines()[-_TAIL_LINES:]
+    lines = log.read_text("utf-8", "replace").splitlines()[-15:]
     return "\n".join(f"  | {line[:200]}" for line in lines)
 
 

@@ -8,8 +8,6 @@ from pathlib import Path
 from emulation.qemu.archive import ArchiveFile
 from emulation.qemu.errors import BuildError
 
-_DIGITS = 12
-
 
 @dataclass(frozen=True)
 class Unpack:
@@ -137,7 +135,7 @@ def _identity(
     for step in piece.steps:
         take("step", step.name, step.text())
     take(*piece.outputs)
-    return digest.hexdigest()[:_DIGITS]
+    return digest.hexdigest()[:12]
 
 
 def own_files(paths: Iterable[Path]) -> list[Path]:

@@ -9,9 +9,6 @@ from typing import Self, TextIO
 
 from emulation.qemu.pieces import Piece
 
-_REFRESH_SECONDS = 1.0
-_TAIL_BYTES = 400
-
 
 def clock(seconds: float) -> str:
     """``3:07``"""
@@ -73,7 +70,7 @@ class Reporter:
             self._out.write("\r\x1b[K")
 
     def _refresh(self) -> None:
-        while not self._ended.wait(_REFRESH_SECONDS):
+        while not self._ended.wait(1.0):
             with self._guard:
                 if self._head:
                     width = shutil.get_terminal_size().columns - 1
@@ -88,6 +85,6 @@ def _last_line(log: Path | None) -> str:
     if log is None or not log.exists():
         return ""
     with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
+        file.seek(max(0, log.stat().st_size - 400))
         lines = file.read().decode("utf-8", "replace").split("\n")
     return next((line.strip() for line in reversed(lines) if line.strip()), "")

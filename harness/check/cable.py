@@ -29,8 +29,6 @@ from harness.power.driver import PowerState
 _ALREADY_ON_SECONDS = 5.0
 _POLL_SECONDS = 0.05
 _QUIET_SECONDS = 1.0
-_HEARD_LINES = 3
-_FAST_TIMER_MS = 1
 
 
 def lease(survey: Survey) -> Finding:
@@ -121,7 +119,7 @@ def latency_timer(survey: Survey) -> Finding:
         milliseconds = int(timer.read_text())
     except (OSError, ValueError):
         return ok("no latency timer: not an FTDI adapter")
-    if milliseconds <= _FAST_TIMER_MS:
+    if milliseconds <= 1:
         return ok(f"{milliseconds} ms")
     return warn(
         f"{milliseconds} ms",
@@ -187,7 +185,7 @@ def _listen_to_boot(survey: Survey) -> Finding | None:
         survey.recording = None
     if recording.stage is Stage.SILENT:
         return None
-    last = [line.strip() for line in heard.splitlines() if line.strip()][-_HEARD_LINES:]
+    last = [line.strip() for line in heard.splitlines() if line.strip()][-3:]
     return _staged(recording.stage, recording.address.baud, serial, last)
 
 

@@ -12,8 +12,6 @@ _BANNERS: Final = (
     ("TF-A {}", r"BL31: (v[\d.]+)"),
     ("{}", r"efi: (EFI v\S+ by .*\S)"),
 )
-_OPTEE: Final = r"(?:optee: revision |OP-TEE: revision |OP-TEE version: )(\d\S*)"
-_STMM: Final = r"(?i)(?:standalonemm|stmm)[^\n]*?version:? *(\S+)"
 
 _PARTS: Final = {
     "OPTEE": ("driver of OP-TEE", "optee"),
@@ -37,7 +35,7 @@ def firmware(survey: Survey) -> Finding:
         for shown, pattern in _BANNERS
         if (match := re.search(pattern, text)) is not None
     ]
-    optee = re.search(_OPTEE, text)
+    optee = re.search(r"(?:optee: revision |OP-TEE: revision |OP-TEE version: )(\d\S*)", text)
     if optee is None:
         return fail(
             ", ".join(named) or "no banner in any log",
@@ -47,7 +45,7 @@ def firmware(survey: Survey) -> Finding:
             "CONFIG_OPTEE in the kernel",
             evidence=target.log("optee|TEE"),
         )
-    stmm = re.search(_STMM, text)
+    stmm = re.search(r"(?i)(?:standalonemm|stmm)[^\n]*?version:? *(\S+)", text)
     named += [f"OP-TEE {optee[1]}", f"StandaloneMM {stmm[1]}" if stmm else ""]
     shown = ", ".join(part for part in named if part)
     return ok(shown if stmm else f"{shown}; no log tells StandaloneMM's version")

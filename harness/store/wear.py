@@ -17,7 +17,6 @@ from harness.board import state_dir as place
 from harness.board.board import Board
 from harness.errors import HostError
 
-_FILE: Final = "wear.jsonl"
 # Boots write a little by themselves, and nobody counts boots.
 _WRITES_OF_BOOTS: Final = 16
 # A factor from less than this says nothing about the store.
@@ -53,7 +52,7 @@ class Ledger:
     @classmethod
     def of(cls, board: Board) -> Self:
         """The ledger of a started board, kept with its snapshot."""
-        return cls(place.directory(board.power, board.file) / _FILE)
+        return cls(place.directory(board.power, board.file) / "wear.jsonl")
 
     def add(self, entry: Entry) -> None:
         """Append one line, dated now (UTC)."""

@@ -13,9 +13,6 @@ from harness.truth.rows import Row
 from harness.truth.state import State
 from harness.truth.steps import GLOBAL_GUID, READ_BYTES, CannotTake, Plan
 
-_CONTENTS = ("after", "readback", "back", "read")
-_MODES = ("SetupMode", "SecureBoot", "VendorKeys", "AuditMode", "DeployedMode")
-
 
 @dataclass
 class Calls:
@@ -111,7 +108,7 @@ class Calls:
         for key in ("exists", "file", "file_left"):
             if isinstance(facts.get(key), bool):
                 yield from differs(key, facts[key], stat.ok)
-        for key in _CONTENTS:
+        for key in ("after", "readback", "back", "read"):
             yield from self._content(key, read, stat)
         if isinstance(facts.get("readback_len"), int):
             yield from differs("readback_len", facts["readback_len"], len(read.data) - 4)
@@ -123,7 +120,7 @@ class Calls:
                 yield from differs(key, facts[key], seen)
         if isinstance(facts.get("listing"), list):
             yield from self._listing(facts["listing"], listing)
-        for name in _MODES:
+        for name in ("SetupMode", "SecureBoot", "VendorKeys", "AuditMode", "DeployedMode"):
             if isinstance(facts.get(name), str):
                 content = self.state.look(f"{name}-{GLOBAL_GUID}").content or b""
                 yield from differs(name, facts[name], content[4:].hex())

@@ -30,7 +30,6 @@ from harness.truth.steps import (
 
 COMMAND_SECONDS = 90.0
 _UNNAMED = own_file("Unnamed")
-_COUNTERS = ("mmc rpmb read-counter", "counter")
 
 
 class GroupReplay:
@@ -101,7 +100,7 @@ class GroupReplay:
             raise CannotTake("the row states no outcome")
         if row.is_command:
             return self._take_command(row)
-        if row.op[0] in _COUNTERS:
+        if row.op[0] in ("mmc rpmb read-counter", "counter"):
             self._state.counter()
             return []
         self._file = self._subject(row)

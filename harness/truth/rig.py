@@ -24,8 +24,6 @@ from harness.power.section import Section
 from harness.truth.rows import VARIANTS
 from harness.truth.steps import CannotTake
 
-_PATIENCE = 4
-
 
 class Rig:
     """One board for one group after the other. Close it, or use it as a context manager."""
@@ -113,7 +111,7 @@ class Rig:
 
     def _wait_until_ready(self) -> None:
         """Every row counts on it, so a busy host is given more time than the board file gives."""
-        for _ in range(_PATIENCE):
+        for _ in range(4):
             self.board.wait_until_ready()
             standing = self.board.standing()
             if standing.bound and standing.writable:

@@ -20,7 +20,6 @@ _CERTDB_DIGEST = 32
 _CERTDB_EMPTY = 4
 _KEY_VARIABLES = ("PK", "KEK", "db", "dbx", "dbt", "dbr")
 _DF = re.compile(r"^efivarfs +(\d+) +(\d+) +(\d+) +(\d+)% ", re.MULTILINE)
-_KIBIBYTE = 1024
 
 
 def taken(write: Written, stored: bytes | None, certdb: int) -> int:
@@ -93,7 +92,7 @@ def free_of(outcome: Any) -> int | None:
 
 def _df(free: int, total_shown: int) -> tuple[int, int, int, int]:
     """total, used, available and percentage as df(1) rounds them: up."""
-    unit = 1 if total_shown == RECORDED.capacity else _KIBIBYTE
+    unit = 1 if total_shown == RECORDED.capacity else 1024
     used = RECORDED.capacity - free
     return (
         math.ceil(RECORDED.capacity / unit),

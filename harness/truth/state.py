@@ -39,9 +39,7 @@ STEP_SECONDS = 180.0
 """For one row: a relocating write takes up to half a minute on slow boards."""
 _CERTDB_GUID = "d9bee56e-75dc-49d9-b4d7-b534210f637a"
 _FILLER = f"F-{VENDOR_GUID}"
-_PLACEHOLDER = "Placeholder"
 _ATTEMPTS = 3
-_NEW_DATA = 8
 
 
 class StateUnknown(Exception):
@@ -358,7 +356,7 @@ class State:
         smallest = record_size(variable_name(name), 1)
         if last and smallest <= gap <= LARGEST_FILLER:
             return self._new(data_for(variable_name(name), gap))
-        return self._new(_NEW_DATA)
+        return self._new(8)
 
     def _new(self, size: int) -> bytes:
         self._serial += 1
@@ -444,7 +442,7 @@ class State:
             return
         with self._writable():
             for number in range(lacking):
-                self.create(f"{_PLACEHOLDER}{number}-{VENDOR_GUID}", self._new(1))
+                self.create(f"Placeholder{number}-{VENDOR_GUID}", self._new(1))
 
     def _boot_entries(self, entries: Mapping[str, str]) -> None:
         """efibootmgr shows every entry there is, those of failed creations too."""
