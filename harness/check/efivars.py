@@ -100,7 +100,8 @@ def writable(survey: Survey) -> Finding:
         return ok("rw, without anybody's help")
     if state.mount_read_only:
         fstab = target.lines("fstab")
-        by_fstab = any("ro" in line.split()[3].split(",") for line in fstab if _is_entry(line))
+        entries = [line.split() for line in fstab]
+        by_fstab = any("ro" in entry[3].split(",") for entry in entries if len(entry) > 3)
         return fail(
             "the mount is ro",
             cause="/etc/fstab mounts it ro: that flag stays when the driver binds"
@@ -139,10 +140,6 @@ def _once_the_card_is_quiet(survey: Survey, state: MountState) -> tuple[MountSta
             if not writes:
                 break
     return state, 0 if state.writable else writes
-
-
-def _is_entry(line: str) -> bool:
-    return len(line.split()) > 3
 
 
 def space(survey: Survey) -> Finding:

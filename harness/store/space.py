@@ -224,7 +224,7 @@ class StoreSpace:
                     board=self._board.name,
                 )
             self._remake(option)
-            self._remakes = self._made_again(before[option])
+            self._remakes = before[option] in self._boot_entries().values()
             if self._remakes:
                 return
         if not self._remakes:
@@ -233,9 +233,6 @@ class StoreSpace:
                 remedy="boot once with U-Boot's own boot manager; or reclaim by hand in its prompt",
                 board=self._board.name,
             )
-
-    def _made_again(self, content: bytes) -> bool:
-        return content in self._boot_entries().values()
 
     def _remake(self, option: VariableName) -> None:
         self._board.efivars.delete(option.name, option.guid)

@@ -178,7 +178,7 @@ def _action(
         return Action(text, (do.Open(fd, where, flags),), _ok, hidden)
     call = _CALL.fullmatch(text)
     if call and call[1] in _CALLS:
-        arguments = _arguments(call[2])
+        arguments = [one.strip() for one in _arguments(call[2])] if call[2] else []
         return _CALLS[call[1]](_Context(row, text, number, expected, made, auth), arguments)
     return _abstract(row, text, number, expected, made)
 
@@ -406,12 +406,8 @@ def _literal(text: str) -> str:
     return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)
 
 
-def _arguments(text: str) -> list[str]:
+def _arguments(text: str) -> Iterator[str]:
     """Arguments split at commas outside quotes and parentheses."""
-    return [one.strip() for one in _split(text)] if text else []
-
-
-def _split(text: str) -> Iterator[str]:
     quote, depth, word = "", 0, ""
     for char in text:
         if quote:
