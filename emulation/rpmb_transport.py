@@ -12,7 +12,6 @@ import threading
 from collections.abc import Callable
 
 from emulation.emmc.card import EmmcCard
-from emulation.optee.errors import TeeError
 from harness.formats.mmc import (
     EXT_CSD_REL_WR_SEC_C,
     EXT_CSD_RPMB_SIZE_MULT,
@@ -29,7 +28,7 @@ from harness.formats.rpmb import (
     kind_of,
     result_request,
 )
-from harness.formats.tee import TeeResult
+from harness.formats.tee import TeeError, TeeResult
 
 
 class RpmbTransport:

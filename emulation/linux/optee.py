@@ -18,7 +18,6 @@ from emulation.linux.kernel import KERN_ERR, Kernel, Task, current_task
 from emulation.linux.supplicant_queue import SupplicantQueue
 from emulation.linux.tee_bus import TeeBus, TeeDevice
 from emulation.linux.tee_core import PAGE_SIZE, SharedMemory, TeeContext
-from emulation.optee.errors import TeeError
 from emulation.optee.optee import (
     DEVICE_ENUMERATION_UUID,
     GET_DEVICES,
@@ -27,7 +26,7 @@ from emulation.optee.optee import (
     OpTee,
 )
 from emulation.rpmb_transport import RpmbTransport
-from harness.formats.tee import Param, ParamType, TeeOrigin, TeeResult
+from harness.formats.tee import Param, ParamType, TeeError, TeeOrigin, TeeResult
 from harness.formats.tee_ioctl import (
     RPC_RPMB,
     RPC_SHM_ALLOC,

@@ -25,8 +25,7 @@ from emulation.linux.tee_core import (
     SharedMemory,
     TeeContext,
 )
-from emulation.optee.errors import TeeError
-from harness.formats.tee import Param, ParamType, TeeOrigin, TeeResult
+from harness.formats.tee import Param, ParamType, TeeError, TeeOrigin, TeeResult
 from harness.formats.tee_ioctl import (
     BUF_DATA,
     CANCEL_ARG,

@@ -5,12 +5,11 @@ from typing import Any, Final
 
 from emulation.mutants.mutant import Mutant, Original
 from emulation.optee import stmm_partition
-from emulation.optee.errors import TeeError
 from emulation.optee.rpmb_client import RpmbClient
 from emulation.optee.rpmb_fs import FileHandle, RpmbFileSystem
 from harness.formats.rpmb import DATA_SIZE
 from harness.formats.rpmb_fs import FatEntry
-from harness.formats.tee import TeeResult
+from harness.formats.tee import TeeError, TeeResult
 
 _BOOT_WRITES: Final = 1000
 

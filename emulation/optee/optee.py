@@ -12,7 +12,6 @@ from uuid import UUID
 
 from emulation.faults import Faults
 from emulation.optee.config import OpTeeConfig, Release, Trace
-from emulation.optee.errors import TeeError
 from emulation.optee.rpmb_client import RpmbClient
 from emulation.optee.rpmb_fs import RpmbFileSystem
 from emulation.optee.stmm_partition import (
@@ -23,7 +22,7 @@ from emulation.optee.stmm_partition import (
     StoreFile,
 )
 from emulation.stmm.storage import SecureStorage
-from harness.formats.tee import Param, ParamType, TeeOrigin, TeeResult
+from harness.formats.tee import Param, ParamType, TeeError, TeeOrigin, TeeResult
 
 DEVICE_ENUMERATION_UUID: Final = UUID("7011a688-ddde-4053-a5a9-7b3c4ddf13b8")
 GET_DEVICES: Final = 0

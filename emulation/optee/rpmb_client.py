@@ -10,7 +10,6 @@ from typing import Final
 
 from emulation.optee import keys
 from emulation.optee.config import OpTeeConfig, Trace
-from emulation.optee.errors import TeeError
 from emulation.optee.keys import BlockCipher
 from harness.formats import rpmb
 from harness.formats.rpmb import (
@@ -25,7 +24,7 @@ from harness.formats.rpmb import (
     SupplicantCommand,
     response_type,
 )
-from harness.formats.tee import TeeResult
+from harness.formats.tee import TeeError, TeeResult
 
 MAX_ATTEMPTS: Final = 10
 """RPMB_MAX_RETRIES."""

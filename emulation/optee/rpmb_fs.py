@@ -9,7 +9,6 @@ from typing import Final
 from uuid import UUID
 
 from emulation.optee.config import OpTeeConfig, Trace
-from emulation.optee.errors import TeeError
 from emulation.optee.keys import BlockCipher, FileKeys
 from emulation.optee.pool import Pool
 from emulation.optee.rpmb_client import RpmbClient
@@ -22,7 +21,7 @@ from harness.formats.rpmb_fs import (
     FatFlags,
     PartitionHeader,
 )
-from harness.formats.tee import TeeResult
+from harness.formats.tee import TeeError, TeeResult
 
 ENTRIES_PER_READ: Final = 8
 """CFG_RPMB_FS_RD_ENTRIES."""

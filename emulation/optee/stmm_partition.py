@@ -10,11 +10,10 @@ from uuid import UUID
 
 from emulation.faults import Faults
 from emulation.optee.config import OpTeeConfig, Release, Trace
-from emulation.optee.errors import TeeError
 from emulation.optee.rpmb_fs import FileHandle, RpmbFileSystem
 from emulation.stmm.storage import SecureStorage
 from harness.formats.rpmb_fs import file_name
-from harness.formats.tee import Param, ParamType, TeeOrigin, TeeResult, param_types
+from harness.formats.tee import Param, ParamType, TeeError, TeeOrigin, TeeResult, param_types
 
 STMM_UUID: Final = UUID("ed32d533-99e6-4209-9cc0-2d72cdd998a7")
 COMMUNICATION_BUFFER: Final = 16384

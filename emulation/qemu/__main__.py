@@ -9,14 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from emulation.qemu import tree
-from emulation.qemu.archive import MIRROR, Downloads, read_lock
+from emulation.qemu.archive import MIRROR, BuildError, Downloads, read_lock
 from emulation.qemu.catalogue import (
     CATALOGUE,
     CATALOGUE_WITHOUT_OPTEE_CLIENT,
     SUPPLICANT,
 )
 from emulation.qemu.engine import Builder, disk_free, nice
-from emulation.qemu.errors import BuildError
 from emulation.qemu.images import publish
 from emulation.qemu.pieces import Piece, Plan, plan
 from emulation.qemu.progress import Reporter, clock

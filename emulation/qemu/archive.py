@@ -13,8 +13,6 @@ from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from emulation.qemu.errors import BuildError
-
 MIRROR = "http://deb.debian.org/debian"
 LOCK = Path(__file__).with_name("packages.lock")
 _TIMEOUT_SECONDS = 60.0
@@ -23,6 +21,18 @@ _CHUNK = 1 << 20
 
 # What dpkg finds under these names in a merged file system; the tree is made with them first.
 MERGED = ("bin", "lib", "lib64", "sbin")
+
+
+class BuildError(Exception):
+    """A piece cannot be built: ``what`` happened, and the ``remedy``."""
+
+    def __init__(self, what: str, remedy: str) -> None:
+        super().__init__(what)
+        self.what = what
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.what}\n  {self.remedy}"
 
 
 @dataclass(frozen=True)

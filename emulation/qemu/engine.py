@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from emulation.qemu import tree
-from emulation.qemu.archive import ArchiveFile, Downloads, unpack_packages
-from emulation.qemu.errors import BuildError
+from emulation.qemu.archive import ArchiveFile, BuildError, Downloads, unpack_packages
 from emulation.qemu.pieces import Piece, Plan, Script, Step, Unpack
 
 _TOOLS = "tools"

@@ -10,8 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from emulation.qemu.archive import LOCK, MIRROR, ArchiveFile
-from emulation.qemu.errors import BuildError
+from emulation.qemu.archive import LOCK, MIRROR, ArchiveFile, BuildError
 
 Paragraph = Mapping[str, str]
 

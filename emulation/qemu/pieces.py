@@ -5,8 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from emulation.qemu.archive import ArchiveFile
-from emulation.qemu.errors import BuildError
+from emulation.qemu.archive import ArchiveFile, BuildError
 
 
 @dataclass(frozen=True)

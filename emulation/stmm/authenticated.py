@@ -11,11 +11,22 @@ from enum import Enum
 from typing import Final, Self
 
 from emulation.stmm import pkcs7, signature_lists
-from emulation.stmm.attributes import APPEND, AT, AW, BS, NV, RT
 from emulation.stmm.cert_db import CERT_DB, CERT_DB_VOLATILE, CertDb
 from emulation.stmm.config import StmmConfig
 from emulation.stmm.refusal import Refused, refuse_if
-from emulation.stmm.store import Change, Key, Record, Variables, is_not_later
+from emulation.stmm.store import (
+    APPEND,
+    AT,
+    AW,
+    BS,
+    NV,
+    RT,
+    Change,
+    Key,
+    Record,
+    Variables,
+    is_not_later,
+)
 from emulation.stmm.var_check import READ_ONLY, Property
 from harness.formats.authentication import (
     CERT_DATA_OFFSET,

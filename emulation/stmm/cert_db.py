@@ -8,10 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from emulation.stmm.attributes import AT, BS, NV, RT
 from emulation.stmm.config import StmmConfig
 from emulation.stmm.refusal import Refused, refuse_if
-from emulation.stmm.store import Change, Key, Record, Variables
+from emulation.stmm.store import AT, BS, NV, RT, Change, Key, Record, Variables
 from harness.formats.efi import CERT_DB_GUID, EfiStatus, encode_name
 
 CERT_DB: Final[Key] = (encode_name("certdb"), CERT_DB_GUID.bytes_le)

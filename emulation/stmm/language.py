@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
 
-from emulation.stmm.attributes import BS, NV, RT
 from emulation.stmm.refusal import Refused, refuse_if
-from emulation.stmm.store import Change, Variables
+from emulation.stmm.store import BS, NV, RT, Change, Variables
 from harness.formats.efi import GLOBAL_VARIABLE_GUID, EfiStatus, encode_name
 
 _LANG: Final = encode_name("Lang")

@@ -7,10 +7,9 @@ from contextlib import suppress
 from functools import partial
 from typing import Final
 
-from emulation.stmm.attributes import BS, NV, RT
 from emulation.stmm.config import StmmConfig
 from emulation.stmm.refusal import Refused, refuse_if
-from emulation.stmm.store import Change, Variables
+from emulation.stmm.store import BS, NV, RT, Change, Variables
 from harness.formats.efi import (
     MEMORY_OVERWRITE_CONTROL_GUID,
     MEMORY_OVERWRITE_LOCK_GUID,

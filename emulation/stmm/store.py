@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from emulation.stmm.attributes import APPEND, BS, HR, RT
-from harness.formats.efi import EfiTime
+from harness.formats.efi import Attributes, EfiTime
 from harness.formats.variable_store import (
     STATE_ADDED,
     STATE_ADDED_IN_TRANSITION,
@@ -22,6 +21,15 @@ from harness.formats.variable_store import (
     VariableHeader,
     align,
 )
+
+# Attributes as plain integers, which messages and flash hold.
+NV: Final = int(Attributes.NON_VOLATILE)
+BS: Final = int(Attributes.BOOTSERVICE_ACCESS)
+RT: Final = int(Attributes.RUNTIME_ACCESS)
+HR: Final = int(Attributes.HARDWARE_ERROR_RECORD)
+AW: Final = int(Attributes.AUTHENTICATED_WRITE_ACCESS)
+AT: Final = int(Attributes.TIME_BASED_AUTHENTICATED_WRITE_ACCESS)
+APPEND: Final = int(Attributes.APPEND_WRITE)
 
 _UNSET: Final = 0xFFFFFFFF
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Final, Protocol
 from uuid import UUID
 
-from emulation.optee.errors import TeeError
 from emulation.optee.optee import OpTee
 from emulation.optee.stmm_partition import CMD_COMMUNICATE, STMM_UUID
 from harness.formats.efi import Attributes, EfiStatus, decode_name, encode_name
@@ -31,7 +30,7 @@ from harness.formats.mm import (
     VariableProperty,
     spm_status,
 )
-from harness.formats.tee import Param
+from harness.formats.tee import Param, TeeError
 
 NV_BS_RT: Final = int(
     Attributes.NON_VOLATILE | Attributes.BOOTSERVICE_ACCESS | Attributes.RUNTIME_ACCESS

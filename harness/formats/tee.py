@@ -64,6 +64,15 @@ class TeeOrigin(IntEnum):
     TRUSTED_APP = 4
 
 
+class TeeError(Exception):
+    """A call ended with a result other than SUCCESS; ``origin`` tells who said so."""
+
+    def __init__(self, result: TeeResult, origin: TeeOrigin = TeeOrigin.TEE) -> None:
+        super().__init__(f"{result.name} from {origin.name}")
+        self.result = result
+        self.origin = origin
+
+
 class ParamType(IntEnum):
     """Type of one parameter of a session or an invocation."""
 

@@ -11,12 +11,11 @@ import pytest
 from emulation.emmc.image import RpmbImage
 from emulation.linux.kernel import Task
 from emulation.machine import Machine
-from emulation.optee.errors import TeeError
 from emulation.options import BoardOptions, OptionError
 from emulation.userland.system.tee_supplicant import EmulatedRpmb
 from harness.formats.mm import MM_VARIABLE_GUID
 from harness.formats.rpmb import OPTEE_TEST_KEY
-from harness.formats.tee import TeeResult
+from harness.formats.tee import TeeError, TeeResult
 from tests.emulation.conftest import EmulatedBoard
 from tests.emulation.rig import MakeRig, errno_of
 

@@ -22,12 +22,11 @@ from emulation.linux.kernel import Kernel, Killed, Task, running
 from emulation.linux.optee import OpteeDriver
 from emulation.linux.tee_bus import BusDriver, TeeDevice
 from emulation.linux.tee_ioctl import TeeFile, TeeNode
-from emulation.optee.errors import TeeError
 from emulation.optee.optee import OpTee
 from emulation.optee.stmm_partition import STMM_UUID
 from emulation.stmm.storage import SecureStorage
 from harness.formats import tee_ioctl as abi
-from harness.formats.tee import Param, ParamType, TeeResult
+from harness.formats.tee import Param, ParamType, TeeError, TeeResult
 from harness.formats.tee_ioctl import IoctlParam
 from tests.emulation.supplicant_thread import LocalMemory, address_of
 from tests.emulation.test_kernel import in_thread

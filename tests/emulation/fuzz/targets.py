@@ -15,7 +15,6 @@ from uuid import UUID
 from emulation.emmc.card import EmmcCard
 from emulation.emmc.image import IMAGE_BYTES, RpmbImage
 from emulation.emmc.rpmb import PROFILES, RpmbPartition
-from emulation.optee.errors import TeeError
 from emulation.optee.optee import OpTee
 from emulation.rpmb_transport import RpmbTransport
 from emulation.stmm.standalone_mm import StandaloneMm
@@ -34,6 +33,7 @@ from harness.formats.mm import (
     VarCheckProperty,
     VariableFunction,
 )
+from harness.formats.tee import TeeError
 from tests.emulation.fuzz.engine import Target
 from tests.emulation.memory_storage import MemoryStorage
 from tests.emulation.stmm_client import VENDOR, Partition
