@@ -109,7 +109,7 @@ def board(state: Path, variant: Variant, flash: Path | None = None) -> Iterator[
         shutil.copy(flash, state)
     rig = Rig(state, variant=variant)
     rig.boot(supplicant=variant != "mm-kernel-rpmb")
-    rig.wait(lambda: not rig.machine.efivarfs.read_only)
+    rig.wait(lambda: not rig.machine.running.efivarfs.read_only)
     try:
         yield rig
     finally:
@@ -186,8 +186,8 @@ def growth(folder: Path) -> None:
 
 def relist(rig: Rig) -> float:
     """Seconds to mount efivarfs, which asks for every name and size."""
-    rig.machine.efivarfs.unmount()
-    return seconds(lambda: rig.machine.efivarfs.mount(task=ROOT))
+    rig.machine.running.efivarfs.unmount()
+    return seconds(lambda: rig.machine.running.efivarfs.mount(task=ROOT))
 
 
 def main() -> None:

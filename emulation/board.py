@@ -147,7 +147,7 @@ class RunningBoard:
                 await asyncio.to_thread(self._machine.crash)
             else:
                 for words in _LAST_WORDS.get(action, ())[1:]:
-                    self._machine.kernel.printk(words, 5)
+                    self._machine.running.kernel.printk(words, 5)
             self._drop(graceful=True)
             self.powered = action not in ("poweroff",)
             if action in ("reboot", "reset"):
@@ -155,7 +155,7 @@ class RunningBoard:
 
     async def _stop_orderly(self, system: _System, action: str) -> None:
         """What the service manager does before it asks the kernel to end."""
-        kernel = self._machine.kernel
+        kernel = self._machine.running.kernel
         system.getty.stop()
         await system.supplicant.stop()
         await system.sshd.stop()
@@ -238,8 +238,8 @@ class RunningBoard:
         from emulation.userland.jail.jail import Jail
 
         machine, files = self._machine, self._files
-        journal = Journal(machine.hostname)
-        machine.kernel.log.listen(lambda record: journal.add("kernel", record.text))
+        journal = Journal(machine.options.hostname)
+        machine.running.kernel.log.listen(lambda record: journal.add("kernel", record.text))
         units = UnitTable()
         manager = Manager(
             Systemctl(units, journal, self),
@@ -259,7 +259,7 @@ class RunningBoard:
             manager.close()
             raise
         self._jail = jail
-        machine.efivarfs.on_read_only = jail.set_efivarfs_read_only
+        machine.running.efivarfs.on_read_only = jail.set_efivarfs_read_only
         tty = BoardTty(self._line, jail)
         emulating = self._options.supplicant == "emulation"
         argv = (rootfs.SUPPLICANT_PROGRAM, *(["--rpmb-emu"] if emulating else []))
@@ -279,23 +279,23 @@ class RunningBoard:
         if self._options.mount == "none":
             return False
         try:
-            self._machine.efivarfs.mount(task=Task.kernel("systemd"))
+            self._machine.running.efivarfs.mount(task=Task.kernel("systemd"))
         except OSError:
             return False
         return True
 
     def _plan(self, control: Path, mounted: bool) -> JailPlan:
         machine, files, options = self._machine, self._files, self._options
-        kernel = machine.kernel
+        kernel = machine.running.kernel
         drop_ins = (
             PlacedFile(path, text.encode()) for path, text in supplicant_unit(options).drop_ins
         )
         filesystems = (
-            FuseMount("/sys", machine.sysfs, "sysfs", SYSFS_MAGIC),
-            FuseMount(rootfs.EFIVARFS_AT, machine.efivarfs, "efivarfs", EFIVARFS_MAGIC),
+            FuseMount("/sys", machine.running.sysfs, "sysfs", SYSFS_MAGIC),
+            FuseMount(rootfs.EFIVARFS_AT, machine.running.efivarfs, "efivarfs", EFIVARFS_MAGIC),
         )
         return JailPlan(
-            hostname=machine.hostname,
+            hostname=machine.options.hostname,
             filesystems=filesystems,
             nodes=machine.nodes,
             binds=(*files.binds, Bind(control, SOCKET_IN_BOARD, writable=True)),
@@ -303,11 +303,11 @@ class RunningBoard:
             symlinks={**files.symlinks, f"/dev/{TTY}": "pts/0", "/dev/console": TTY},
             directories=files.directories,
             open_hooks={
-                **{path: _text_hook(text) for path, text in machine.proc_files.items()},
+                **{path: _text_hook(text) for path, text in machine.running.proc_files.items()},
                 "/dev/kmsg": lambda task, flags: KmsgReader(kernel, self._poke),
                 "/proc/sysrq-trigger": SysRq(machine, self._end_from_kernel).sink,
             },
-            efivarfs_read_only=machine.efivarfs.read_only,
+            efivarfs_read_only=machine.running.efivarfs.read_only,
             efivarfs_at_boot=mounted,
             efivarfs_mount_read_only=options.mount == "read-only",
             host_programs=files.host_programs,
@@ -329,7 +329,9 @@ class RunningBoard:
 
     def _after_init(self) -> None:
         if self._system is not None and not self._switch.locked():
-            self._machine.kernel.printk("Kernel panic - not syncing: Attempted to kill init!", 0)
+            self._machine.running.kernel.printk(
+                "Kernel panic - not syncing: Attempted to kill init!", 0
+            )
             self._drop(graceful=True)
 
     async def _sshd_on(self, jail: Jail) -> None:

@@ -3,8 +3,6 @@
 Source: truth log-console-boot1-fresh, log-kernel-rpmb-y.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 

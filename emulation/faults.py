@@ -4,14 +4,12 @@ A layer names the places where it can fail and asks :meth:`Faults.point` each ti
 :data:`POINTS` is the list of all of them; ``docs/faults.md`` shows it with the consequences.
 """
 
-from __future__ import annotations
-
 import difflib
 import re
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Self
 
 _SPEC: Final = re.compile(
     r"(?P<point>[\w.-]+)(:(?P<nth>\d+)(?P<onwards>\+)?)?=(?P<action>[\w-]+)(:(?P<argument>\w+))?"
@@ -123,7 +121,7 @@ class Fault:
     action: Action
 
     @classmethod
-    def parse(cls, spec: str) -> Fault:
+    def parse(cls, spec: str) -> Self:
         """Read ``POINT[:N[+]]=ACTION[:ARGUMENT]``; FaultSpecError."""
         match = _SPEC.fullmatch(spec)
         if match is None or match["nth"] == "0":

@@ -3,8 +3,6 @@
 A power cut is the disappearance of every object but the flash.
 """
 
-from __future__ import annotations
-
 import threading
 import time
 import uuid
@@ -39,7 +37,7 @@ from emulation.optee.config import OpTeeConfig
 from emulation.optee.optee import OpTee
 from emulation.options import BoardOptions, DriverLoading
 from emulation.rpmb_transport import RpmbTransport
-from emulation.uboot.boot import Uboot, UbootWorld
+from emulation.uboot.boot import Uboot
 from emulation.uboot.variables import FileVariables, StmmVariables, VariableServices
 from harness.formats.efi import GLOBAL_VARIABLE_GUID
 from harness.formats.mmc import MMC_SECTOR, RPMB_UNIT
@@ -68,28 +66,26 @@ class _Supply:
 
 
 @dataclass(frozen=True)
-class _System:
+class System:
     """What exists from power-on to power cut."""
 
-    optee: OpTee
+    secure_world: OpTee
     kernel: Kernel
-    driver: OpteeDriver
+    optee: OpteeDriver
+    """The kernel's OP-TEE driver, with the tee bus."""
     efivarfs: Efivarfs
     pstore: EfiPstore
-    stmm: TeeStmmEfi
     modules: ModuleLoader
     mmc: MmcBlock
     sysfs: Sysfs
     proc_files: dict[str, ProcFile]
+    """Files below /proc that differ from the host's."""
     boot_id: str
+    """Random, new at every power-on."""
 
 
 class Machine:
-    """One board; ``state`` holds what survives: the RPMB image, the user area, U-Boot's file.
-
-    Everything about a running system (``kernel``, ``efivarfs`` ...) is that of the last power-on
-    and raises RuntimeError before the first.
-    """
+    """One board; ``state`` holds what survives: the RPMB image, the user area, U-Boot's file."""
 
     def __init__(self, options: BoardOptions, state: Path) -> None:
         self.options = options
@@ -100,12 +96,7 @@ class Machine:
         self._image: RpmbImage | None = None
         self._card: EmmcCard | None = None
         self._supply = _Supply(lost=True)
-        self._system: _System | None = None
-
-    @property
-    def hostname(self) -> str:
-        """The board's host name."""
-        return self.options.hostname
+        self._system: System | None = None
 
     @property
     def release(self) -> str:
@@ -137,70 +128,35 @@ class Machine:
         return self._card
 
     @property
-    def kernel(self) -> Kernel:
-        """The kernel."""
-        return self._running.kernel
-
-    @property
-    def boot_id(self) -> str:
-        """Random, new at every power-on."""
-        return self._running.boot_id
-
-    @property
-    def optee(self) -> OpteeDriver:
-        """The kernel's OP-TEE driver, with the tee bus."""
-        return self._running.driver
-
-    @property
-    def secure_world(self) -> OpTee:
-        """OP-TEE itself."""
-        return self._running.optee
-
-    @property
-    def efivarfs(self) -> Efivarfs:
-        """The efivarfs."""
-        return self._running.efivarfs
-
-    @property
-    def sysfs(self) -> Sysfs:
-        """The file system of /sys."""
-        return self._running.sysfs
-
-    @property
-    def mmc(self) -> MmcBlock:
-        """The MMC block driver."""
-        return self._running.mmc
-
-    @property
-    def modules(self) -> ModuleLoader:
-        """The module loader."""
-        return self._running.modules
-
-    @property
-    def proc_files(self) -> dict[str, ProcFile]:
-        """Files below /proc that differ from the host's."""
-        return self._running.proc_files
+    def running(self) -> System:
+        """The system of the last power-on; RuntimeError before the first."""
+        if self._system is None:
+            raise RuntimeError("the board was never switched on")
+        return self._system
 
     @property
     def nodes(self) -> tuple[DeviceNode, ...]:
         """The device nodes of the eMMC and the TEE."""
-        rpmb = MmcNode(self.mmc, RPMB)
+        rpmb = MmcNode(self.running.mmc, RPMB)
         rpmb_node = DeviceNode("/dev/mmcblk0rpmb", rpmb, sysfs_tree.RPMB_MAJOR, 0)
         served = self.options.supplicant_user == "tee"
-        tee, privileged = TeeNode("tee0", self.optee), TeeNode("teepriv0", self.optee)
+        tee, privileged = (
+            TeeNode("tee0", self.running.optee),
+            TeeNode("teepriv0", self.running.optee),
+        )
         tee_major = sysfs_tree.TEE_MAJOR
         minor = sysfs_tree.TEE_PRIVILEGED_MINOR
         disks = (
             DeviceNode(
                 f"/dev/{disk.name}",
-                MmcNode(self.mmc, disk.name),
+                MmcNode(self.running.mmc, disk.name),
                 disk.major,
                 disk.minor,
                 storage=disk,
                 mode=0o660,
                 gid=_DISK_GROUP,
             )
-            for disk in self.mmc.disks.values()
+            for disk in self.running.mmc.disks.values()
         )
         return (
             *disks,
@@ -215,12 +171,6 @@ class Machine:
                 gid=TEE_GROUP if served else 0,
             ),
         )
-
-    @property
-    def _running(self) -> _System:
-        if self._system is None:
-            raise RuntimeError("the board was never switched on")
-        return self._system
 
     # Power
 
@@ -238,7 +188,7 @@ class Machine:
             faults=self.faults,
         )
         supply = self._supply = _Supply()
-        optee.normal_world = UbootWorld(card, supply.check)
+        optee.normal_world = RpmbTransport(card, supply.check)
         tables = self._run_firmware(optee, console)
         self._start_linux(card, optee, tables, console)
 
@@ -259,24 +209,12 @@ class Machine:
 
     # What root does
 
-    def find_module(self, name: str) -> None:
-        """FileNotFoundError when the board has no such module, loadable or built in."""
-        self.modules.find(name)
-
-    def modprobe(self, name: str, *, task: Task | None = None) -> None:
-        """Load a module; FileNotFoundError when there is none, OSError of its init function."""
-        self.modules.modprobe(name, task=task or current_task())
-
-    def rmmod(self, name: str, *, task: Task | None = None) -> None:
-        """Remove a module; FileNotFoundError when it is not loaded, OSError when in use."""
-        self.modules.rmmod(name, task=task or current_task())
-
     def crash(self, reason: str = "sysrq triggered crash") -> None:
         """Panic: record the log by efi_pstore, then stand still until the power is cut."""
-        kernel = self.kernel
+        kernel = self.running.kernel
         kernel.printk(f"Kernel panic - not syncing: {reason}", KERN_EMERG)
         log = "\n".join(str(record) for record in kernel.log.records(0))
-        self._running.pstore.dump("Panic", log.encode(), task=Task.kernel("panic"))
+        self.running.pstore.dump("Panic", log.encode(), task=Task.kernel("panic"))
         kernel.printk(f"---[ end Kernel panic - not syncing: {reason} ]---", KERN_EMERG)
 
     # Boot
@@ -358,13 +296,13 @@ class Machine:
         sysfs = Sysfs(
             sysfs_tree.build(driver, card, tuple(mmc.disks.values()), modules), booted=time.time()
         )
-        self._system = _System(
-            optee, kernel, driver, efivarfs, pstore, stmm, modules, mmc, sysfs, files, boot_id
+        self._system = System(
+            optee, kernel, driver, efivarfs, pstore, modules, mmc, sysfs, files, boot_id
         )
         self._boot_kernel(tables, runtime)
 
     def _boot_kernel(self, tables: FirmwareTables, runtime: EfiRuntime) -> None:
-        kernel, card, options = self.kernel, self.card, self.options
+        kernel, card, options = self.running.kernel, self.card, self.options
 
         def log(lines: Iterable[str]) -> None:
             for line in lines:
@@ -389,11 +327,11 @@ class Machine:
         if runtime.services:
             runtime.register_generic(task=boot)
         if options.driver == "auto":
-            self.optee.bus.on_added(self._uevent)
+            self.running.optee.bus.on_added(self._uevent)
         if options.driver == "builtin":
-            self.modules.available["tee_stmm_efi"].start(boot)
-        self.optee.start()
-        disks = self.mmc.disks.values()
+            self.running.modules.available["tee_stmm_efi"].start(boot)
+        self.running.optee.start()
+        disks = self.running.mmc.disks.values()
         log(
             boot_log.card_found(
                 card.cid[3:9].decode("ascii", "replace"),
@@ -403,11 +341,11 @@ class Machine:
             )
         )
         log(boot_log.LATE_KERNEL)
-        self.modprobe("efivarfs", task=boot)
+        self.running.modules.modprobe("efivarfs", task=boot)
 
     def _uevent(self, device: TeeDevice) -> None:
         """udev loads what the device's alias names, on a worker that it kills when it hangs."""
-        modules, kernel = self.modules, self.kernel
+        modules, kernel = self.running.modules, self.running.kernel
         worker = Task(pid=0, comm="(udev-worker)")
         finished = threading.Event()
 

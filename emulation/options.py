@@ -1,11 +1,9 @@
 """What kind of board is emulated: a frozen record, written as ``key=value`` on the command line."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Final, Literal, Self, get_args, get_origin, get_type_hints
 
 from emulation.faults import Fault, FaultSpecError
 
@@ -137,7 +135,7 @@ class BoardOptions:
         return self.variant == "mm-kernel-rpmb"
 
     @classmethod
-    def parse(cls, words: Iterable[str] = ()) -> BoardOptions:
+    def parse(cls, words: Iterable[str] = ()) -> Self:
         """Build the record from ``key=value`` words; the last of two equal keys wins (of ``fault``:
         both).
 

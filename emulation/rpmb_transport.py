@@ -12,7 +12,6 @@ import threading
 from collections.abc import Callable
 
 from emulation.emmc.card import EmmcCard
-from emulation.optee.errors import TeeError
 from harness.formats.mmc import (
     EXT_CSD_REL_WR_SEC_C,
     EXT_CSD_RPMB_SIZE_MULT,
@@ -29,11 +28,11 @@ from harness.formats.rpmb import (
     kind_of,
     result_request,
 )
-from harness.formats.tee import TeeResult
+from harness.formats.tee import TeeError, TeeResult
 
 
 class RpmbTransport:
-    """Carries requests straight to the card; thread-safe.
+    """Carries requests straight to the card; thread-safe. OP-TEE's normal world while U-Boot runs.
 
     ``check_power`` raises PowerLost once the caller's world has no power any more.  ``claim`` keeps
     other users of the card out of a sequence of commands.
@@ -49,7 +48,7 @@ class RpmbTransport:
         self._check_power = check_power
         self._lock = claim or threading.Lock()
 
-    def process(self, request: bytes, reply_size: int) -> bytes:
+    def rpmb_rpc(self, request: bytes, reply_size: int) -> bytes:
         """Carry out one ``rpmb_req`` message; raises TeeError with the code the sender gets."""
         try:
             header = RequestHeader.unpack(request)

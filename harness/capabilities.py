@@ -5,12 +5,10 @@ board file may pin a value (an assertion): pinned true and measured absent fails
 absent skips. What the kernel series promises fails whenever it is absent.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
+from typing import Final, Self
 from uuid import UUID
 
 from harness.consents import Consent
@@ -82,7 +80,7 @@ class Capability(StrEnum):
     measurement: Measurement
 
     # mypy takes Capability("name") for a call of this.
-    def __new__(cls, measurement: Measurement | str) -> Capability:
+    def __new__(cls, measurement: Measurement | str) -> Self:
         assert isinstance(measurement, Measurement)
         made = str.__new__(cls, measurement.name)
         made._value_ = measurement.name

@@ -40,17 +40,15 @@ AUTHENTICATED: Final = (
 """Attributes 0x27: a time-based authenticated variable."""
 APPENDED: Final = AUTHENTICATED | Attributes.APPEND_WRITE
 
-_KEY_BITS: Final = 2048
 _VALID: Final = (
     datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC),
     datetime.datetime(2049, 12, 31, tzinfo=datetime.UTC),
 )
-_SECONDS_A_DAY: Final = 86400
 
 
 def moment(seconds: int) -> EfiTime:
     """The time stamp ``seconds`` after 2026-01-01 00:00:00; up to 31 days."""
-    days, rest = divmod(seconds, _SECONDS_A_DAY)
+    days, rest = divmod(seconds, 86400)
     return EfiTime(2026, 1, 1 + days, rest // 3600, rest // 60 % 60, rest % 60)
 
 
@@ -67,7 +65,7 @@ class Signer:
         """A new pair; takes a tenth of a second."""
         from cryptography.hazmat.primitives.asymmetric import rsa
 
-        key = rsa.generate_private_key(65537, _KEY_BITS)
+        key = rsa.generate_private_key(65537, 2048)
         return cls(_certificate(common_name, key), key)
 
     @classmethod

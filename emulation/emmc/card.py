@@ -4,8 +4,6 @@ Source: JESD84-B51 6.10, 7.2 - 7.4; stack 1.5 and 1.6; QE emmc_set_ext_csd for t
 recorded board.
 """
 
-from __future__ import annotations
-
 import errno
 import struct
 from typing import Final

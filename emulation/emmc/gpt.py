@@ -3,8 +3,6 @@
 Source: UEFI 2.10 5.2.3 and 5.3; K6 block/partitions/efi.c for what makes a table valid.
 """
 
-from __future__ import annotations
-
 import struct
 import zlib
 from collections.abc import Sequence

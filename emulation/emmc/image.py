@@ -13,15 +13,13 @@ Layout: the half sectors of the whole 16-bit address space (what a card without 
 reaches beyond its partition), sparse; then the key record; then the journal slots.
 """
 
-from __future__ import annotations
-
 import fcntl
 import mmap
 import os
 import struct
 import zlib
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 from harness.formats.rpmb import DATA_SIZE, SIZE_UNIT
 
@@ -53,13 +51,15 @@ class RpmbImage:
         self._descriptor = descriptor
         self.size_mult = size_mult
         """Capacity in units of 128 KiB."""
-        self._counter = 0
+        self.write_counter = 0
+        """The write counter."""
         self._turn = 0
         self._recover()
-        self._key = self._read_key()
+        self.key = self._read_key()
+        """The authentication key, or None on a blank part."""
 
     @classmethod
-    def open(cls, path: Path, size_mult: int = 16) -> RpmbImage:
+    def open(cls, path: Path, size_mult: int = 16) -> Self:
         """Open the image at ``path``, or make a blank one of ``size_mult`` * 128 KiB.
 
         Raises ImageError if the file is something else, has another size or is in use, OSError
@@ -93,7 +93,7 @@ class RpmbImage:
             raise
 
     @classmethod
-    def in_memory(cls, size_mult: int = 16) -> RpmbImage:
+    def in_memory(cls, size_mult: int = 16) -> Self:
         """A blank image that lives as long as the object."""
         _check_size(size_mult)
         return cls(mmap.mmap(-1, IMAGE_BYTES), size_mult)
@@ -110,20 +110,10 @@ class RpmbImage:
         """Half sectors of the partition."""
         return self.size_mult * SIZE_UNIT // DATA_SIZE
 
-    @property
-    def key(self) -> bytes | None:
-        """The authentication key, or None on a blank part."""
-        return self._key
-
-    @property
-    def write_counter(self) -> int:
-        """The write counter."""
-        return self._counter
-
     def program_key(self, key: bytes) -> None:
         """Store the key, 32 bytes."""
         _KEY.pack_into(self._medium, _KEY_OFFSET, key, _key_check(key))
-        self._key = key
+        self.key = key
 
     def read(self, address: int, count: int = 1) -> bytes:
         """``count`` half sectors from ``address`` on; the address wraps as 16 bits do."""
@@ -140,7 +130,7 @@ class RpmbImage:
             raise ValueError(f"{len(data)} bytes are not up to {_MAX_BLOCKS} half sectors")
         self._record(counter, address, blocks, data)
         self._apply(address, data)
-        self._counter = counter
+        self.write_counter = counter
 
     def _record(self, counter: int, address: int, blocks: int, data: bytes) -> None:
         slot = _SLOT_OFFSETS[self._turn]
@@ -169,7 +159,7 @@ class RpmbImage:
                 newest = (counter, address, data)
                 self._turn = turn ^ 1
         if newest is not None:
-            self._counter, address, data = newest
+            self.write_counter, address, data = newest
             self._apply(address, data)
 
     def _read_key(self) -> bytes | None:

@@ -4,8 +4,6 @@ Source: JESD84-B51 6.6.22; stack 1.3, 1.4 and 1.7.  Where implementations differ
 a :class:`Profile` says whose behaviour this is.
 """
 
-from __future__ import annotations
-
 import errno
 from collections.abc import Mapping
 from dataclasses import dataclass

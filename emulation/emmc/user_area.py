@@ -6,12 +6,10 @@ special-051).  As with the RPMB (:mod:`emulation.emmc.image`), what was written 
 of this process at any instruction.
 """
 
-from __future__ import annotations
-
 import os
 import weakref
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 from uuid import UUID
 
 from emulation.emmc.gpt import ESP, ROOT_ARM64, Partition, write_table
@@ -38,7 +36,7 @@ class UserArea:
             write_table(self, _DISK, _factory_partitions(sectors))
 
     @classmethod
-    def open(cls, path: Path, sectors: int) -> UserArea:
+    def open(cls, path: Path, sectors: int) -> Self:
         """Open the file at ``path``, or make a new one as it comes from the factory.
 
         Raises ImageError if it belongs to a larger card, OSError where the host refuses.
@@ -50,7 +48,7 @@ class UserArea:
         return cls(descriptor, sectors)
 
     @classmethod
-    def in_memory(cls, sectors: int) -> UserArea:
+    def in_memory(cls, sectors: int) -> Self:
         """A new card's, for as long as the object lives."""
         return cls(os.memfd_create("user-area", os.MFD_CLOEXEC), sectors)
 

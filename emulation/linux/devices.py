@@ -1,7 +1,5 @@
 """Devices that a program opens below /dev, as their drivers see it: open files and their ioctls."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Protocol
 

@@ -5,17 +5,12 @@ that driver bound nothing is ever recorded.  Source: K6 drivers/firmware/efi/efi
 fs/pstore/platform.c.
 """
 
-from __future__ import annotations
-
-import errno
-import re
 import time
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
 
-from emulation.linux.efivars import NULL_GUID, Efivars
+from emulation.linux.efivars import Efivars
 from emulation.linux.kernel import Kernel, Task, running
 from harness.formats.efi import LINUX_CRASH_GUID, EfiStatus
 
@@ -25,21 +20,6 @@ _NV_BS_RT: Final = 7
 _TYPE_DMESG: Final = 0
 _WINDOW_BITS: Final = -12
 """Raw deflate with the window that pstore uses."""
-_NAME: Final = re.compile(r"dump-type(\d+)-(\d+)-(-?\d+)-(\d+)-([CD])")
-
-
-@dataclass(frozen=True)
-class PstoreRecord:
-    """One part of a dump: its variable's name, its number in /sys/fs/pstore, its text."""
-
-    variable: str
-    identity: int
-    text: bytes
-
-    @property
-    def file_name(self) -> str:
-        """Name in /sys/fs/pstore."""
-        return f"dmesg-efi_pstore-{self.identity}"
 
 
 class EfiPstore:
@@ -82,35 +62,6 @@ class EfiPstore:
             newest = newest[:-room]
         return stored
 
-    def records(self, *, task: Task) -> list[PstoreRecord]:
-        """All stored parts; OSError EIO when the firmware fails, EINTR when interrupted."""
-        found: list[PstoreRecord] = []
-        name, guid = "", NULL_GUID
-        with running(task), self._efivars.locked(task) as operations:
-            while True:
-                reply = operations.get_next_variable(name, guid, _RECORD_BYTES)
-                if reply.status == EfiStatus.NOT_FOUND:
-                    return found
-                if reply.status != EfiStatus.SUCCESS:
-                    raise OSError(errno.EIO, "GetNextVariableName")
-                name, guid = reply.name, reply.guid
-                match = _NAME.fullmatch(name)
-                if guid != LINUX_CRASH_GUID or match is None:
-                    continue
-                content = operations.get_variable(name, guid, _RECORD_BYTES)
-                if content.data is None:
-                    raise OSError(errno.EIO, "GetVariable")
-                found.append(_record(match, content.data))
-
-    def erase(self, record: PstoreRecord, *, task: Task) -> None:
-        """Delete a part; OSError EIO when the firmware refuses."""
-        with running(task):
-            status = self._efivars.set_variable(
-                record.variable, LINUX_CRASH_GUID, _NV_BS_RT, b"", task=task
-            )
-        if status not in (EfiStatus.SUCCESS, EfiStatus.NOT_FOUND):
-            raise OSError(errno.EIO, "SetVariable")
-
     def _write(self, part: int, text: bytes, task: Task) -> bool:
         packed = _deflate(text)
         kind, data = ("C", packed) if len(packed) < len(text) else ("D", text)
@@ -125,12 +76,6 @@ class EfiPstore:
         finally:
             self._efivars.unlock()
         return status == EfiStatus.SUCCESS
-
-
-def _record(match: re.Match[str], data: bytes) -> PstoreRecord:
-    _kind, part, dump, seconds = (int(field) for field in match.groups()[:4])
-    text = zlib.decompress(data, _WINDOW_BITS) if match[5] == "C" else data
-    return PstoreRecord(match[0], (seconds * 100 + part) * 1000 + dump, text)
 
 
 def _deflate(text: bytes) -> bytes:

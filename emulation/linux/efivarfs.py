@@ -5,8 +5,6 @@ Longer than other files because the kernel's is one piece: a superblock, its ino
 Source: stack 6, K6 and K7 fs/efivarfs (super.c, inode.c, file.c, vars.c).
 """
 
-from __future__ import annotations
-
 import errno
 import os
 import stat
@@ -15,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Final
+from typing import Final, Self
 from uuid import UUID
 
 from emulation.linux import efivarfs_names as names
@@ -38,7 +36,7 @@ from emulation.linux.kernel import (
     Task,
     running,
 )
-from emulation.linux.vfs import Attr, Entry, StatFs
+from emulation.linux.vfs import Attr, Entry, PlainFilesystem, StatFs
 from harness.formats.efi import LINUX_RANDOM_SEED_GUID, EfiStatus
 
 EFIVARFS_MAGIC: Final = 0xDE5E81E4
@@ -110,7 +108,7 @@ class MountOptions:
     gid: int = 0
 
     @classmethod
-    def parse(cls, text: str) -> MountOptions:
+    def parse(cls, text: str) -> Self:
         """Parse ``uid=N,gid=N``; OSError EINVAL for anything else."""
         values = {"uid": 0, "gid": 0}
         for option in filter(None, text.split(",")):
@@ -157,7 +155,7 @@ class _SpaceCache:
         return True
 
 
-class Efivarfs:
+class Efivarfs(PlainFilesystem):
     """The file-system type and its single superblock.
 
     Satisfies :class:`emulation.linux.vfs.Filesystem`.  Errors are OSError with the errno
@@ -188,7 +186,8 @@ class Efivarfs:
         self.read_only = True
         self.on_read_only: Callable[[bool], None] = lambda read_only: None
         self.options = MountOptions()
-        self._mounted = False
+        self.mounted = False
+        """Whether there is a superblock, that is at least one mount."""
         self._handle_numbers = count(1)
         self._handles: dict[int, _Handle] = {}
         self._inodes: dict[int, _Inode] = {}
@@ -199,11 +198,6 @@ class Efivarfs:
 
     # Superblock
 
-    @property
-    def mounted(self) -> bool:
-        """Whether there is a superblock, that is at least one mount."""
-        return self._mounted
-
     def mount(self, options: str = "", *, read_only: bool = False, task: Task) -> None:
         """A mount: the first one fills the superblock, later ones share it as it is.
 
@@ -213,15 +207,15 @@ class Efivarfs:
         if not self._efivars.available:
             raise OSError(errno.EOPNOTSUPP, "no EFI variables")
         parsed = MountOptions.parse(options)
-        if not self._mounted:
+        if not self.mounted:
             self.options = parsed
             self._fill(read_only, task)
-            self._mounted = True
+            self.mounted = True
 
     def unmount(self) -> None:
         """The last mount is gone, and the superblock with it."""
-        if self._mounted:
-            self._mounted = False
+        if self.mounted:
+            self.mounted = False
             self._kill()
 
     def reconfigure(self, *, read_only: bool) -> None:
@@ -428,10 +422,6 @@ class Efivarfs:
         if status not in (EfiStatus.SUCCESS, EfiStatus.NOT_FOUND):
             raise OSError(errno.EINVAL, "the firmware did not delete the variable")
         self._remove(inode)
-
-    def readlink(self, task: Task, ino: int) -> bytes:
-        """There are no links: EINVAL."""
-        raise OSError(errno.EINVAL, "not a link")
 
     # Inodes
 

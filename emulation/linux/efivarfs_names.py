@@ -3,8 +3,6 @@
 Source: stack 6.2 to 6.4, K6 fs/efivarfs/inode.c, super.c and vars.c, lib/ucs2_string.c.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from dataclasses import dataclass

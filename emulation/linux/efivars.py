@@ -5,8 +5,6 @@ chain; a semaphore is held while the firmware works.  Source: stack 5.4 and 5.5,
 drivers/firmware/efi/vars.c and efi.c.
 """
 
-from __future__ import annotations
-
 import errno
 from collections import deque
 from collections.abc import Callable, Iterator

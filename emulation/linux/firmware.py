@@ -5,12 +5,10 @@ SetVariable not at all.  Source: stack 8, UB lib/efi_loader (efi_runtime.c, efi_
 efi_variable.c, efi_variable_tee.c), K6 drivers/firmware/efi/efi.c.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntFlag
-from typing import Final
+from typing import Final, Self
 from uuid import UUID
 
 from emulation.linux.efivars import NULL_GUID, Efivars, NextVariableReply, SpaceReply, VariableReply
@@ -81,9 +79,7 @@ class FirmwareTables:
     own_store: bool = False
 
     @classmethod
-    def for_variant(
-        cls, variant: Variant, variables: Iterable[RuntimeVariable] = ()
-    ) -> FirmwareTables:
+    def for_variant(cls, variant: Variant, variables: Iterable[RuntimeVariable] = ()) -> Self:
         """The tables that the firmware of ``variant`` leaves with ``variables`` in RAM."""
         return cls(advertised_services(variant), tuple(variables), own_store=variant == "file")
 
@@ -172,19 +168,15 @@ class EfiRuntime:
     def __init__(self, kernel: Kernel, efivars: Efivars, tables: FirmwareTables) -> None:
         self._kernel = kernel
         self._efivars = efivars
-        self._services = tables.services
-        self._generic = GenericOperations(tables)
-
-    @property
-    def services(self) -> RuntimeService:
+        self.services = tables.services
         """The firmware's RTPROP mask; it stays when a TEE driver takes the variables over."""
-        return self._services
+        self._generic = GenericOperations(tables)
 
     @property
     def _usable(self) -> bool:
         # generic_ops_supported: firmware without variable services gets no operations at all.
         get_and_next = RuntimeService.GET_VARIABLE | RuntimeService.GET_NEXT_VARIABLE_NAME
-        return bool(self._services & get_and_next) and (
+        return bool(self.services & get_and_next) and (
             self._generic.get_next_variable("", NULL_GUID, 0).status != EfiStatus.UNSUPPORTED
         )
 

@@ -5,8 +5,6 @@ supervisor; each thread acts for one :class:`Task`.  :meth:`Kernel.wait` is the 
 model code sleeps, so a fatal signal or a power cut can end every sleep.
 """
 
-from __future__ import annotations
-
 import threading
 import time
 from collections import deque
@@ -14,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Self
 
 from emulation.faults import PowerLost
 
@@ -75,7 +73,7 @@ class Task:
     comm: str = ""
 
     @classmethod
-    def kernel(cls, comm: str = "kworker") -> Task:
+    def kernel(cls, comm: str = "kworker") -> Self:
         """A kernel thread: no signal ever reaches it."""
         return cls(pid=0, comm=comm)
 
@@ -120,25 +118,17 @@ class KernelLog:
         self._lock = threading.Lock()
         self._ring: deque[LogRecord] = deque()
         self._bytes = 0
-        self._next = 0
-        self._cleared = 0
-        self._listeners: list[Callable[[LogRecord], None]] = []
-
-    @property
-    def next_sequence(self) -> int:
+        self.next_sequence = 0
         """Number of the record that the next printk will make; a mark for :meth:`records`."""
-        return self._next
-
-    @property
-    def cleared(self) -> int:
+        self.cleared = 0
         """First sequence number after the last :meth:`clear`."""
-        return self._cleared
+        self._listeners: list[Callable[[LogRecord], None]] = []
 
     def append(self, text: str, level: int) -> LogRecord:
         """Add one record and tell the listeners, in the caller's thread."""
         with self._lock:
-            record = LogRecord(self._next, self._clock(), level, text)
-            self._next += 1
+            record = LogRecord(self.next_sequence, self._clock(), level, text)
+            self.next_sequence += 1
             self._ring.append(record)
             self._bytes += len(text)
             while self._bytes > self._capacity:
@@ -151,13 +141,13 @@ class KernelLog:
     def records(self, since: int | None = None) -> list[LogRecord]:
         """Records from sequence number ``since`` on; by default those after the last clear."""
         with self._lock:
-            first = self._cleared if since is None else since
+            first = self.cleared if since is None else since
             return [record for record in self._ring if record.sequence >= first]
 
     def clear(self) -> None:
         """What ``dmesg -C`` does: records stay in the ring and vanish from the default view."""
         with self._lock:
-            self._cleared = self._next
+            self.cleared = self.next_sequence
 
     def listen(self, listener: Callable[[LogRecord], None]) -> None:
         """Call ``listener`` for every later record (the console, /dev/kmsg readers)."""
@@ -183,17 +173,13 @@ class Kernel:
         self.lock = threading.Condition()
         self.log = KernelLog(lambda: self.uptime)
         self.console_loglevel = 7
-        self._powered = True
+        self.powered = True
+        """False from the power cut on."""
 
     @property
     def uptime(self) -> float:
         """Seconds since the kernel started."""
         return self._clock() - self._started
-
-    @property
-    def powered(self) -> bool:
-        """False from the power cut on."""
-        return self._powered
 
     def printk(self, text: str, level: int = KERN_INFO) -> None:
         """Log one line at ``level`` (0 emergency .. 7 debug)."""
@@ -240,11 +226,11 @@ class Kernel:
 
     def check_power(self) -> None:
         """Raise :class:`PowerLost` if the power is gone."""
-        if not self._powered:
+        if not self.powered:
             raise PowerLost
 
     def cut_power(self) -> None:
         """End every sleep with :class:`PowerLost`; later sleeps end at once."""
         with self.lock:
-            self._powered = False
+            self.powered = False
             self.lock.notify_all()

@@ -3,8 +3,6 @@
 Source: K6 drivers/tee/Kconfig, drivers/firmware/efi/Kconfig, init/Kconfig.
 """
 
-from __future__ import annotations
-
 from emulation.options import BoardOptions
 
 

@@ -3,14 +3,12 @@
 Source: K6 kernel/module/main.c (load, delete_module); truth state-002 for sizes.
 """
 
-from __future__ import annotations
-
 import errno
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from emulation.linux.kernel import Task
+from emulation.linux.kernel import Task, current_task
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +64,7 @@ class ModuleLoader:
             raise FileNotFoundError(errno.ENOENT, f"Module {name} not found")
         return self.available[name]
 
-    def modprobe(self, name: str, *, task: Task) -> None:
+    def modprobe(self, name: str, *, task: Task | None = None) -> None:
         """Load a module, found by name or alias, after what it needs.
 
         FileNotFoundError when there is none; OSError from the module's init function.
@@ -83,12 +81,12 @@ class ModuleLoader:
             # The module is visible while its init function runs, as in state "Loading".
             self._loaded[name] = module
         try:
-            module.start(task)
+            module.start(task or current_task())
         except BaseException:
             self._loaded.pop(name, None)
             raise
 
-    def rmmod(self, name: str, *, task: Task) -> None:
+    def rmmod(self, name: str, *, task: Task | None = None) -> None:
         """Remove a module: FileNotFoundError when it is not loaded, OSError EAGAIN when in use."""
         name = name.replace("-", "_")
         with self._lock:
@@ -97,7 +95,7 @@ class ModuleLoader:
             if self.users(name):
                 raise OSError(errno.EAGAIN, f"Module {name} is in use")
             module = self._loaded.pop(name)
-        module.stop(task)
+        module.stop(task or current_task())
 
     def load_by_alias(self, alias: str, *, task: Task) -> None:
         """What udev does with a device's MODALIAS: load what matches, quietly."""

@@ -18,7 +18,6 @@ from emulation.linux.kernel import KERN_ERR, Kernel, Task, current_task
 from emulation.linux.supplicant_queue import SupplicantQueue
 from emulation.linux.tee_bus import TeeBus, TeeDevice
 from emulation.linux.tee_core import PAGE_SIZE, SharedMemory, TeeContext
-from emulation.optee.errors import TeeError
 from emulation.optee.optee import (
     DEVICE_ENUMERATION_UUID,
     GET_DEVICES,
@@ -27,11 +26,8 @@ from emulation.optee.optee import (
     OpTee,
 )
 from emulation.rpmb_transport import RpmbTransport
-from harness.formats.tee import Param, TeeOrigin, TeeResult
+from harness.formats.tee import Param, ParamType, TeeError, TeeOrigin, TeeResult
 from harness.formats.tee_ioctl import (
-    PARAM_MEMREF_INPUT,
-    PARAM_MEMREF_OUTPUT,
-    PARAM_VALUE_INOUT,
     RPC_RPMB,
     RPC_SHM_ALLOC,
     RPC_SHM_FREE,
@@ -62,8 +58,8 @@ class _SecureCall:
         payload.pages.write(0, request)
         result, params = self._ask(
             RPC_RPMB,
-            IoctlParam(PARAM_MEMREF_INPUT, 0, len(request), payload.number),
-            IoctlParam(PARAM_MEMREF_OUTPUT, reply_offset, reply_size, payload.number),
+            IoctlParam(ParamType.MEMREF_INPUT, 0, len(request), payload.number),
+            IoctlParam(ParamType.MEMREF_OUTPUT, reply_offset, reply_size, payload.number),
         )
         if result != TeeResult.SUCCESS:
             raise TeeError(TeeResult(result), TeeOrigin.COMMS)
@@ -85,7 +81,7 @@ class _SecureCall:
             with self._driver.kernel.lock:
                 payload.put()
             self._ask(
-                RPC_SHM_FREE, IoctlParam(PARAM_VALUE_INOUT, RPC_SHM_TYPE_APPL, payload.number)
+                RPC_SHM_FREE, IoctlParam(ParamType.VALUE_INOUT, RPC_SHM_TYPE_APPL, payload.number)
             )
 
     def _allocate(self, size: int) -> SharedMemory:
@@ -94,7 +90,7 @@ class _SecureCall:
         self.finish()
         rounded = (size + PAGE_SIZE - 1) & ~(PAGE_SIZE - 1)
         result, params = self._ask(
-            RPC_SHM_ALLOC, IoctlParam(PARAM_VALUE_INOUT, RPC_SHM_TYPE_APPL, rounded)
+            RPC_SHM_ALLOC, IoctlParam(ParamType.VALUE_INOUT, RPC_SHM_TYPE_APPL, rounded)
         )
         if result == TeeResult.SUCCESS:
             self._payload = self._driver.borrow_from_supplicant(params[0].c)
@@ -164,7 +160,7 @@ class OpteeDriver:
         """
         self.kernel.check_power()
         if self._kernel_routing is not None:
-            return self._kernel_routing.process(request, reply_size)
+            return self._kernel_routing.rpmb_rpc(request, reply_size)
         call = _current_call.get()
         if call is None:
             raise RuntimeError("OP-TEE sent a request outside a call")

@@ -3,8 +3,6 @@
 Sources: K6 fs/proc, kernel/module/procfs.c, drivers/char/random.c; truth state-002.
 """
 
-from __future__ import annotations
-
 import gzip
 from collections.abc import Callable, Iterable
 from typing import Final
@@ -43,7 +41,6 @@ _CHARACTER_DEVICES: Final = {
     252: "rpmb",
     253: "tee",
 }
-_BLOCK_DEVICES: Final = {179: "mmc", 259: "blkext"}
 
 
 def proc_files(
@@ -114,5 +111,5 @@ def _partitions(disks: Iterable[Disk]) -> str:
 
 def _devices() -> str:
     characters = "".join(f"{major:3d} {name}\n" for major, name in _CHARACTER_DEVICES.items())
-    blocks = "".join(f"{major:3d} {name}\n" for major, name in _BLOCK_DEVICES.items())
+    blocks = "".join(f"{major:3d} {name}\n" for major, name in {179: "mmc", 259: "blkext"}.items())
     return f"Character devices:\n{characters}\nBlock devices:\n{blocks}"

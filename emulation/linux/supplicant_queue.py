@@ -4,8 +4,6 @@ Source: K6 drivers/tee/optee/supp.c (with the stable fix that keeps the number o
 sender was killed); truth log-kill3, log-kill4, log-file-variant4.
 """
 
-from __future__ import annotations
-
 import errno
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -13,17 +11,13 @@ from dataclasses import dataclass, field, replace
 
 from emulation.faults import Faults
 from emulation.linux.kernel import Kernel, Killed, Task
-from harness.formats.tee import TeeResult
+from harness.formats.tee import ParamType, TeeResult
 from harness.formats.tee_ioctl import (
-    PARAM_MEMREF_INOUT,
-    PARAM_MEMREF_OUTPUT,
     PARAM_META,
-    PARAM_VALUE_INOUT,
-    PARAM_VALUE_OUTPUT,
     IoctlParam,
 )
 
-META_PARAM = PARAM_VALUE_INOUT | PARAM_META
+META_PARAM = ParamType.VALUE_INOUT | PARAM_META
 
 
 @dataclass(eq=False)
@@ -186,8 +180,8 @@ class SupplicantQueue:
 
 def _merge(sent: IoctlParam, answered: IoctlParam) -> IoctlParam:
     """What of an answer counts: values of output values, sizes of output memory."""
-    if sent.kind in (PARAM_VALUE_OUTPUT, PARAM_VALUE_INOUT):
+    if sent.kind in (ParamType.VALUE_OUTPUT, ParamType.VALUE_INOUT):
         return replace(sent, a=answered.a, b=answered.b, c=answered.c)
-    if sent.kind in (PARAM_MEMREF_OUTPUT, PARAM_MEMREF_INOUT):
+    if sent.kind in (ParamType.MEMREF_OUTPUT, ParamType.MEMREF_INOUT):
         return replace(sent, b=answered.b)
     return sent

@@ -17,7 +17,6 @@ from emulation.linux.kernel import Task
 from emulation.linux.vfs import Attr, Entry, PlainFilesystem, StatFs
 
 SYSFS_MAGIC: Final = 0x62656572
-_ATTRIBUTE_SIZE: Final = 4096
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,7 @@ class Sysfs(PlainFilesystem):
         if isinstance(node, Directory):
             links = 2 + sum(isinstance(child, Directory) for child in node.content().values())
         elif isinstance(node, Attribute):
-            size = _ATTRIBUTE_SIZE
+            size = 4096
         return Attr(ino, _mode(node), links, 0, 0, size, self._booted)
 
     def setattr(

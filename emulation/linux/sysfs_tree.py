@@ -4,8 +4,6 @@ Paths are those of the recorded board, whose eMMC is a PCI function.  Source: tr
 log-kernel-rpmb-y; K6 drivers/base, drivers/tee, drivers/mmc/core, drivers/firmware/efi/efi.c.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Final
@@ -67,10 +65,18 @@ class _Tree:
                 "class": self._classes(),
                 "dev": self._device_numbers(),
                 "devices": self._devices(),
-                "firmware": {"efi": _efi()},
+                "firmware": {
+                    "efi": {
+                        "efivars": Directory.mount_point(),
+                        "fw_platform_size": text("64"),
+                        "systab": Attribute(lambda: "SMBIOS3=0xbe6fb000\n", mode=0o400),
+                    }
+                },
                 "fs": {"cgroup": Directory.mount_point(), "pstore": Directory.mount_point()},
                 "kernel": _kernel(),
-                "module": Directory(self._module_directories),
+                "module": Directory(
+                    lambda: {module.name: self._module(module) for module in self._modules.loaded}
+                ),
                 "power": {"state": text("")},
             }
         )
@@ -272,9 +278,6 @@ class _Tree:
 
         return Directory(content)
 
-    def _module_directories(self) -> Mapping[str, Node]:
-        return {module.name: self._module(module) for module in self._modules.loaded}
-
     def _module(self, module: Module) -> Directory:
         return Directory.of(
             {
@@ -314,14 +317,6 @@ def _partition(disk: Disk) -> Mapping[str, Node]:
         **_block_attributes(disk, f"{_DISK_PATH}/{disk.name}"),
         "partition": text(str(disk.partition)),
         "start": text(str(disk.first)),
-    }
-
-
-def _efi() -> Tree:
-    return {
-        "efivars": Directory.mount_point(),
-        "fw_platform_size": text("64"),
-        "systab": Attribute(lambda: "SMBIOS3=0xbe6fb000\n", mode=0o400),
     }
 
 

@@ -25,8 +25,7 @@ from emulation.linux.tee_core import (
     SharedMemory,
     TeeContext,
 )
-from emulation.optee.errors import TeeError
-from harness.formats.tee import Param, ParamType, TeeOrigin, TeeResult
+from harness.formats.tee import Param, ParamType, TeeError, TeeOrigin, TeeResult
 from harness.formats.tee_ioctl import (
     BUF_DATA,
     CANCEL_ARG,
@@ -36,15 +35,8 @@ from harness.formats.tee_ioctl import (
     LOGIN_REE_KERNEL_MIN,
     OPEN_SESSION_ARG,
     PARAM,
-    PARAM_MEMREF_INOUT,
-    PARAM_MEMREF_INPUT,
-    PARAM_MEMREF_OUTPUT,
     PARAM_META,
-    PARAM_NONE,
     PARAM_TYPE_MASK,
-    PARAM_VALUE_INOUT,
-    PARAM_VALUE_INPUT,
-    PARAM_VALUE_OUTPUT,
     RPC_SHM_FREE,
     SHM_ALLOC_DATA,
     SHM_REGISTER_DATA,
@@ -73,15 +65,7 @@ from harness.formats.tee_ioctl import (
 
 NodeName = Literal["tee0", "teepriv0"]
 
-_KNOWN_KINDS: Final = (
-    PARAM_NONE,
-    PARAM_VALUE_INPUT,
-    PARAM_VALUE_OUTPUT,
-    PARAM_VALUE_INOUT,
-    PARAM_MEMREF_INPUT,
-    PARAM_MEMREF_OUTPUT,
-    PARAM_MEMREF_INOUT,
-)
+_KNOWN_KINDS: Final = tuple(ParamType)
 _AT_ONCE: Final = (
     TEE_IOC_VERSION,
     TEE_IOC_SHM_ALLOC,
@@ -204,7 +188,7 @@ class SupplicantFile(TeeFile):
 
     def _receive(self, arg: int, memory: UserMemory, task: Task) -> int:
         address, _fixed, params = self._argument(arg, memory, SUPP_RECV_ARG)
-        if not params or any(param.attr not in (PARAM_NONE, PARAM_META) for param in params):
+        if not params or any(param.attr not in (ParamType.NONE, PARAM_META) for param in params):
             raise OSError(errno.EINVAL, "parameters must be empty")
         meta = params[0].attr == PARAM_META
         delivery = self._driver.queue.receive(
@@ -357,9 +341,9 @@ def _to_param(param: IoctlParam, shared: SharedMemory | None) -> Param:
 
 def _copy_out(param: IoctlParam, shared: SharedMemory | None, value: Param) -> IoctlParam:
     """Bring output back to the caller's memory; returns the parameter with its new words."""
-    if param.kind in (PARAM_VALUE_OUTPUT, PARAM_VALUE_INOUT):
+    if param.kind in (ParamType.VALUE_OUTPUT, ParamType.VALUE_INOUT):
         return replace(param, a=value.a, b=value.b, c=value.c)
-    if param.kind not in (PARAM_MEMREF_OUTPUT, PARAM_MEMREF_INOUT):
+    if param.kind not in (ParamType.MEMREF_OUTPUT, ParamType.MEMREF_INOUT):
         return param
     if shared is not None and value.memory is not None:
         shared.pages.write(param.a, bytes(value.memory))

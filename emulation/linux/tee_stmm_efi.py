@@ -20,7 +20,6 @@ from emulation.linux.efivars import (
 )
 from emulation.linux.firmware import EfiRuntime
 from emulation.linux.kernel import KERN_ERR, Kernel, Task, running
-from emulation.optee.errors import TeeError
 from harness.formats.efi import EfiStatus, encode_name
 from harness.formats.mm import (
     CLIENT_ACCESS_SIZE,
@@ -40,7 +39,7 @@ from harness.formats.mm import (
     VariableProperty,
     spm_status,
 )
-from harness.formats.tee import Param
+from harness.formats.tee import Param, TeeError
 
 DRIVER_NAME: Final = "tee-stmm-efi"
 DEVICE_UUID: Final = MM_VARIABLE_GUID

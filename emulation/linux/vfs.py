@@ -1,7 +1,5 @@
 """What the VFS asks of a file system, and what it is told: inodes, names, struct statfs."""
 
-from __future__ import annotations
-
 import errno
 import os
 from dataclasses import dataclass

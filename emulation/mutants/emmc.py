@@ -1,7 +1,5 @@
 """The eMMC's RPMB, broken."""
 
-from __future__ import annotations
-
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 

@@ -3,8 +3,6 @@
 A catalogue, one entry after the other: it grows with the mutants, and is not for reading through.
 """
 
-from __future__ import annotations
-
 import errno
 import re
 import time
@@ -28,10 +26,7 @@ from emulation.mutants.mutant import Mutant, Original, Patches
 from harness.formats.efi import EfiStatus
 
 _ATTRIBUTES: Final = 4
-_KNOWN_BITS: Final = 0x7F
 _APPEND: Final = 0x40
-_SLOW_SECONDS: Final = 2.5
-_RACE_SECONDS: Final = 0.01
 
 
 # --- errno ---------------------------------------------------------------------------------------
@@ -151,9 +146,9 @@ def second_mount_starts_afresh(
     original: Original, self: Efivarfs, options: str = "", **kwargs: Any
 ) -> None:
     """a second mount makes the files anew, with their immutable flags"""
-    if self._mounted:
+    if self.mounted:
         self._kill()
-        self._mounted = False
+        self.mounted = False
     original(self, options, **kwargs)
 
 
@@ -374,7 +369,7 @@ def unknown_bits_ignored(
     original: Original, self: Efivarfs, inode: Any, data: bytes, task: Task
 ) -> int:
     """unknown attribute bits are ignored"""
-    known = int.from_bytes(data[:_ATTRIBUTES], "little") & _KNOWN_BITS
+    known = int.from_bytes(data[:_ATTRIBUTES], "little") & 0x7F
     if len(data) >= _ATTRIBUTES:
         data = known.to_bytes(_ATTRIBUTES, "little") + data[_ATTRIBUTES:]
     written: int = original(self, inode, data, task)
@@ -510,7 +505,7 @@ def direct_io_accepted(patches: Patches) -> None:
 
 def set_variable_slow(original: Original, self: StmmOperations, *args: Any) -> int:
     """SetVariable takes two and a half seconds longer"""
-    time.sleep(_SLOW_SECONDS)
+    time.sleep(2.5)
     status: int = original(self, *args)
     return status
 
@@ -549,7 +544,7 @@ def message_buffer_shared(patches: Patches) -> None:
         original: Original, self: Efivarfs, inode: Any, attributes: int, value: bytes, task: Task
     ) -> int | None:
         shared[:] = [(attributes, value)]
-        time.sleep(_RACE_SECONDS)
+        time.sleep(0.01)
         size: int | None = original(self, inode, *shared[0], task)
         return size
 

@@ -1,18 +1,15 @@
 """OP-TEE's RPMB client, its file system and the StandaloneMM partition's storage, broken."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any, Final
 
 from emulation.mutants.mutant import Mutant, Original
 from emulation.optee import stmm_partition
-from emulation.optee.errors import TeeError
 from emulation.optee.rpmb_client import RpmbClient
 from emulation.optee.rpmb_fs import FileHandle, RpmbFileSystem
 from harness.formats.rpmb import DATA_SIZE
 from harness.formats.rpmb_fs import FatEntry
-from harness.formats.tee import TeeResult
+from harness.formats.tee import TeeError, TeeResult
 
 _BOOT_WRITES: Final = 1000
 
@@ -54,7 +51,7 @@ def absent_supplicant_is_final(original: Original, self: RpmbClient, *args: Any)
     try:
         data: bytes = original(self, *args)
     except TeeError as error:
-        self._dead = self._dead or error.result == TeeResult.OUT_OF_MEMORY
+        self.dead = self.dead or error.result == TeeResult.OUT_OF_MEMORY
         raise
     return data
 

@@ -1,7 +1,5 @@
 """All mutants, and how one is put in."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from types import MappingProxyType

@@ -3,8 +3,6 @@
 A catalogue, one entry after the other: it grows with the mutants, and is not for reading through.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -12,11 +10,10 @@ from typing import Any, Final
 
 from emulation.mutants.mutant import Mutant, Original, Patches
 from emulation.stmm import authenticated, pkcs7, signature_lists, standalone_mm
-from emulation.stmm.attributes import APPEND, AT, BS, NV, RT
 from emulation.stmm.authenticated import AuthenticatedVariables, Request, Trust
 from emulation.stmm.fvb import FirmwareVolumeBlock
 from emulation.stmm.refusal import Refused, refuse_if
-from emulation.stmm.store import Change, Found, Record, VariableStore
+from emulation.stmm.store import APPEND, AT, BS, NV, RT, Change, Found, Record, VariableStore
 from emulation.stmm.var_check import READ_ONLY, Property, VarCheck
 from emulation.stmm.variables import Space, VariableService
 from harness.formats.efi import GLOBAL_VARIABLE_GUID, EfiStatus, encode_name

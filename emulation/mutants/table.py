@@ -1,7 +1,5 @@
 """The table of mutants as documentation."""
 
-from __future__ import annotations
-
 from typing import Final
 
 from emulation.mutants.registry import LAYERS

@@ -1,7 +1,5 @@
 """U-Boot, broken."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any, Final
 

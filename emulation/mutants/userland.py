@@ -1,7 +1,5 @@
 """What of the kernel lives in the board's userland machinery, and its services, broken."""
 
-from __future__ import annotations
-
 import errno
 from dataclasses import replace
 from typing import Any, Final

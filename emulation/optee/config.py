@@ -1,7 +1,5 @@
 """How an OP-TEE was built."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum

@@ -3,8 +3,6 @@
 Source: stack 1.8, 3; OTH core/kernel/tee_ta_manager.c, core/pta/device.c.
 """
 
-from __future__ import annotations
-
 import functools
 import threading
 from collections.abc import Callable, Sequence
@@ -14,7 +12,6 @@ from uuid import UUID
 
 from emulation.faults import Faults
 from emulation.optee.config import OpTeeConfig, Release, Trace
-from emulation.optee.errors import TeeError
 from emulation.optee.rpmb_client import RpmbClient
 from emulation.optee.rpmb_fs import RpmbFileSystem
 from emulation.optee.stmm_partition import (
@@ -22,10 +19,10 @@ from emulation.optee.stmm_partition import (
     LoadPartition,
     SecurePartition,
     StmmContext,
-    Storage,
     StoreFile,
 )
-from harness.formats.tee import Param, ParamType, TeeOrigin, TeeResult
+from emulation.stmm.storage import SecureStorage
+from harness.formats.tee import Param, ParamType, TeeError, TeeOrigin, TeeResult
 
 DEVICE_ENUMERATION_UUID: Final = UUID("7011a688-ddde-4053-a5a9-7b3c4ddf13b8")
 GET_DEVICES: Final = 0
@@ -77,7 +74,9 @@ class OpTee:
         self._faults = faults or Faults()
         self._load = load or functools.partial(_load_stmm, self.config.release)
         self._trace = Trace(log, self.config.log_level)
-        self.rpmb = RpmbClient(self.config, self._call_normal_world, self._trace)
+        self.rpmb = RpmbClient(
+            self.config, lambda *request: self.normal_world.rpmb_rpc(*request), self._trace
+        )
         files = RpmbFileSystem(self.config, self.rpmb, self._trace)
         self._store = StoreFile(files, self.config.release, self._trace, self._faults)
         self._stmm: StmmContext | None = None
@@ -138,9 +137,6 @@ class OpTee:
                 return stmm
         raise TeeError(TeeResult.NOT_IMPLEMENTED)
 
-    def _call_normal_world(self, request: bytes, reply_size: int) -> bytes:
-        return self.normal_world.rpmb_rpc(request, reply_size)
-
     def _stmm_context(self) -> StmmContext:
         context = self._stmm
         if context is None:
@@ -161,7 +157,7 @@ class OpTee:
             self._stmm = None
 
 
-def _load_stmm(release: Release, storage: Storage) -> SecurePartition:
+def _load_stmm(release: Release, storage: SecureStorage) -> SecurePartition:
     # Late, because a board whose U-Boot keeps its own variables may never load it.
     from emulation.stmm.config import CONFIGS
     from emulation.stmm.standalone_mm import StandaloneMm

@@ -3,8 +3,6 @@
 Source: OT41 core/mm/tee_mm.c with TEE_MM_POOL_HI_ALLOC; stack 2.1.
 """
 
-from __future__ import annotations
-
 from bisect import insort
 
 from harness.formats.rpmb import DATA_SIZE

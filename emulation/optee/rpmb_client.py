@@ -4,15 +4,12 @@ Source: stack 1.7, 1.8; OTH core/tee/tee_rpmb_fs.c (lower half); truth log-optee
 rpmb-011, p2c.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from typing import Final
 
 from emulation.optee import keys
 from emulation.optee.config import OpTeeConfig, Trace
-from emulation.optee.errors import TeeError
 from emulation.optee.keys import BlockCipher
 from harness.formats import rpmb
 from harness.formats.rpmb import (
@@ -27,7 +24,7 @@ from harness.formats.rpmb import (
     SupplicantCommand,
     response_type,
 )
-from harness.formats.tee import TeeResult
+from harness.formats.tee import TeeError, TeeResult
 
 MAX_ATTEMPTS: Final = 10
 """RPMB_MAX_RETRIES."""
@@ -53,16 +50,12 @@ class RpmbClient:
         self._config = config
         self._rpc = rpc
         self._trace = trace
-        self._dead = False
+        self.dead = False
+        """Whether the RPMB is given up until the next boot."""
         self._device: DeviceInfo | None = None
         self._key = b""
         self._verified = False
         self._counter = 0
-
-    @property
-    def dead(self) -> bool:
-        """Whether the RPMB is given up until the next boot."""
-        return self._dead
 
     def initialise(self) -> None:
         """tee_rpmb_init: find the card, have a key and check that it is the card's.
@@ -70,7 +63,7 @@ class RpmbClient:
         Raises TeeError: COMMUNICATION when dead, STORAGE_NOT_AVAILABLE on a blank part whose key
         must not be written, otherwise what the exchange gave.
         """
-        if self._dead:
+        if self.dead:
             raise TeeError(TeeResult.COMMUNICATION)
         if self._verified:
             return
@@ -97,7 +90,7 @@ class RpmbClient:
     @property
     def max_block(self) -> int:
         """Number of the last half sector; may initialise, so raises TeeError as that does."""
-        if self._dead:
+        if self.dead:
             raise TeeError(TeeResult.COMMUNICATION)
         if self._device is None:
             self.initialise()
@@ -179,7 +172,7 @@ class RpmbClient:
                 self._trace.debug("write_req", "Write resp unpack verify failed, retrying")
                 continue
             return
-        self._dead = True
+        self.dead = True
         raise TeeError(TeeResult.COMMUNICATION)
 
     def _read_device_info(self) -> DeviceInfo:

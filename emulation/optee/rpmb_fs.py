@@ -3,15 +3,12 @@
 Source: stack 2; OTH core/tee/tee_rpmb_fs.c (upper half); truth log-optee-boot1-fresh.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Final
 from uuid import UUID
 
 from emulation.optee.config import OpTeeConfig, Trace
-from emulation.optee.errors import TeeError
 from emulation.optee.keys import BlockCipher, FileKeys
 from emulation.optee.pool import Pool
 from emulation.optee.rpmb_client import RpmbClient
@@ -24,7 +21,7 @@ from harness.formats.rpmb_fs import (
     FatFlags,
     PartitionHeader,
 )
-from harness.formats.tee import TeeResult
+from harness.formats.tee import TeeError, TeeResult
 
 ENTRIES_PER_READ: Final = 8
 """CFG_RPMB_FS_RD_ENTRIES."""

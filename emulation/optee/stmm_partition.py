@@ -3,8 +3,6 @@
 Source: stack 2.6 and 3; OT41 and OTH core/arch/arm/kernel/stmm_sp.c.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Final, NoReturn, Protocol
@@ -12,10 +10,10 @@ from uuid import UUID
 
 from emulation.faults import Faults
 from emulation.optee.config import OpTeeConfig, Release, Trace
-from emulation.optee.errors import TeeError
 from emulation.optee.rpmb_fs import FileHandle, RpmbFileSystem
+from emulation.stmm.storage import SecureStorage
 from harness.formats.rpmb_fs import file_name
-from harness.formats.tee import Param, ParamType, TeeOrigin, TeeResult, param_types
+from harness.formats.tee import Param, ParamType, TeeError, TeeOrigin, TeeResult, param_types
 
 STMM_UUID: Final = UUID("ed32d533-99e6-4209-9cc0-2d72cdd998a7")
 COMMUNICATION_BUFFER: Final = 16384
@@ -58,18 +56,6 @@ def storage_code(result: TeeResult, release: Release) -> int:
     return codes.get(result, _INVALID_PARAMETERS) & 0xFFFFFFFF
 
 
-class Storage(Protocol):
-    """What the partition asks of OP-TEE's storage service (endpoint 4)."""
-
-    def read(self, offset: int, length: int) -> tuple[int, bytes]:
-        """A code and the bytes."""
-        ...
-
-    def write(self, offset: int, data: bytes) -> int:
-        """A code."""
-        ...
-
-
 class SecurePartition(Protocol):
     """StandaloneMM, as OP-TEE calls it."""
 
@@ -85,7 +71,7 @@ class SecurePartition(Protocol):
         ...
 
 
-LoadPartition = Callable[[Storage], SecurePartition]
+LoadPartition = Callable[[SecureStorage], SecurePartition]
 
 
 class StoreFile:
@@ -149,7 +135,7 @@ class StmmContext:
     """
 
     def __init__(
-        self, config: OpTeeConfig, storage: Storage, load: LoadPartition, faults: Faults
+        self, config: OpTeeConfig, storage: SecureStorage, load: LoadPartition, faults: Faults
     ) -> None:
         self._config = config
         self._storage = storage

@@ -1,7 +1,5 @@
 """``python -m emulation.qemu``: builds the images of the real stack (``hil qemu build``)."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import os
@@ -11,19 +9,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from emulation.qemu import tree
-from emulation.qemu.archive import MIRROR, Downloads, read_lock
+from emulation.qemu.archive import MIRROR, BuildError, Downloads, read_lock
 from emulation.qemu.catalogue import (
     CATALOGUE,
     CATALOGUE_WITHOUT_OPTEE_CLIENT,
     SUPPLICANT,
 )
 from emulation.qemu.engine import Builder, disk_free, nice
-from emulation.qemu.errors import BuildError
 from emulation.qemu.images import publish
 from emulation.qemu.pieces import Piece, Plan, plan
 from emulation.qemu.progress import Reporter, clock
-
-_QUESTIONS_AT_ONCE = 8
 
 
 def default_cache() -> Path:
@@ -128,7 +123,7 @@ def _hindrances(
     if free < needed:
         found.append(f"{cache} has {free} MiB free, the build needs about {needed}")
     files = {file.sha256: file for piece in missing for file in wanted.archive_files(piece)}
-    with ThreadPoolExecutor(_QUESTIONS_AT_ONCE) as pool:
+    with ThreadPoolExecutor(8) as pool:
         answers = pool.map(downloads.why_not, files.values())
         for file, why in zip(files.values(), answers, strict=True):
             if why is not None:

@@ -1,7 +1,5 @@
 """Files of the Debian archive: named by the lock, fetched once, checked by their checksum."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import shutil
@@ -15,8 +13,6 @@ from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from emulation.qemu.errors import BuildError
-
 MIRROR = "http://deb.debian.org/debian"
 LOCK = Path(__file__).with_name("packages.lock")
 _TIMEOUT_SECONDS = 60.0
@@ -25,6 +21,18 @@ _CHUNK = 1 << 20
 
 # What dpkg finds under these names in a merged file system; the tree is made with them first.
 MERGED = ("bin", "lib", "lib64", "sbin")
+
+
+class BuildError(Exception):
+    """A piece cannot be built: ``what`` happened, and the ``remedy``."""
+
+    def __init__(self, what: str, remedy: str) -> None:
+        super().__init__(what)
+        self.what = what
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.what}\n  {self.remedy}"
 
 
 @dataclass(frozen=True)
@@ -149,15 +157,6 @@ def unpack_packages(
         with _data_of(package) as data:
             for member in data:
                 _place(data, member, tree)
-
-
-def unpacked_control(package: Path) -> str:
-    """The control file of a .deb."""
-    with _member(package, "control.tar") as stream, tarfile.open(fileobj=stream) as tar:
-        for member in tar:
-            if PurePosixPath(member.name).name == "control" and (file := tar.extractfile(member)):
-                return file.read().decode("utf-8")
-    raise BuildError(f"{package.name} has no control file", "fetch it again")
 
 
 def _place(data: tarfile.TarFile, member: tarfile.TarInfo, tree: Path) -> None:

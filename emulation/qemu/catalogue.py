@@ -1,14 +1,11 @@
 """The pieces of the stack, and the configurations made of them."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 
 from emulation.qemu.pieces import Piece, Script, Unpack
 
 _HERE = Path(__file__).parent
-_EMULATION = _HERE.parent
 
 _FLASH_DRIVER = _HERE / "flash_driver"
 _QUERY_PATCH = _HERE / "u-boot-query.patch"
@@ -362,7 +359,7 @@ SUPPLICANT_OF_OURS = Piece(
     name="supplicant",
     says="the emulated board's tee-supplicant, where optee-client cannot be had",
     needs=("tools",),
-    files=(_EMULATION / "userland" / "system" / "tee_supplicant.py",),
+    files=(_HERE.parent / "userland" / "system" / "tee_supplicant.py",),
     steps=(Script("install", _SUPPLICANT_OF_OURS),),
     outputs=("usr/sbin/tee-supplicant",),
 )

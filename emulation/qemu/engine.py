@@ -1,7 +1,5 @@
 """Builds pieces: each once for its inputs, from the step at which it was interrupted."""
 
-from __future__ import annotations
-
 import fcntl
 import json
 import os
@@ -14,12 +12,10 @@ from pathlib import Path
 from typing import Protocol
 
 from emulation.qemu import tree
-from emulation.qemu.archive import ArchiveFile, Downloads, unpack_packages
-from emulation.qemu.errors import BuildError
+from emulation.qemu.archive import ArchiveFile, BuildError, Downloads, unpack_packages
 from emulation.qemu.pieces import Piece, Plan, Script, Step, Unpack
 
 _TOOLS = "tools"
-_TAIL_LINES = 15
 
 
 class Progress(Protocol):
@@ -171,7 +167,7 @@ class Builder:
 
 
 def _tail(log: Path) -> str:
-    lines = log.read_text("utf-8", "replace").splitlines()[-_TAIL_LINES:]
+    lines = log.read_text("utf-8", "replace").splitlines()[-15:]
     return "\n".join(f"  | {line[:200]}" for line in lines)
 
 

@@ -1,7 +1,5 @@
 """What the power driver reads of a build: a file for each configuration, ``images/NAME.toml``."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from pathlib import Path

@@ -3,8 +3,6 @@
 For whoever maintains the build; a build itself reads only the lock.
 """
 
-from __future__ import annotations
-
 import lzma
 import re
 import urllib.request
@@ -12,8 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from emulation.qemu.archive import LOCK, MIRROR, ArchiveFile
-from emulation.qemu.errors import BuildError
+from emulation.qemu.archive import LOCK, MIRROR, ArchiveFile, BuildError
 
 Paragraph = Mapping[str, str]
 

@@ -1,16 +1,11 @@
 """What a piece is: the part of the stack that is built by itself, from inputs that name it."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from emulation.qemu.archive import ArchiveFile
-from emulation.qemu.errors import BuildError
-
-_DIGITS = 12
+from emulation.qemu.archive import ArchiveFile, BuildError
 
 
 @dataclass(frozen=True)
@@ -139,7 +134,7 @@ def _identity(
     for step in piece.steps:
         take("step", step.name, step.text())
     take(*piece.outputs)
-    return digest.hexdigest()[:_DIGITS]
+    return digest.hexdigest()[:12]
 
 
 def own_files(paths: Iterable[Path]) -> list[Path]:

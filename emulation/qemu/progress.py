@@ -1,18 +1,13 @@
 """Says how a build goes: one line that changes on a terminal, one a step elsewhere."""
 
-from __future__ import annotations
-
 import shutil
 import sys
 import threading
 import time
 from pathlib import Path
-from typing import TextIO
+from typing import Self, TextIO
 
 from emulation.qemu.pieces import Piece
-
-_REFRESH_SECONDS = 1.0
-_TAIL_BYTES = 400
 
 
 def clock(seconds: float) -> str:
@@ -34,7 +29,7 @@ class Reporter:
         self._word = ""
         self._begun = time.monotonic()
 
-    def __enter__(self) -> Reporter:
+    def __enter__(self) -> Self:
         if self._live:
             self._thread.start()
         return self
@@ -75,7 +70,7 @@ class Reporter:
             self._out.write("\r\x1b[K")
 
     def _refresh(self) -> None:
-        while not self._ended.wait(_REFRESH_SECONDS):
+        while not self._ended.wait(1.0):
             with self._guard:
                 if self._head:
                     width = shutil.get_terminal_size().columns - 1
@@ -90,6 +85,6 @@ def _last_line(log: Path | None) -> str:
     if log is None or not log.exists():
         return ""
     with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
+        file.seek(max(0, log.stat().st_size - 400))
         lines = file.read().decode("utf-8", "replace").split("\n")
     return next((line.strip() for line in reversed(lines) if line.strip()), "")

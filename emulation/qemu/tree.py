@@ -3,8 +3,6 @@
 The host lends its kernel, `unshare`, `mount` and `chroot`; every tool comes from the tree.
 """
 
-from __future__ import annotations
-
 import shlex
 import shutil
 import subprocess

@@ -4,21 +4,29 @@ Source: stack 4.7 and 11; ED SecurityPkg/Library/AuthVariableLib (AuthVariableLi
 AuthService.c).
 """
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final, Protocol
+from typing import Final, Self
 
 from emulation.stmm import pkcs7, signature_lists
-from emulation.stmm.attributes import APPEND, AT, AW, BS, NV, RT
 from emulation.stmm.cert_db import CERT_DB, CERT_DB_VOLATILE, CertDb
 from emulation.stmm.config import StmmConfig
 from emulation.stmm.refusal import Refused, refuse_if
-from emulation.stmm.store import Change, Key, Record
-from emulation.stmm.times import is_not_later
+from emulation.stmm.store import (
+    APPEND,
+    AT,
+    AW,
+    BS,
+    NV,
+    RT,
+    Change,
+    Key,
+    Record,
+    Variables,
+    is_not_later,
+)
 from emulation.stmm.var_check import READ_ONLY, Property
 from harness.formats.authentication import (
     CERT_DATA_OFFSET,
@@ -89,16 +97,6 @@ class Trust(Enum):
     PAYLOAD = "the certificate in the new value"
 
 
-class Variables(Protocol):
-    """What the library needs of the variable service."""
-
-    at_runtime: bool
-
-    def find(self, name: bytes, guid: bytes) -> Record | None: ...
-    def update(self, change: Change) -> None: ...
-    def overwrite_volatile(self, record: Record, data: bytes) -> None: ...
-
-
 @dataclass(frozen=True, slots=True)
 class Request:
     """A SetVariable of an authenticated variable, taken apart."""
@@ -111,7 +109,7 @@ class Request:
     payload: bytes
 
     @classmethod
-    def of(cls, change: Change) -> Request:
+    def of(cls, change: Change) -> Self:
         """Take apart what begins with a whole authentication descriptor."""
         data = change.data
         size = descriptor_size(data) or 0

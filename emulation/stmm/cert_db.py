@@ -3,17 +3,14 @@
 Source: stack 4.7; ED SecurityPkg/Library/AuthVariableLib/AuthService.c.
 """
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from emulation.stmm.attributes import AT, BS, NV, RT
 from emulation.stmm.config import StmmConfig
 from emulation.stmm.refusal import Refused, refuse_if
-from emulation.stmm.store import Change, Key, Record
+from emulation.stmm.store import AT, BS, NV, RT, Change, Key, Record, Variables
 from harness.formats.efi import CERT_DB_GUID, EfiStatus, encode_name
 
 CERT_DB: Final[Key] = (encode_name("certdb"), CERT_DB_GUID.bytes_le)
@@ -21,13 +18,6 @@ CERT_DB_VOLATILE: Final[Key] = (encode_name("certdbv"), CERT_DB_GUID.bytes_le)
 
 _EMPTY: Final = struct.pack("<I", 4)
 _NODE: Final = struct.Struct("<16sIII")
-
-
-class Variables(Protocol):
-    """What the databases need of the variable service."""
-
-    def find(self, name: bytes, guid: bytes) -> Record | None: ...
-    def update(self, change: Change) -> None: ...
 
 
 class Owned(Protocol):

@@ -1,7 +1,5 @@
 """How the StandaloneMM image was built."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType

@@ -3,8 +3,6 @@
 Source: stack 4.13; ED MdeModulePkg/Universal/FaultTolerantWriteDxe.
 """
 
-from __future__ import annotations
-
 from contextlib import suppress
 from typing import Final
 

@@ -3,8 +3,6 @@
 Source: stack 4.12; EP Drivers/OpTee/OpteeRpmbPkg/OpTeeRpmbFvb.c.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final

@@ -4,15 +4,12 @@ Source: stack 4.6 rule 16; ED Variable.c:AutoUpdateLangVariable. Like EDK2 the h
 the name alone, not at the GUID.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Final, Protocol
+from typing import Final
 
-from emulation.stmm.attributes import BS, NV, RT
 from emulation.stmm.refusal import Refused, refuse_if
-from emulation.stmm.store import Change, Record
+from emulation.stmm.store import BS, NV, RT, Change, Variables
 from harness.formats.efi import GLOBAL_VARIABLE_GUID, EfiStatus, encode_name
 
 _LANG: Final = encode_name("Lang")
@@ -22,16 +19,6 @@ _PLATFORM_LANG_CODES: Final = encode_name("PlatformLangCodes")
 _GUID: Final = GLOBAL_VARIABLE_GUID.bytes_le
 _ATTRIBUTES: Final = NV | BS | RT
 _ISO639_LENGTH: Final = 3
-
-
-class Variables(Protocol):
-    """What the hook needs of the variable service."""
-
-    at_runtime: bool
-
-    def find(self, name: bytes, guid: bytes) -> Record | None: ...
-    def update(self, change: Change) -> None: ...
-    def room_for(self, sizes: dict[bytes, int], guid: bytes) -> bool: ...
 
 
 class LanguageSync:

@@ -3,16 +3,13 @@
 Source: stack 4.9; ED MdeModulePkg/Universal/Variable/RuntimeDxe/TcgMorLockSmm.c.
 """
 
-from __future__ import annotations
-
 from contextlib import suppress
 from functools import partial
-from typing import Final, Protocol
+from typing import Final
 
-from emulation.stmm.attributes import BS, NV, RT
 from emulation.stmm.config import StmmConfig
 from emulation.stmm.refusal import Refused, refuse_if
-from emulation.stmm.store import Change
+from emulation.stmm.store import BS, NV, RT, Change, Variables
 from harness.formats.efi import (
     MEMORY_OVERWRITE_CONTROL_GUID,
     MEMORY_OVERWRITE_LOCK_GUID,
@@ -33,16 +30,6 @@ _KEY_SIZE: Final = 8
 _UNLOCKED: Final = b"\0"
 _LOCKED: Final = b"\x01"
 _LOCKED_WITH_KEY: Final = b"\x02"
-
-
-class Variables(Protocol):
-    """What the lock needs of the variable service."""
-
-    def find(self, name: bytes, guid: bytes) -> object | None: ...
-
-    def set(self, change: Change) -> None: ...
-
-    def lock(self, name: bytes, guid: bytes) -> None: ...
 
 
 class MorLock:

@@ -68,7 +68,7 @@ def verify(message: bytes, trusted: bytes, content: bytes) -> bool:
     """Whether every signature is good and leads to the ``trusted`` certificate (DER)."""
     try:
         signed = _parse(message)
-        certificates = _certificates(signed)
+        certificates = [choice.chosen.dump() for choice in signed["certificates"]]
         leaves = _signer_certificates(signed)
         infos = list(signed["signer_infos"])
         return all(
@@ -128,10 +128,6 @@ def _parse(message: bytes) -> Any:
     if _SIGNED_DATA_OID in message[:16]:
         return cms.ContentInfo.load(message)["content"]
     return cms.SignedData.load(message)
-
-
-def _certificates(signed: Any) -> list[bytes]:
-    return [choice.chosen.dump() for choice in signed["certificates"]]
 
 
 def _signer_certificates(signed: Any) -> list[bytes]:

@@ -1,7 +1,5 @@
 """How a check, a full store or the flash ends a call of the variable service."""
 
-from __future__ import annotations
-
 from harness.formats.efi import EfiStatus
 
 

@@ -3,8 +3,6 @@
 Source: stack 4.7; ED SecurityPkg AuthService.c:CheckSignatureListFormat, FilterSignatureList.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Final
 from uuid import UUID

@@ -4,8 +4,6 @@ Source: stack 4.1 to 4.3; ED StandaloneMmPkg (EventHandle.c, StandaloneMmCore.c)
 MdeModulePkg/Universal/Variable/RuntimeDxe/VariableSmm.c:SmmVariableHandler.
 """
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Mapping
 from contextlib import suppress
@@ -66,7 +64,8 @@ class StandaloneMm:
     def __init__(self, storage: SecureStorage, config: StmmConfig | None = None) -> None:
         self._config = config or StmmConfig()
         self._flash = FirmwareVolumeBlock(storage, self._config)
-        self._variables: VariableService | None = None
+        self.variables: VariableService | None = None
+        """The variable service, or None if it did not start."""
 
     def start(self) -> None:
         """Run the drivers' start code; a flash that cannot be formatted leaves no variable
@@ -77,12 +76,7 @@ class StandaloneMm:
             ftw.start()
             variables = VariableService(self._flash, ftw, self._config)
             variables.start()
-            self._variables = variables
-
-    @property
-    def variables(self) -> VariableService | None:
-        """The variable service, or None if it did not start."""
-        return self._variables
+            self.variables = variables
 
     def communicate(self, buffer: bytearray, size: int) -> int | None:
         """Handle the message in ``buffer`` in place; x4, 64 bits, or None: FFA_ERROR instead.
@@ -95,12 +89,12 @@ class StandaloneMm:
         guid, length = _HEADER.unpack_from(buffer)
         if self._too_long(length):
             return None if self._config.refuses_by_ffa_error else SPM_ACCESS_DENIED
-        if self._variables is None:
+        if self.variables is None:
             return SPM_SUCCESS
         if guid == _VARIABLE_PROTOCOL:
-            self._handle(self._variables, buffer, length)
+            self._handle(self.variables, buffer, length)
         elif guid == _END_OF_DXE:
-            self._variables.enter_end_of_dxe()
+            self.variables.enter_end_of_dxe()
         return SPM_SUCCESS
 
     def _too_long(self, length: int) -> bool:

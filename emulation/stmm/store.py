@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
-from emulation.stmm.attributes import APPEND, BS, HR, RT
+from harness.formats.efi import Attributes, EfiTime
 from harness.formats.variable_store import (
     STATE_ADDED,
     STATE_ADDED_IN_TRANSITION,
@@ -21,6 +21,15 @@ from harness.formats.variable_store import (
     VariableHeader,
     align,
 )
+
+# Attributes as plain integers, which messages and flash hold.
+NV: Final = int(Attributes.NON_VOLATILE)
+BS: Final = int(Attributes.BOOTSERVICE_ACCESS)
+RT: Final = int(Attributes.RUNTIME_ACCESS)
+HR: Final = int(Attributes.HARDWARE_ERROR_RECORD)
+AW: Final = int(Attributes.AUTHENTICATED_WRITE_ACCESS)
+AT: Final = int(Attributes.TIME_BASED_AUTHENTICATED_WRITE_ACCESS)
+APPEND: Final = int(Attributes.APPEND_WRITE)
 
 _UNSET: Final = 0xFFFFFFFF
 
@@ -104,6 +113,19 @@ class Found:
     store: VariableStore
     record: Record
     leftover: Record | None
+
+
+class Variables(Protocol):
+    """What authentication, languages and memory overwrite lock need of the variable service."""
+
+    at_runtime: bool
+
+    def find(self, name: bytes, guid: bytes) -> Record | None: ...
+    def set(self, change: Change) -> None: ...
+    def update(self, change: Change) -> None: ...
+    def overwrite_volatile(self, record: Record, data: bytes) -> None: ...
+    def lock(self, name: bytes, guid: bytes) -> None: ...
+    def room_for(self, sizes: dict[bytes, int], guid: bytes) -> bool: ...
 
 
 class VariableStore:
@@ -216,3 +238,16 @@ def _parse(image: bytes) -> Iterator[Record]:
             image[offset:end],
         )
         offset = align(end)
+
+
+def is_not_later(first: bytes, second: bytes) -> bool:
+    """True if EFI_TIME ``first`` is before or equal to ``second``, by date and time of day only.
+
+    Source: EDK2 SecurityPkg AuthService.c:AuthServiceInternalCompareTimeStamp.
+    """
+    return _moment(first) <= _moment(second)
+
+
+def _moment(raw: bytes) -> tuple[int, ...]:
+    time = EfiTime.unpack(raw)
+    return (time.year, time.month, time.day, time.hour, time.minute, time.second)

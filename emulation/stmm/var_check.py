@@ -3,16 +3,13 @@
 Source: stack 4.10; ED MdeModulePkg/Library/VarCheckLib and VarCheckUefiLib.
 """
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from emulation.stmm.attributes import APPEND, AT, BS, HR, NV, RT
 from emulation.stmm.refusal import refuse_if
-from emulation.stmm.store import Change, Key
+from emulation.stmm.store import APPEND, AT, BS, HR, NV, RT, Change, Key
 from harness.formats.efi import (
     GLOBAL_VARIABLE_GUID,
     HARDWARE_ERROR_VARIABLE_GUID,

@@ -6,14 +6,11 @@ what messages and flash hold.
 Source: stack 4.4 to 4.8 and 4.13; ED MdeModulePkg/Universal/Variable/RuntimeDxe/Variable.c.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
-from emulation.stmm.attributes import APPEND, AT, AW, BS, HR, NV, RT
 from emulation.stmm.authenticated import AuthenticatedVariables
 from emulation.stmm.config import StmmConfig
 from emulation.stmm.ftw import FaultTolerantWrite
@@ -21,8 +18,20 @@ from emulation.stmm.fvb import FirmwareVolumeBlock
 from emulation.stmm.language import LanguageSync
 from emulation.stmm.mor import MorLock
 from emulation.stmm.refusal import Refused, need, refuse_if
-from emulation.stmm.store import Change, Found, Record, VariableStore
-from emulation.stmm.times import is_not_later
+from emulation.stmm.store import (
+    APPEND,
+    AT,
+    AW,
+    BS,
+    HR,
+    NV,
+    RT,
+    Change,
+    Found,
+    Record,
+    VariableStore,
+    is_not_later,
+)
 from emulation.stmm.var_check import Property, VarCheck
 from harness.formats.authentication import AUTHENTICATION_1_SIZE, descriptor_size
 from harness.formats.efi import VARIABLE_ERROR_FLAG_GUID, EfiStatus, encode_name

@@ -5,8 +5,6 @@ efi_init_secure_state, efi_bootmgr.c:efi_bootmgr_update_media_device_boot_option
 and p2a for what it leaves.
 """
 
-from __future__ import annotations
-
 import re
 import struct
 from collections.abc import Callable
@@ -14,10 +12,8 @@ from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
 
-from emulation.emmc.card import EmmcCard
 from emulation.linux.firmware import FirmwareTables, RuntimeService, RuntimeVariable
 from emulation.options import Variant
-from emulation.rpmb_transport import RpmbTransport
 from emulation.uboot.variables import (
     BS_RT,
     NV_BS_RT,
@@ -25,7 +21,8 @@ from emulation.uboot.variables import (
     Variable,
     VariableServices,
 )
-from harness.formats.efi import GLOBAL_VARIABLE_GUID, EfiStatus, encode_name
+from harness.formats.efi import GLOBAL_VARIABLE_GUID, EfiStatus
+from harness.formats.load_option import END_NODE, load_option
 
 _LANGUAGES: Final = b"en-US\0"
 """CONFIG_EFI_PLATFORM_LANG_CODES."""
@@ -33,20 +30,7 @@ _AUTO_CREATED: Final = UUID("8108ac4e-9f11-4d59-850e-e21a522c59b2")
 """Optional data that marks a boot option as U-Boot's own."""
 _HOST_DEVICE: Final = UUID("e61d73b9-a384-4acc-aeab-82e828f3628b")
 """U-Boot's vendor GUID of a node for a device of its driver model."""
-_LOAD_OPTION_ACTIVE: Final = 1
 _BOOT_OPTION: Final = re.compile(r"Boot[0-9A-F]{4}")
-_END_NODE: Final = b"\x7f\xff\x04\x00"
-
-
-class UbootWorld:
-    """OP-TEE's normal world while U-Boot runs: it talks to the card itself."""
-
-    def __init__(self, card: EmmcCard, check_power: Callable[[], None] = lambda: None) -> None:
-        self._transport = RpmbTransport(card, check_power)
-
-    def rpmb_rpc(self, request: bytes, reply_size: int) -> bytes:
-        """See emulation.optee.optee.NormalWorld."""
-        return self._transport.process(request, reply_size)
 
 
 @dataclass(frozen=True)
@@ -58,9 +42,7 @@ class MediaDevice:
 
     def load_option(self) -> bytes:
         """The EFI_LOAD_OPTION of the option made for it."""
-        path = self.path + _END_NODE
-        header = struct.pack("<IH", _LOAD_OPTION_ACTIVE, len(path))
-        return header + encode_name(self.label) + path + _AUTO_CREATED.bytes_le
+        return load_option(self.label, self.path + END_NODE, data=_AUTO_CREATED.bytes_le)
 
 
 def _device(udata: str) -> bytes:

@@ -4,8 +4,6 @@ Names are Python strings of CHAR16; statuses are EfiStatus.  Source: stack 8, UB
 lib/efi_loader (efi_variable_tee.c, efi_variable.c, efi_var_mem.c, efi_var_file.c).
 """
 
-from __future__ import annotations
-
 import struct
 import zlib
 from collections.abc import Iterator
@@ -14,7 +12,6 @@ from pathlib import Path
 from typing import Final, Protocol
 from uuid import UUID
 
-from emulation.optee.errors import TeeError
 from emulation.optee.optee import OpTee
 from emulation.optee.stmm_partition import CMD_COMMUNICATE, STMM_UUID
 from harness.formats.efi import Attributes, EfiStatus, decode_name, encode_name
@@ -33,7 +30,7 @@ from harness.formats.mm import (
     VariableProperty,
     spm_status,
 )
-from harness.formats.tee import Param
+from harness.formats.tee import Param, TeeError
 
 NV_BS_RT: Final = int(
     Attributes.NON_VOLATILE | Attributes.BOOTSERVICE_ACCESS | Attributes.RUNTIME_ACCESS

@@ -24,7 +24,6 @@ HALT: Final = 0xCDEF0123
 
 _ENDINGS: Final = {RESTART: "reboot", POWER_OFF: "poweroff", HALT: "halt"}
 
-LOG_USER: Final = 1 << 3
 """Facility of lines that user space writes into the kernel log."""
 
 
@@ -33,7 +32,7 @@ class KernelHandlers:
 
     def __init__(self, machine: Machine, end: Callable[[str], None]) -> None:
         self._machine = machine
-        self._kernel: Kernel = machine.kernel
+        self._kernel: Kernel = machine.running.kernel
         self._end = end
 
     def uname(self) -> Uname:
@@ -62,11 +61,13 @@ class KernelHandlers:
 
     def load_module(self, task: Task, path: str, parameters: str) -> None:
         """finit_module(2)."""
-        self._machine.modprobe(PurePosixPath(path).name.partition(".")[0], task=task)
+        self._machine.running.modules.modprobe(
+            PurePosixPath(path).name.partition(".")[0], task=task
+        )
 
     def unload_module(self, task: Task, name: str) -> None:
         """delete_module(2)."""
-        self._machine.rmmod(name, task=task)
+        self._machine.running.modules.rmmod(name, task=task)
 
     def reboot(self, task: Task, command: int) -> None:
         """reboot(2): no orderly shutdown, the machine stops here."""
@@ -77,24 +78,24 @@ class KernelHandlers:
     def mount_efivarfs(self, task: Task, first: bool, options: str) -> bool:
         """mount(2) of type efivarfs; whether the superblock is read-only."""
         read_only, rest = _split_read_only(options)
-        self._machine.efivarfs.mount(rest, read_only=read_only, task=task)
-        return self._machine.efivarfs.read_only
+        self._machine.running.efivarfs.mount(rest, read_only=read_only, task=task)
+        return self._machine.running.efivarfs.read_only
 
     def shown_options(self, kind: str) -> str:
         """What a file system of the board says of itself in /proc/mounts, after ro or rw."""
-        return self._machine.efivarfs.options.shown() if kind == "efivarfs" else ""
+        return self._machine.running.efivarfs.options.shown() if kind == "efivarfs" else ""
 
     def write_efivarfs(self, task: Task, ino: int, data: bytes) -> int:
         """A write(2) that FUSE would not carry, or not in one piece."""
-        return self._machine.efivarfs.write_inode(task, ino, data)
+        return self._machine.running.efivarfs.write_inode(task, ino, data)
 
     def unmounted_efivarfs(self) -> None:
         """The superblock is gone."""
-        self._machine.efivarfs.unmount()
+        self._machine.running.efivarfs.unmount()
 
     def remount_efivarfs(self, task: Task, read_only: bool, options: str) -> None:
         """mount(2) with MS_REMOUNT."""
-        self._machine.efivarfs.reconfigure(read_only=read_only)
+        self._machine.running.efivarfs.reconfigure(read_only=read_only)
 
 
 class KmsgReader:
@@ -152,18 +153,20 @@ class SysRq:
     def _received(self, data: bytes) -> None:
         key = data[:1].decode("ascii", "replace")
         if key == "b":
-            self._machine.kernel.printk("sysrq: Resetting", 6)
+            self._machine.running.kernel.printk("sysrq: Resetting", 6)
             self._end("reset")
         elif key == "o":
-            self._machine.kernel.printk("sysrq: Power Off", 6)
+            self._machine.running.kernel.printk("sysrq: Power Off", 6)
             self._end("poweroff")
         elif key == "s":
-            self._machine.kernel.printk("sysrq: Emergency Sync", 6)
+            self._machine.running.kernel.printk("sysrq: Emergency Sync", 6)
         elif key == "c":
-            self._machine.kernel.printk("sysrq: Trigger a crash", 6)
+            self._machine.running.kernel.printk("sysrq: Trigger a crash", 6)
             self._end("crash")
         else:
-            self._machine.kernel.printk("sysrq: HELP : reboot(b) crash(c) poweroff(o) sync(s)", 6)
+            self._machine.running.kernel.printk(
+                "sysrq: HELP : reboot(b) crash(c) poweroff(o) sync(s)", 6
+            )
 
 
 def _syslog_line(record: LogRecord) -> bytes:

@@ -1,7 +1,5 @@
 """Every instrument of a board: what is listed here goes with the link that it works over."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Sequence
 
 from harness.consents import Consent

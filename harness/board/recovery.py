@@ -5,8 +5,6 @@ is proved by a bounded write and read of a variable of our own; when none helps,
 wedged and the run ends.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os
@@ -21,8 +19,6 @@ from harness.instruments.tee import routing_model
 from harness.power.driver import PowerState
 
 PROOF_NAME = "HilProof"
-_PROOF_BYTES = 8
-_PROOF_SECONDS = 10.0
 _STEP_SECONDS = 10.0
 # A store without room for the proof's own record (60-byte header, name, data) is full, not wedged.
 _RECORD_BYTES = 96
@@ -98,9 +94,9 @@ def prove(board: Board) -> None:
     if not board.file.consents_to(Consent.WRITE_RPMB):
         board.shell.run_isolated(f"cat {EFIVARS_PATH}/* >/dev/null").check()
         return
-    content = os.urandom(_PROOF_BYTES)
+    content = os.urandom(8)
     try:
-        board.efivars.overwrite(PROOF_NAME, content, timeout=_PROOF_SECONDS)
+        board.efivars.overwrite(PROOF_NAME, content, timeout=10.0)
     except OSError as error:
         if error.errno == errno.ENOSPC and _store_is_full(board):
             return

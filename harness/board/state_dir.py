@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from harness.power.driver import PowerDriver
 
 STATE_ENVIRONMENT = "XDG_STATE_HOME"
-_DEFAULT_STATE = Path("~/.local/state")
-_FOLDER = "stmm-hil"
 _PRIVATE = 0o700
 
 
@@ -72,10 +70,10 @@ class Claim:
 
 
 def _of_board(power: PowerDriver, file: BoardFile) -> Path:
-    return power.keeps() or _state_home() / _FOLDER / file.emmc_cid
+    return power.keeps() or _state_home() / "stmm-hil" / file.emmc_cid
 
 
 def _state_home() -> Path:
     # A relative path in it is invalid and to be ignored (XDG Base Directory Specification).
     given = Path(os.environ.get(STATE_ENVIRONMENT, ""))
-    return given if given.is_absolute() else _DEFAULT_STATE.expanduser()
+    return given if given.is_absolute() else Path("~/.local/state").expanduser()

@@ -1,13 +1,11 @@
 """The way to the board: lease, power, adapter, console, SSH, and whether it is the right board."""
 
-from __future__ import annotations
-
 import time
 from pathlib import Path
 from threading import Event
-from typing import TYPE_CHECKING
 
 from harness.check.finding import Finding, fail, not_looked_at, ok, warn
+from harness.check.survey import Survey
 from harness.consents import Consent
 from harness.errors import (
     CommandFailed,
@@ -19,26 +17,23 @@ from harness.errors import (
     PowerError,
     WrongBoard,
 )
-from harness.links.console import Stage
+from harness.lab.adapter import wait_for_port
+from harness.lab.console_probe import probe_console
+from harness.lab.lease import BoardHeld, lease_board
+from harness.lab.things import things_of
+from harness.links.address import SerialAddress
+from harness.links.console import Console, Stage
 from harness.links.rates import ERASE_LINE, RateSearch, correction
-
-if TYPE_CHECKING:
-    from harness.check.survey import Survey
-    from harness.links.address import SerialAddress
+from harness.power.driver import PowerState
 
 _ALREADY_ON_SECONDS = 5.0
 _POLL_SECONDS = 0.05
 _QUIET_SECONDS = 1.0
-_HEARD_LINES = 3
-_FAST_TIMER_MS = 1
 
 
 def lease(survey: Survey) -> Finding:
     """Nobody else holds any of the board's physical things, nor its labgrid place; for the time of
     the check we do."""
-    from harness.lab.lease import BoardHeld, lease_board
-    from harness.lab.things import things_of
-
     things = things_of(survey.file)
     try:
         survey.lease = lease_board(survey.file, purpose="hil check")
@@ -50,8 +45,6 @@ def lease(survey: Survey) -> Finding:
 
 def power(survey: Survey) -> Finding:
     """The verified state. A board that is off is switched on where its owner allows it."""
-    from harness.power.driver import PowerState
-
     driver, name = survey.board.power, survey.file.power.driver
     state = driver.state()
     if state is PowerState.UNKNOWN:
@@ -86,8 +79,6 @@ def power(survey: Survey) -> Finding:
 def _record(survey: Survey) -> bool:
     """Open the console before the power, to hear the whole boot. What prevents it (then False) is
     the adapter's step to tell."""
-    from harness.links.console import Console
-
     try:
         serial = survey.endpoints.serial
         survey.recording = Console(serial) if serial is not None else None
@@ -101,9 +92,6 @@ def _record(survey: Survey) -> bool:
 
 def adapter(survey: Survey) -> Finding:
     """The serial adapter: there, ours to open, and nobody else's now."""
-    from harness.lab.adapter import wait_for_port
-    from harness.links.console import Console
-
     try:
         survey.serial = survey.endpoints.serial
         if survey.serial is None:
@@ -129,7 +117,7 @@ def latency_timer(survey: Survey) -> Finding:
         milliseconds = int(timer.read_text())
     except (OSError, ValueError):
         return ok("no latency timer: not an FTDI adapter")
-    if milliseconds <= _FAST_TIMER_MS:
+    if milliseconds <= 1:
         return ok(f"{milliseconds} ms")
     return warn(
         f"{milliseconds} ms",
@@ -141,8 +129,6 @@ def latency_timer(survey: Survey) -> Finding:
 
 def console(survey: Survey) -> Finding:
     """Who answers on the console, and at which rate. Types nothing but line feeds."""
-    from harness.lab.console_probe import probe_console
-
     assert survey.serial is not None
     if survey.recording is not None:
         heard = _listen_to_boot(survey)
@@ -197,7 +183,7 @@ def _listen_to_boot(survey: Survey) -> Finding | None:
         survey.recording = None
     if recording.stage is Stage.SILENT:
         return None
-    last = [line.strip() for line in heard.splitlines() if line.strip()][-_HEARD_LINES:]
+    last = [line.strip() for line in heard.splitlines() if line.strip()][-3:]
     return _staged(recording.stage, recording.address.baud, serial, last)
 
 

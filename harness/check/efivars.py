@@ -1,25 +1,21 @@
 """EFI variables as Linux shows them: services, mount, space, a round trip, its latency."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os
 import time
 from threading import Event
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from harness.capabilities import EFIVARS_PATH, VENDOR_GUID
 from harness.check import tee
 from harness.check.finding import Finding, fail, not_looked_at, ok, warn
 from harness.check.pitfalls import RPMB_EMU, RPMB_EMU_REMEDY, WRONG_KEY, WRONG_KEY_REMEDY
+from harness.check.survey import Survey
+from harness.check.target import Target
 from harness.consents import Consent
 from harness.errors import ConsentMissing, HilError, LinkTimeout
-
-if TYPE_CHECKING:
-    from harness.check.survey import Survey
-    from harness.check.target import Target
-    from harness.instruments.efivars import MountState
+from harness.instruments.efivars import MountState
 
 _VARIABLE: Final = "HilCheck"
 _DATA_BYTES: Final = 16
@@ -104,7 +100,8 @@ def writable(survey: Survey) -> Finding:
         return ok("rw, without anybody's help")
     if state.mount_read_only:
         fstab = target.lines("fstab")
-        by_fstab = any("ro" in line.split()[3].split(",") for line in fstab if _is_entry(line))
+        entries = [line.split() for line in fstab]
+        by_fstab = any("ro" in entry[3].split(",") for entry in entries if len(entry) > 3)
         return fail(
             "the mount is ro",
             cause="/etc/fstab mounts it ro: that flag stays when the driver binds"
@@ -143,10 +140,6 @@ def _once_the_card_is_quiet(survey: Survey, state: MountState) -> tuple[MountSta
             if not writes:
                 break
     return state, 0 if state.writable else writes
-
-
-def _is_entry(line: str) -> bool:
-    return len(line.split()) > 3
 
 
 def space(survey: Survey) -> Finding:

@@ -1,10 +1,9 @@
 """What one step of a check found: a record, and how it is shown."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Self
 
 
 class Verdict(StrEnum):
@@ -30,7 +29,7 @@ class Finding:
     step: str = ""
     seconds: float = 0.0
 
-    def at(self, step: str, seconds: float) -> Finding:
+    def at(self, step: str, seconds: float) -> Self:
         """The same, with the name of the step that found it."""
         return replace(self, step=step, seconds=seconds)
 

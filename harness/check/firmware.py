@@ -1,23 +1,17 @@
 """Firmware and kernel: who booted, which versions, and what the kernel was built with."""
 
-from __future__ import annotations
-
 import re
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from harness.check.finding import Finding, fail, ok, warn
-
-if TYPE_CHECKING:
-    from harness.check.survey import Survey
-    from harness.check.target import Target
+from harness.check.survey import Survey
+from harness.check.target import Target
 
 _BANNERS: Final = (
     ("{}", r"(U-Boot (?:SPL )?\d{4}\.\S+|EDK ?II? \S+)"),
     ("TF-A {}", r"BL31: (v[\d.]+)"),
     ("{}", r"efi: (EFI v\S+ by .*\S)"),
 )
-_OPTEE: Final = r"(?:optee: revision |OP-TEE: revision |OP-TEE version: )(\d\S*)"
-_STMM: Final = r"(?i)(?:standalonemm|stmm)[^\n]*?version:? *(\S+)"
 
 _PARTS: Final = {
     "OPTEE": ("driver of OP-TEE", "optee"),
@@ -41,7 +35,7 @@ def firmware(survey: Survey) -> Finding:
         for shown, pattern in _BANNERS
         if (match := re.search(pattern, text)) is not None
     ]
-    optee = re.search(_OPTEE, text)
+    optee = re.search(r"(?:optee: revision |OP-TEE: revision |OP-TEE version: )(\d\S*)", text)
     if optee is None:
         return fail(
             ", ".join(named) or "no banner in any log",
@@ -51,7 +45,7 @@ def firmware(survey: Survey) -> Finding:
             "CONFIG_OPTEE in the kernel",
             evidence=target.log("optee|TEE"),
         )
-    stmm = re.search(_STMM, text)
+    stmm = re.search(r"(?i)(?:standalonemm|stmm)[^\n]*?version:? *(\S+)", text)
     named += [f"OP-TEE {optee[1]}", f"StandaloneMM {stmm[1]}" if stmm else ""]
     shown = ", ".join(part for part in named if part)
     return ok(shown if stmm else f"{shown}; no log tells StandaloneMM's version")

@@ -1,9 +1,7 @@
 """The RPMB partition: there, with a key or without, and its counter. Read, never written: looked
 at before anything asks who serves it, because a firmware may program the key on first use."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from harness.capabilities import STMM_DEVICE
 from harness.check.finding import Finding, fail, not_looked_at, ok, warn
@@ -15,13 +13,11 @@ from harness.check.pitfalls import (
     WRONG_KEY,
     WRONG_KEY_REMEDY,
 )
+from harness.check.survey import Survey
 from harness.consents import Consent
 from harness.errors import HilError, MissingCapability, TargetError
 from harness.formats.rpmb import OPTEE_TEST_KEY, RpmbResult
 from harness.instruments.rpmb import RpmbRefused
-
-if TYPE_CHECKING:
-    from harness.check.survey import Survey
 
 _LAST_COUNTER: Final = 0xFFFFFFFF
 _WORN_SHARE: Final = 0.9

@@ -1,17 +1,13 @@
 """A check on the terminal, for a person or for a machine."""
 
-from __future__ import annotations
-
 import json
 import sys
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Final, TextIO
+from typing import Final, TextIO
 
 from harness.check.finding import Finding, Verdict
+from harness.check.walk import Walk
 from harness.foreign import Shown, escaped, painted, say
-
-if TYPE_CHECKING:
-    from harness.check.walk import Walk
 
 _COLOURS: Final = {
     Verdict.OK: "32",

@@ -1,21 +1,17 @@
 """What the steps of one check share: the board, the ways to it, and what was read from it."""
 
-from __future__ import annotations
-
 from functools import cached_property
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
+from harness.board.board import Board
+from harness.boardfile.sections import BoardFile
 from harness.check.target import Target, look
-
-if TYPE_CHECKING:
-    from harness.board.board import Board
-    from harness.boardfile.sections import BoardFile
-    from harness.lab.lease import Lease
-    from harness.links.address import SerialAddress
-    from harness.links.console import Console
-    from harness.links.names import LinkName
-    from harness.power.driver import Endpoints
-    from harness.shell import Shell
+from harness.lab.lease import Lease
+from harness.links.address import SerialAddress
+from harness.links.console import Console
+from harness.links.names import LinkName
+from harness.power.driver import Endpoints
+from harness.shell import Shell
 
 
 class Survey:
@@ -23,8 +19,6 @@ class Survey:
     found that others need it leaves here."""
 
     def __init__(self, file: BoardFile, link: LinkName | None) -> None:
-        from harness.board.board import Board
-
         self.file = file
         self.board: Board = Board(file, link=link)
         self.serial: SerialAddress | None = None

@@ -1,7 +1,5 @@
 """What a board tells of itself, read in one round trip and changing nothing."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,18 +1,14 @@
 """OP-TEE as Linux has it: devices, supplicant, the StandaloneMM device and its driver."""
 
-from __future__ import annotations
-
 import re
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from harness.capabilities import STMM_DEVICE, STMM_DRIVER
 from harness.check import rpmb
 from harness.check.finding import Finding, fail, ok, warn
 from harness.check.pitfalls import RPMB_EMU, RPMB_EMU_REMEDY
-
-if TYPE_CHECKING:
-    from harness.check.survey import Survey
-    from harness.check.target import Process, Target
+from harness.check.survey import Survey
+from harness.check.target import Process, Target
 
 _UNIT: Final = "tee-supplicant.service"
 _ERRORS: Final = {

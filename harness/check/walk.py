@@ -1,20 +1,16 @@
 """The steps in their order, and which of them stand on which."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
+from harness.boardfile.sections import BoardFile
 from harness.check import cable, efivars, firmware, rpmb, tee
 from harness.check.finding import Finding, Verdict, fail, not_looked_at
 from harness.check.survey import Survey
 from harness.errors import HilError
-
-if TYPE_CHECKING:
-    from harness.boardfile.sections import BoardFile
-    from harness.links.names import LinkName
+from harness.links.names import LinkName
 
 Look = Callable[[Survey], Finding]
 

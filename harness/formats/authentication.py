@@ -3,12 +3,10 @@
 Sources: UEFI 2.10, sections 8.2.2 and 32.4.1; stack 4.6 and 4.7.
 """
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Self
 from uuid import UUID
 
 from harness.formats.efi import EfiTime
@@ -61,7 +59,7 @@ class Authentication2:
         return self.time.pack() + header + self.pkcs7
 
     @classmethod
-    def split(cls, data: Buffer) -> tuple[Authentication2, bytes]:
+    def split(cls, data: Buffer) -> tuple[Self, bytes]:
         """(descriptor, payload) of SetVariable's data.
 
         ValueError if the data is shorter than the descriptor, or dwLength does not fit.

@@ -3,12 +3,10 @@
 Sources: UEFI 2.10, sections 8.2 and 8.3 and appendix D; stack 4.
 """
 
-from __future__ import annotations
-
 import struct
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from enum import IntEnum, IntFlag
-from typing import Final
+from typing import Final, Self
 from uuid import UUID
 
 ERROR_BIT: Final = 1 << 63
@@ -47,7 +45,7 @@ class EfiStatus(IntEnum):
         return bool(self & ERROR_BIT)
 
     @classmethod
-    def _missing_(cls, value: object) -> EfiStatus | None:
+    def _missing_(cls, value: object) -> Self | None:
         if not isinstance(value, int) or not 0 <= value < 1 << 64:
             return None
         unknown = int.__new__(cls, value)
@@ -80,16 +78,6 @@ MEMORY_OVERWRITE_CONTROL_GUID: Final = UUID("e20939be-32d4-41be-a150-897f85d4982
 MEMORY_OVERWRITE_LOCK_GUID: Final = UUID("bb983ccf-151d-40e1-a07b-4a17be168292")
 LINUX_RANDOM_SEED_GUID: Final = UUID("1ce1e5bc-7ceb-42f2-81e5-8aadf180f57b")
 LINUX_CRASH_GUID: Final = UUID("cfc8fc79-be2e-4ddc-97f0-9f98bfe298a0")
-
-
-def guid_to_bytes(guid: UUID) -> bytes:
-    """The 16 bytes of an EFI_GUID in memory (first three fields little-endian)."""
-    return guid.bytes_le
-
-
-def guid_from_bytes(raw: bytes | bytearray | memoryview) -> UUID:
-    """The GUID of 16 bytes of memory; ValueError if there are not 16."""
-    return UUID(bytes_le=bytes(raw))
 
 
 def encode_name(name: str) -> bytes:
@@ -131,22 +119,10 @@ class EfiTime:
     SIZE = _TIME.size
 
     @classmethod
-    def unpack(cls, raw: bytes | bytearray | memoryview, offset: int = 0) -> EfiTime:
+    def unpack(cls, raw: bytes | bytearray | memoryview, offset: int = 0) -> Self:
         """Read a time; struct.error if fewer than 16 bytes are left."""
         return cls(*_TIME.unpack_from(raw, offset))
 
     def pack(self) -> bytes:
         """The 16 bytes."""
-        return _TIME.pack(
-            self.year,
-            self.month,
-            self.day,
-            self.hour,
-            self.minute,
-            self.second,
-            self.pad1,
-            self.nanosecond,
-            self.timezone,
-            self.daylight,
-            self.pad2,
-        )
+        return _TIME.pack(*astuple(self))

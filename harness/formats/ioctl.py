@@ -1,7 +1,5 @@
 """How Linux packs an ioctl number (K6 include/uapi/asm-generic/ioctl.h; x86 and Arm alike)."""
 
-from __future__ import annotations
-
 from typing import Final
 
 _READ: Final = 2

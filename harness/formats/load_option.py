@@ -1,7 +1,5 @@
 """EFI_LOAD_OPTION: the content of Boot####, Driver#### and their like (UEFI 2.10, 3.1.3)."""
 
-from __future__ import annotations
-
 import struct
 from typing import Final
 

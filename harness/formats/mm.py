@@ -7,12 +7,10 @@ Sources: stack 4.1 to 4.3; EDK2 MdeModulePkg/Include/Guid/SmmVariableCommon.h; L
 drivers/firmware/efi/stmm/mm_communication.h.
 """
 
-from __future__ import annotations
-
 import struct
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
-from typing import Final
+from typing import Final, Self
 from uuid import UUID
 
 from harness.formats.efi import EfiStatus, decode_name, encode_name
@@ -22,8 +20,6 @@ Buffer = bytes | bytearray | memoryview
 MM_VARIABLE_GUID: Final = UUID("ed32d533-99e6-4209-9cc0-2d72cdd998a7")
 END_OF_DXE_EVENT_GUID: Final = UUID("02ce967a-dd7e-4ffc-9ee7-810cf0470880")
 EXIT_BOOT_SERVICES_EVENT_GUID: Final = UUID("27abf055-b1b8-4c26-8048-748f37baa2df")
-READY_TO_BOOT_EVENT_GUID: Final = UUID("7ce88fb3-4bd7-4679-87a8-a8d8dee50d2b")
-READY_TO_LOCK_PROTOCOL_GUID: Final = UUID("60ff8964-e906-41d0-afed-f241e974e08e")
 
 COMM_BUFFER_SIZE: Final = 16384
 """Bytes of the non-secure buffer that OP-TEE shares with StandaloneMM."""
@@ -124,7 +120,7 @@ class Message:
         )
 
     @classmethod
-    def unpack(cls, raw: Buffer) -> Message:
+    def unpack(cls, raw: Buffer) -> Self:
         """Read a message; the payload is what MessageLength says, cut at the end of ``raw``.
 
         struct.error if ``raw`` is shorter than the 40 header bytes.
@@ -156,7 +152,7 @@ class AccessVariable:
         return header + name + self.data.ljust(self.data_size, b"\0") + bytes(slack)
 
     @classmethod
-    def unpack(cls, payload: Buffer) -> AccessVariable:
+    def unpack(cls, payload: Buffer) -> Self:
         """Read the payload; ``data`` is cut where the payload ends."""
         guid, data_size, name_size, attributes = _ACCESS.unpack_from(payload)
         start = ACCESS_VARIABLE_SIZE + name_size
@@ -198,7 +194,7 @@ class GetNextVariableName:
         return header + encode_name(self.name).ljust(self.name_size, b"\0")
 
     @classmethod
-    def unpack(cls, payload: Buffer) -> GetNextVariableName:
+    def unpack(cls, payload: Buffer) -> Self:
         """Read the payload."""
         guid, size = _NAME.unpack_from(payload)
         name = decode_name(payload[GET_NEXT_SIZE : GET_NEXT_SIZE + size])
@@ -231,7 +227,7 @@ class QueryVariableInfo:
         )
 
     @classmethod
-    def unpack(cls, payload: Buffer) -> QueryVariableInfo:
+    def unpack(cls, payload: Buffer) -> Self:
         """Read the payload."""
         maximum, remaining, largest, attributes = _QUERY.unpack_from(payload)
         return cls(attributes, maximum, remaining, largest)
@@ -248,7 +244,7 @@ class PayloadSize:
         return _U64.pack(self.size)
 
     @classmethod
-    def unpack(cls, payload: Buffer) -> PayloadSize:
+    def unpack(cls, payload: Buffer) -> Self:
         """Read the payload."""
         return cls(*_U64.unpack_from(payload))
 
@@ -266,7 +262,7 @@ class LockVariable:
         return _NAME.pack(self.guid.bytes_le, len(name)) + name
 
     @classmethod
-    def unpack(cls, payload: Buffer) -> LockVariable:
+    def unpack(cls, payload: Buffer) -> Self:
         """Read the payload."""
         guid, size = _NAME.unpack_from(payload)
         name = decode_name(payload[LOCK_VARIABLE_SIZE : LOCK_VARIABLE_SIZE + size])
@@ -300,7 +296,7 @@ class VarCheckProperty:
         return header + name
 
     @classmethod
-    def unpack(cls, payload: Buffer) -> VarCheckProperty:
+    def unpack(cls, payload: Buffer) -> Self:
         """Read the payload."""
         guid, size, *values = _PROPERTY.unpack_from(payload)
         name = decode_name(payload[VAR_CHECK_PROPERTY_SIZE : VAR_CHECK_PROPERTY_SIZE + size])
@@ -337,7 +333,7 @@ class RuntimeCacheInfo:
         )
 
     @classmethod
-    def unpack(cls, payload: Buffer) -> RuntimeCacheInfo:
+    def unpack(cls, payload: Buffer) -> Self:
         """Read the payload."""
         hob, nv, volatile, authenticated = _CACHE_INFO.unpack_from(payload)
         return cls(hob, nv, volatile, bool(authenticated))

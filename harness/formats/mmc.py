@@ -3,11 +3,9 @@
 Sources: K6 include/uapi/linux/mmc/ioctl.h, include/linux/mmc/mmc.h; JESD84-B51.
 """
 
-from __future__ import annotations
-
 import struct
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Self
 
 from harness.formats.ioctl import iowr
 
@@ -31,7 +29,6 @@ MMC_SWITCH: Final = 6
 MMC_SEND_EXT_CSD: Final = 8
 MMC_SEND_STATUS: Final = 13
 MMC_READ_MULTIPLE_BLOCK: Final = 18
-MMC_SET_BLOCK_COUNT: Final = 23
 MMC_WRITE_MULTIPLE_BLOCK: Final = 25
 
 RELIABLE_WRITE: Final = 1 << 31
@@ -93,7 +90,7 @@ class IocCommand:
         )
 
     @classmethod
-    def unpack(cls, data: bytes) -> IocCommand:
+    def unpack(cls, data: bytes) -> Self:
         """Read the 72 bytes; ``write_flag`` comes out unsigned."""
         write_flag, is_acmd, opcode, arg, r0, r1, r2, r3, flags, blksz, blocks, *rest = (
             IOC_CMD.unpack(data)

@@ -4,15 +4,13 @@ Sources: JESD84-B51 6.6.22; OC tee-supplicant/src/rpmb.c; stack 1.1 - 1.3, 1.7. 
 big-endian, tee-supplicant's structures little-endian.
 """
 
-from __future__ import annotations
-
 import hmac
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cache
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Self
 
 FRAME_SIZE: Final = 512
 DATA_SIZE: Final = 256
@@ -106,7 +104,7 @@ class RpmbFrame(NamedTuple):
         return _FRAME.pack(*self)
 
     @classmethod
-    def unpack(cls, raw: bytes | memoryview, offset: int = 0) -> RpmbFrame:
+    def unpack(cls, raw: bytes | memoryview, offset: int = 0) -> Self:
         """The frame at ``offset`` bytes; ``struct.error`` if it is cut short."""
         return cls._make(_FRAME.unpack_from(raw, offset))
 
@@ -129,12 +127,6 @@ def sign(key: bytes, frames: bytes) -> bytes:
     """``frames`` with the MAC over all of them in the last one."""
     place = len(frames) - FRAME_SIZE + MAC_OFFSET
     return frames[:place] + mac(key, frames) + frames[place + MAC_SIZE :]
-
-
-def carried_mac(frames: bytes) -> bytes:
-    """The MAC in the last frame, the only one that counts."""
-    place = len(frames) - FRAME_SIZE + MAC_OFFSET
-    return frames[place : place + MAC_SIZE]
 
 
 def key_request(key: bytes) -> bytes:
@@ -211,7 +203,7 @@ class RequestHeader:
         return _REQUEST_HEADER.pack(self.command, self.device, self.block_count)
 
     @classmethod
-    def unpack(cls, raw: bytes) -> RequestHeader:
+    def unpack(cls, raw: bytes) -> Self:
         """The header in front of ``raw``; ``struct.error`` if it is cut short."""
         return cls(*_REQUEST_HEADER.unpack_from(raw))
 
@@ -235,6 +227,6 @@ class DeviceInfo:
         return _DEVICE_INFO.pack(self.cid, self.size_mult, self.rel_wr_sec_c, self.status)
 
     @classmethod
-    def unpack(cls, raw: bytes) -> DeviceInfo:
+    def unpack(cls, raw: bytes) -> Self:
         """The record in front of ``raw``; ``struct.error`` if it is cut short."""
         return cls(*_DEVICE_INFO.unpack_from(raw))

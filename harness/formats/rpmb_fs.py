@@ -3,19 +3,16 @@
 Source: OT41 core/tee/tee_rpmb_fs.c; stack 2.1, 2.3.  Everything is little-endian.
 """
 
-from __future__ import annotations
-
 import struct
 from dataclasses import dataclass
 from enum import IntFlag
-from typing import Final
+from typing import Final, Self
 from uuid import UUID
 
 MAGIC: Final = 0x52504D42
 VERSION: Final = 2
 FAT_START: Final = 512
 """Byte address of the first table entry."""
-NAME_SIZE: Final = 224
 FEK_SIZE: Final = 16
 
 _HEADER: Final = struct.Struct(
@@ -47,7 +44,7 @@ class PartitionHeader:
         )
 
     @classmethod
-    def unpack(cls, raw: bytes) -> PartitionHeader:
+    def unpack(cls, raw: bytes) -> Self:
         """The header in front of ``raw``; ``struct.error`` if it is cut short."""
         return cls(*_HEADER.unpack_from(raw))
 
@@ -108,7 +105,7 @@ class FatEntry:
         )
 
     @classmethod
-    def unpack(cls, raw: bytes | memoryview, offset: int = 0) -> FatEntry:
+    def unpack(cls, raw: bytes | memoryview, offset: int = 0) -> Self:
         """The entry at ``offset`` bytes; ``struct.error`` if it is cut short."""
         start, size, flags, unused, fek, name = _ENTRY.unpack_from(raw, offset)
         text = name.partition(b"\0")[0].decode("latin-1")

@@ -4,10 +4,9 @@ Sources: GlobalPlatform TEE Client API 1.0 (4.4.2, 4.4.3), TEE Internal Core API
 K6 include/uapi/linux/tee.h (the numbers of the parameter types are the same).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Self
 
 
 class TeeResult(IntEnum):
@@ -47,7 +46,7 @@ class TeeResult(IntEnum):
     SIGNATURE_INVALID = 0xFFFF3072
 
     @classmethod
-    def _missing_(cls, value: object) -> TeeResult | None:
+    def _missing_(cls, value: object) -> Self | None:
         if not isinstance(value, int) or not 0 <= value < 1 << 32:
             return None
         unknown = int.__new__(cls, value)
@@ -63,6 +62,15 @@ class TeeOrigin(IntEnum):
     COMMS = 2
     TEE = 3
     TRUSTED_APP = 4
+
+
+class TeeError(Exception):
+    """A call ended with a result other than SUCCESS; ``origin`` tells who said so."""
+
+    def __init__(self, result: TeeResult, origin: TeeOrigin = TeeOrigin.TEE) -> None:
+        super().__init__(f"{result.name} from {origin.name}")
+        self.result = result
+        self.origin = origin
 
 
 class ParamType(IntEnum):
@@ -97,17 +105,17 @@ class Param:
     c: int = 0
 
     @classmethod
-    def none(cls) -> Param:
+    def none(cls) -> Self:
         """An unused parameter."""
         return cls()
 
     @classmethod
-    def memref_inout(cls, memory: bytearray | memoryview) -> Param:
+    def memref_inout(cls, memory: bytearray | memoryview) -> Self:
         """A reference to all of ``memory``, which the callee reads and writes."""
         return cls(ParamType.MEMREF_INOUT, memory, len(memory))
 
     @classmethod
-    def value_output(cls) -> Param:
+    def value_output(cls) -> Self:
         """Two words that the callee fills."""
         return cls(ParamType.VALUE_OUTPUT)
 

@@ -4,13 +4,12 @@ Source: K6 include/uapi/linux/tee.h.  Everything is in native byte order; all ho
 this project are little-endian.
 """
 
-from __future__ import annotations
-
 import struct
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Self
 
 from harness.formats.ioctl import ior, iowr
+from harness.formats.tee import ParamType
 
 TEE_IOC_MAGIC: Final = 0xA4
 TEE_MAX_ARG_SIZE: Final = 1024
@@ -24,17 +23,9 @@ TEE_MEMREF_NULL: Final = (1 << 64) - 1
 TEE_IMPL_ID_OPTEE: Final = 1
 TEE_OPTEE_CAP_TZ: Final = 1 << 0
 
-PARAM_NONE: Final = 0
-PARAM_VALUE_INPUT: Final = 1
-PARAM_VALUE_OUTPUT: Final = 2
-PARAM_VALUE_INOUT: Final = 3
-PARAM_MEMREF_INPUT: Final = 5
-PARAM_MEMREF_OUTPUT: Final = 6
-PARAM_MEMREF_INOUT: Final = 7
 PARAM_TYPE_MASK: Final = 0xFF
 PARAM_META: Final = 0x100
 
-LOGIN_PUBLIC: Final = 0
 LOGIN_REE_KERNEL_MIN: Final = 0x8000_0000
 LOGIN_REE_KERNEL_MAX: Final = 0xBFFF_FFFF
 
@@ -73,41 +64,40 @@ TEE_IOC_SHM_REGISTER: Final = iowr(TEE_IOC_MAGIC, 9, SHM_REGISTER_DATA.size)
 # Requests OP-TEE sends to the supplicant (optee_os core/include/optee_rpc_cmd.h).
 RPC_LOAD_TA: Final = 0
 RPC_RPMB: Final = 1
-RPC_FS: Final = 2
 RPC_SHM_ALLOC: Final = 6
 RPC_SHM_FREE: Final = 7
-RPC_RPMB_PROBE_RESET: Final = 22
-RPC_RPMB_PROBE_NEXT: Final = 23
-RPC_RPMB_FRAMES: Final = 24
 RPC_SHM_TYPE_APPL: Final = 0
-RPC_SHM_TYPE_KERNEL: Final = 1
 
 
 @dataclass(frozen=True)
 class IoctlParam:
     """One ``struct tee_ioctl_param``."""
 
-    attr: int = PARAM_NONE
+    attr: int = ParamType.NONE
     a: int = 0
     b: int = 0
     c: int = 0
 
     @property
     def kind(self) -> int:
-        """The type without the meta bit: one of the ``PARAM_`` constants."""
+        """The type without the meta bit: one of :class:`ParamType`."""
         return self.attr & PARAM_TYPE_MASK
 
     @property
     def is_memref(self) -> bool:
         """Whether the parameter refers to shared memory."""
-        return self.kind in (PARAM_MEMREF_INPUT, PARAM_MEMREF_OUTPUT, PARAM_MEMREF_INOUT)
+        return self.kind in (
+            ParamType.MEMREF_INPUT,
+            ParamType.MEMREF_OUTPUT,
+            ParamType.MEMREF_INOUT,
+        )
 
     def pack(self) -> bytes:
         """The 32 bytes of the structure."""
         return PARAM.pack(self.attr, self.a, self.b, self.c)
 
     @classmethod
-    def unpack_all(cls, data: bytes, count: int, offset: int = 0) -> list[IoctlParam]:
+    def unpack_all(cls, data: bytes, count: int, offset: int = 0) -> list[Self]:
         """``count`` structures from ``data``; struct.error when it is shorter."""
         return [
             cls(*PARAM.unpack_from(data, offset + index * PARAM.size)) for index in range(count)

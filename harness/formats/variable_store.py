@@ -6,12 +6,10 @@ Sources: stack 4.11 and 4.13; EDK2 MdeModulePkg/Include/Guid/VariableFormat.h an
 SystemNvDataGuid.h; PI 1.8 volume 3 (firmware volume header).
 """
 
-from __future__ import annotations
-
 import struct
 import zlib
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Self
 from uuid import UUID
 
 Buffer = bytes | bytearray | memoryview
@@ -83,7 +81,7 @@ class VolumeHeader:
         )
 
     @classmethod
-    def unpack(cls, raw: Buffer) -> VolumeHeader:
+    def unpack(cls, raw: Buffer) -> Self:
         """Read a header; struct.error if there are fewer than 72 bytes."""
         _, guid, length, signature, attributes, size, checksum, _, _, revision, *_ = (
             _VOLUME.unpack_from(raw)
@@ -111,7 +109,7 @@ class StoreHeader:
         return _STORE.pack(self.guid.bytes_le, self.size, self.format, self.state, 0, 0)
 
     @classmethod
-    def unpack(cls, raw: Buffer, offset: int = 0) -> StoreHeader:
+    def unpack(cls, raw: Buffer, offset: int = 0) -> Self:
         """Read a header; struct.error if there are fewer than 28 bytes."""
         guid, size, fmt, state, _, _ = _STORE.unpack_from(raw, offset)
         return cls(UUID(bytes_le=guid), size, fmt, state)
@@ -169,7 +167,7 @@ class VariableHeader:
         )
 
     @classmethod
-    def unpack(cls, raw: Buffer, offset: int = 0) -> VariableHeader:
+    def unpack(cls, raw: Buffer, offset: int = 0) -> Self:
         """Read a header; struct.error if there are fewer than 60 bytes."""
         start, state, _, attributes, count, time, key, name_size, data_size, guid = (
             _VARIABLE.unpack_from(raw, offset)
@@ -198,7 +196,6 @@ WRITE_TOTAL_SIZE: Final = WRITE_HEADER_SIZE + WRITE_RECORD_SIZE
 HEADER_ALLOCATED: Final = 0x01
 WRITES_ALLOCATED: Final = 0x02
 WRITES_COMPLETED: Final = 0x04
-BOOT_BLOCK_UPDATE: Final = 0x01
 SPARE_COMPLETED: Final = 0x02
 DESTINATION_COMPLETED: Final = 0x04
 
@@ -238,7 +235,7 @@ class WriteHeader:
         )
 
     @classmethod
-    def unpack(cls, raw: Buffer, offset: int = 0) -> WriteHeader:
+    def unpack(cls, raw: Buffer, offset: int = 0) -> Self:
         """Read a header; struct.error if there are fewer than 40 bytes."""
         state, caller, writes, private = _WRITE_HEADER.unpack_from(raw, offset)
         return cls(state, UUID(bytes_le=caller), writes, private)
@@ -274,7 +271,7 @@ class WriteRecord:
         )
 
     @classmethod
-    def unpack(cls, raw: Buffer, offset: int = 0) -> WriteRecord:
+    def unpack(cls, raw: Buffer, offset: int = 0) -> Self:
         """Read a record; struct.error if there are fewer than 40 bytes."""
         return cls(*_WRITE_RECORD.unpack_from(raw, offset))
 

@@ -3,8 +3,6 @@
 It hears what the kernel log does not keep: the secure world, firmware, and a kernel's last words.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass

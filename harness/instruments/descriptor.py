@@ -1,7 +1,5 @@
 """One open file on the board: each method is one system call there, and raises its errno."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 from itertools import count

@@ -328,7 +328,7 @@ class Efivars:
     def delete_own(self) -> list[VariableName]:
         """Delete every variable with :data:`VENDOR_GUID` but those that are ``kept``; returns
         those that resisted."""
-        return self.delete_these(self._forsaken())
+        return self.delete_these([name for name in self.own() if name not in self._kept])
 
     def delete_these(self, names: Iterable[VariableName]) -> list[VariableName]:
         """Delete variables, immutable or not, in one round trip; returns the names of
@@ -344,9 +344,6 @@ class Efivars:
         return [name for name in left if name.guid == VENDOR_GUID and name not in self._kept]
 
     # --- helpers ------------------------------------------------------------------------------
-
-    def _forsaken(self) -> list[VariableName]:
-        return [name for name in self.own() if name not in self._kept]
 
     def _flags(self, name: str, guid: UUID) -> int:
         _, flags, _ = self._take(

@@ -1,7 +1,5 @@
 """Only our own variables are written, unless a test declares others and the owner consents."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from posixpath import normpath

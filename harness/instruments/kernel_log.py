@@ -1,7 +1,5 @@
 """The kernel log since a mark, and the lines in it that fail a test."""
 
-from __future__ import annotations
-
 import re
 import shlex
 from collections.abc import Iterable

@@ -1,8 +1,6 @@
 """What an operation on the board came to: as a test expects it, or as a value for stories that
 look first and judge later."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os

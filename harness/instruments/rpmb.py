@@ -11,7 +11,6 @@ import re
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from harness.capabilities import octal
 from harness.consents import Consent
@@ -65,7 +64,7 @@ class Rpmb:
         self._consent = consent
         self._programming = programming
         self._device: str | None = None
-        self._carrier: _Carrier | None = None
+        self._carrier: _MmcUtils | _PythonIoctl | None = None
 
     @property
     def device(self) -> str:
@@ -137,7 +136,7 @@ class Rpmb:
         cid, size_mult, sectors = result.check().text.split()
         return EmmcIdentity(cid, int(size_mult, 0) * wire.SIZE_UNIT, int(sectors, 0))
 
-    def _requests(self) -> _Carrier:
+    def _requests(self) -> _MmcUtils | _PythonIoctl:
         if self._carrier is None:
             found = self._shell.run("command -v mmc || command -v python3").text
             if not found:
@@ -148,14 +147,6 @@ class Rpmb:
             carrier = _MmcUtils if found.endswith("/mmc") else _PythonIoctl
             self._carrier = carrier(self._shell, self.device)
         return self._carrier
-
-
-class _Carrier(Protocol):
-    def counter(self, timeout: float) -> int: ...
-
-    def read(self, address: int, count: int, key: bytes | None, timeout: float) -> bytes: ...
-
-    def write(self, address: int, data: bytes, key: bytes, timeout: float) -> None: ...
 
 
 class _MmcUtils:

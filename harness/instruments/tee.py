@@ -1,7 +1,5 @@
 """The TEE side of Linux: the supplicant's service, the devices on the TEE bus, the driver."""
 
-from __future__ import annotations
-
 import re
 import shlex
 import time
@@ -102,7 +100,8 @@ class Tee:
             case Service(ServiceKind.SCRIPT, script):
                 self._command(f"{shlex.quote(script)} stop", timeout)
             case _:
-                self._command(f"kill -TERM {self._pid_words()}", timeout)
+                pids = " ".join(map(str, self.supplicant_pids()))
+                self._command(f"kill -TERM {pids}", timeout)
         self._wait(lambda: not self.supplicant_pids(), "tee-supplicant to end", timeout)
 
     def leave_driver_at_stop(self) -> None:
@@ -250,9 +249,6 @@ class Tee:
             )
         words = self._shell.run(f"tr '\\0' '\\n' < /proc/{pids[0]}/cmdline").check().text
         return Service(ServiceKind.PROCESS, shlex.join(words.splitlines()))
-
-    def _pid_words(self) -> str:
-        return " ".join(map(str, self.supplicant_pids()))
 
     def _command(self, command: str, timeout: float) -> None:
         # A lane of its own: stopping a service that the kernel waits for can hang.

@@ -1,11 +1,10 @@
 """Writers that live on the board by themselves: one that may hang, and one that writes on and on
 until the power is cut."""
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 from harness.consents import Consent
 from harness.shell import Shell
@@ -31,7 +30,7 @@ class Writer:
     pid: int
 
     @classmethod
-    def start(cls, shell: Shell, path: str, content: bytes) -> Writer:
+    def start(cls, shell: Shell, path: str, content: bytes) -> Self:
         """Start it in the background; ``content`` begins with the four attribute bytes."""
         shell.write_file(f"{_SCRATCH}.data", content)
         pid = shell.run_isolated(
@@ -72,7 +71,7 @@ class WriterLoop:
         contents: Sequence[bytes],
         *,
         consent: Callable[[Consent], None],
-    ) -> WriterLoop:
+    ) -> Self:
         """Start it in the background; each content begins with the four attribute bytes, and all
         are equally long."""
         consent(Consent.WRITE_RPMB)

@@ -1,7 +1,5 @@
 """Power by any shell command: a PDU's own client, uhubctl, a relay."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re

@@ -29,10 +29,7 @@ from harness.power.driver import Driver, Endpoints, PowerDriver, PowerState
 from harness.power.section import Section
 
 _VARIANT = "variant"
-_AUTOSTART = "supplicant_autostart"
-_KEPT = "safekeeping"
 _CLOSE_SECONDS = 2.0
-_STATUS_SECONDS = 2.0
 # From process start to SSH; the promise is one second on an idle host.
 _START_SECONDS = 60.0
 
@@ -91,7 +88,7 @@ class EmulatedPower(PowerDriver):
         if child is None or not child.alive:
             return PowerState.OFF
         try:
-            return PowerState(self._ask(child, "status", _STATUS_SECONDS).get("power", "unknown"))
+            return PowerState(self._ask(child, "status", 2.0).get("power", "unknown"))
         except (_Died, ValueError):
             return PowerState.OFF if not child.alive else PowerState.UNKNOWN
         except PowerError:
@@ -103,7 +100,7 @@ class EmulatedPower(PowerDriver):
     def keeps(self) -> Path | None:
         """Beside the image of the flash: both are kept, or neither."""
         directory = self._state_directory or self._kept_state
-        return None if directory is None else directory / _KEPT
+        return None if directory is None else directory / "safekeeping"
 
     @property
     def pid(self) -> int | None:
@@ -286,7 +283,7 @@ def _vary(
     if _VARIANT not in section.options:
         return None
     options = section.options | ({} if variant is None else {_VARIANT: variant})
-    options |= {} if autostart else {_AUTOSTART: False}
+    options |= {} if autostart else {"supplicant_autostart": False}
     return section.model_copy(update={"options": options, "state": store or section.state})
 
 

@@ -1,7 +1,5 @@
 """Power by the power resource of the labgrid place that the board is in."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from harness.power.driver import Context, Driver

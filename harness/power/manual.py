@@ -1,7 +1,5 @@
 """Power by a person, asked at the terminal."""
 
-from __future__ import annotations
-
 import os
 import select
 import time

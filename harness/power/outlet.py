@@ -1,7 +1,5 @@
 """A power driver made of one outlet that can be switched and asked."""
 
-from __future__ import annotations
-
 import threading
 import time
 

@@ -8,8 +8,6 @@ memory (QEMU 11.1, hw/sd/sd.c). So a machine with an eMMC is not ended when it i
 is reset and held, as a board without power keeps its flash.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re
@@ -34,8 +32,6 @@ from harness.tables import Table
 
 _LOOPBACK = "127.0.0.1"
 _POLL_SECONDS = 0.02
-_PROBE_SECONDS = 10.0
-_STATE_SECONDS = 5.0
 _FIRST_RELEASE_WITH_RPMB = "10.2"
 
 
@@ -128,7 +124,7 @@ class QemuPower(PowerDriver):
         if self._monitor is None:
             return PowerState.ON
         try:
-            said = self._monitor.execute("query-status", time.monotonic() + _STATE_SECONDS)
+            said = self._monitor.execute("query-status", time.monotonic() + 5.0)
         except QmpError:
             return PowerState.UNKNOWN
         return PowerState.OFF if said["status"] == "shutdown" else PowerState.ON
@@ -281,7 +277,7 @@ class QemuPower(PowerDriver):
             done = subprocess.run(
                 [self._options.program, *arguments],
                 capture_output=True,
-                timeout=_PROBE_SECONDS,
+                timeout=10.0,
                 check=False,
             )
         except (OSError, subprocess.TimeoutExpired) as error:

@@ -1,7 +1,5 @@
 """QEMU's machine protocol: one JSON object a line over a local socket (qemu docs, qmp-spec)."""
 
-from __future__ import annotations
-
 import json
 import socket
 import time

@@ -3,8 +3,6 @@
 Import this module late: pydantic costs more than a whole ``hil --help``.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Any
 
 from pydantic import GetCoreSchemaHandler

@@ -21,9 +21,6 @@ from harness.power.section import OutletOptions, Section
 if TYPE_CHECKING:
     from serial import Serial
 
-_BAUD = 9600
-_START = 0xA0
-_ASK = b"\xff"
 _ANSWER_SECONDS = 0.5
 
 
@@ -53,7 +50,7 @@ class RelayOutlet:
 
     def switch(self, on: bool, timeout: float) -> None:
         energised = on is not self._options.normally_closed
-        body = bytes([_START, self._options.channel, energised])
+        body = bytes([0xA0, self._options.channel, energised])
         with self._open(timeout) as port:
             port.write(body + bytes([sum(body) & 0xFF]))
             port.flush()
@@ -62,7 +59,7 @@ class RelayOutlet:
         wanted = re.compile(rb"CH\s*%d\s*:\s*(ON|OFF)" % self._options.channel)
         with self._open(timeout) as port:
             port.reset_input_buffer()
-            port.write(_ASK)
+            port.write(b"\xff")
             answer = b""
             deadline = time.monotonic() + min(timeout, _ANSWER_SECONDS)
             while (left := deadline - time.monotonic()) > 0:
@@ -84,7 +81,7 @@ class RelayOutlet:
         try:
             return serial.Serial(
                 self._options.port,
-                _BAUD,
+                9600,
                 timeout=timeout,
                 write_timeout=timeout,
                 exclusive=True,

@@ -1,7 +1,5 @@
 """Power by an outlet of a PDU with SNMP (version 1 or 2c), by pysnmp."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from pydantic import Field, SecretStr

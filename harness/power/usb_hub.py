@@ -1,7 +1,5 @@
 """Power by a port of a USB hub, switched by uhubctl (https://github.com/mvp/uhubctl)."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 from typing import Literal

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from shlex import quote
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 from harness.errors import HostError, LinkError, OutputWithoutEnd, TargetError
 from harness.links import posix
@@ -131,18 +131,13 @@ class _Gone(TargetError):
     """The process had ended before it was sent anything."""
 
 
-class _Codec(Protocol):
-    def encode(self, steps: Sequence[Step]) -> tuple[list[Outcome | None], str | bytes]: ...
-    def decode(self, steps: Sequence[Step], answer: bytes) -> list[Outcome]: ...
-
-
 class _Process:
     """The process on the target, two fifos and their directory."""
 
     def __init__(self, shell: Shell, backend: str, timeout: float) -> None:
         self.backend = backend
         self._shell = shell
-        self._codec: _Codec = self._make_codec(timeout)
+        self._codec = self._make_codec(timeout)
         name = f"hil-probe-{secrets.token_hex(4)}"
         made = shell.run(
             f"for d in /run /dev/shm /tmp; do mkdir -m 700 $d/{name} 2>/dev/null || continue; "
@@ -161,7 +156,7 @@ class _Process:
             self._remove()
             raise
 
-    def _make_codec(self, timeout: float) -> _Codec:
+    def _make_codec(self, timeout: float) -> _PythonCodec | StaticCodec | _ShellCodec:
         match self.backend:
             case "python3":
                 return _PythonCodec()

@@ -4,8 +4,6 @@ Descriptors are the shell's numbers 3 to 9. The errno is read from the utilities
 Everything else is reported as unsupported rather than imitated.
 """
 
-from __future__ import annotations
-
 from shlex import quote
 
 from harness.links import posix
@@ -116,7 +114,8 @@ class Translator:
         redirection = _REDIRECTIONS.get(flags)
         if redirection is None:
             return f"!open with {step.flags}"
-        number = self._numbers.get(step.fd) or self._free_number()
+        free = (n for n in range(3, 10) if n not in self._numbers.values())
+        number = self._numbers.get(step.fd) or next(free, None)
         if number is None:
             return "!keep more than seven descriptors open"
         self._numbers[step.fd] = number
@@ -127,9 +126,6 @@ class Translator:
             f'{{ command exec {number}{redirection}{quote(step.path)}; }} 2>|"$P/e"; r=$?'
             f"{exclusive[1]}; umask 077; tell $r"
         )
-
-    def _free_number(self) -> int | None:
-        return next((n for n in range(3, 10) if n not in self._numbers.values()), None)
 
     def _write(self, fd: str, data: bytes) -> str:
         if not data:

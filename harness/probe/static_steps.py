@@ -8,8 +8,6 @@ returned; and a word for its result. The answer is each result and, if it is not
 bytes.
 """
 
-from __future__ import annotations
-
 import errno
 import struct
 from collections.abc import Callable, Sequence

@@ -1,12 +1,15 @@
 """The steps a target probe can take and what comes back: one raw system call each."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Open:
+class Step:
+    """One of the classes below."""
+
+
+@dataclass(frozen=True, slots=True)
+class Open(Step):
     """``open(2)``; the descriptor is kept under the name ``fd`` until :class:`Close`.
 
     ``flags`` are names joined by ``|`` (``"O_WRONLY|O_CREAT"``), because their numbers differ
@@ -20,7 +23,7 @@ class Open:
 
 
 @dataclass(frozen=True, slots=True)
-class Write:
+class Write(Step):
     """One ``write(2)`` of all of ``data``; value = bytes written."""
 
     fd: str
@@ -28,7 +31,7 @@ class Write:
 
 
 @dataclass(frozen=True, slots=True)
-class Writev:
+class Writev(Step):
     """One ``writev(2)``; value = bytes written."""
 
     fd: str
@@ -36,7 +39,7 @@ class Writev:
 
 
 @dataclass(frozen=True, slots=True)
-class Pwrite:
+class Pwrite(Step):
     """One ``pwrite(2)`` of all of ``data``; value = bytes written."""
 
     fd: str
@@ -45,7 +48,7 @@ class Pwrite:
 
 
 @dataclass(frozen=True, slots=True)
-class Read:
+class Read(Step):
     """One ``read(2)`` of at most ``size`` bytes; value = bytes read."""
 
     fd: str
@@ -53,7 +56,7 @@ class Read:
 
 
 @dataclass(frozen=True, slots=True)
-class Pread:
+class Pread(Step):
     """One ``pread(2)``; value = bytes read."""
 
     fd: str
@@ -62,7 +65,7 @@ class Pread:
 
 
 @dataclass(frozen=True, slots=True)
-class Lseek:
+class Lseek(Step):
     """``lseek(2)``; ``whence`` 0 SEEK_SET, 1 SEEK_CUR, 2 SEEK_END; value = new offset."""
 
     fd: str
@@ -71,35 +74,35 @@ class Lseek:
 
 
 @dataclass(frozen=True, slots=True)
-class Fstat:
+class Fstat(Step):
     """``fstat(2)`` of a descriptor; value = st_size, ``fields`` has the rest."""
 
     fd: str
 
 
 @dataclass(frozen=True, slots=True)
-class Stat:
+class Stat(Step):
     """``lstat(2)`` of a path; value = st_size, ``fields`` has the rest."""
 
     path: str
 
 
 @dataclass(frozen=True, slots=True)
-class Close:
+class Close(Step):
     """``close(2)``."""
 
     fd: str
 
 
 @dataclass(frozen=True, slots=True)
-class Unlink:
+class Unlink(Step):
     """``unlink(2)``."""
 
     path: str
 
 
 @dataclass(frozen=True, slots=True)
-class Truncate:
+class Truncate(Step):
     """``truncate(2)``."""
 
     path: str
@@ -107,7 +110,7 @@ class Truncate:
 
 
 @dataclass(frozen=True, slots=True)
-class Ftruncate:
+class Ftruncate(Step):
     """``ftruncate(2)``."""
 
     fd: str
@@ -115,7 +118,7 @@ class Ftruncate:
 
 
 @dataclass(frozen=True, slots=True)
-class Rename:
+class Rename(Step):
     """``rename(2)``."""
 
     source: str
@@ -123,7 +126,7 @@ class Rename:
 
 
 @dataclass(frozen=True, slots=True)
-class Link:
+class Link(Step):
     """``link(2)``."""
 
     source: str
@@ -131,7 +134,7 @@ class Link:
 
 
 @dataclass(frozen=True, slots=True)
-class Symlink:
+class Symlink(Step):
     """``symlink(2)``: ``path`` will point to ``target``."""
 
     target: str
@@ -139,7 +142,7 @@ class Symlink:
 
 
 @dataclass(frozen=True, slots=True)
-class Mkdir:
+class Mkdir(Step):
     """``mkdir(2)``."""
 
     path: str
@@ -147,14 +150,14 @@ class Mkdir:
 
 
 @dataclass(frozen=True, slots=True)
-class Rmdir:
+class Rmdir(Step):
     """``rmdir(2)``."""
 
     path: str
 
 
 @dataclass(frozen=True, slots=True)
-class Mknod:
+class Mknod(Step):
     """``mknod(2)``; ``mode`` includes the type (``0o010644`` is a fifo)."""
 
     path: str
@@ -163,14 +166,14 @@ class Mknod:
 
 
 @dataclass(frozen=True, slots=True)
-class GetFlags:
+class GetFlags(Step):
     """``ioctl(FS_IOC_GETFLAGS)`` on a descriptor; value = flags (immutable is 0x10)."""
 
     fd: str
 
 
 @dataclass(frozen=True, slots=True)
-class SetFlags:
+class SetFlags(Step):
     """``ioctl(FS_IOC_SETFLAGS)`` on a descriptor."""
 
     fd: str
@@ -178,44 +181,17 @@ class SetFlags:
 
 
 @dataclass(frozen=True, slots=True)
-class StatFs:
+class StatFs(Step):
     """``statfs(2)``; value = f_type, ``fields`` has bsize, blocks, bfree, bavail, files, ffree."""
 
     path: str
 
 
 @dataclass(frozen=True, slots=True)
-class ListDir:
+class ListDir(Step):
     """Names in a directory, sorted, without ``.`` and ``..``; value = their number."""
 
     path: str
-
-
-Step = (
-    Open
-    | Write
-    | Writev
-    | Pwrite
-    | Read
-    | Pread
-    | Lseek
-    | Fstat
-    | Stat
-    | Close
-    | Unlink
-    | Truncate
-    | Ftruncate
-    | Rename
-    | Link
-    | Symlink
-    | Mkdir
-    | Rmdir
-    | Mknod
-    | GetFlags
-    | SetFlags
-    | StatFs
-    | ListDir
-)
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,12 +26,30 @@ if os.uname().machine.startswith(("mips", "ppc", "sparc")):
     FS_IOC_SETFLAGS = 4 << 29 | struct.calcsize("l") << 16 | ord("f") << 8 | 2
 
 
+# Calls that return a number or nothing, by kind of step; the first argument is the descriptor.
+PLAIN: Any = {
+    "write": lambda fd, step: os.write(fd, bytes.fromhex(step["data"])),
+    "writev": lambda fd, step: os.writev(fd, [bytes.fromhex(part) for part in step["parts"]]),
+    "pwrite": lambda fd, step: os.pwrite(fd, bytes.fromhex(step["data"]), step["offset"]),
+    "lseek": lambda fd, step: os.lseek(fd, step["offset"], step["whence"]),
+    "ftruncate": lambda fd, step: os.ftruncate(fd, step["size"]),
+    "truncate": lambda _, step: os.truncate(step["path"], step["size"]),
+    "unlink": lambda _, step: os.unlink(step["path"]),
+    "rename": lambda _, step: os.rename(step["source"], step["target"]),
+    "link": lambda _, step: os.link(step["source"], step["target"]),
+    "symlink": lambda _, step: os.symlink(step["target"], step["path"]),
+    "mkdir": lambda _, step: os.mkdir(step["path"], step["mode"]),
+    "rmdir": lambda _, step: os.rmdir(step["path"]),
+    "mknod": lambda _, step: os.mknod(step["path"], step["mode"], step["device"]),
+}
+
+
 class Unsupported(Exception):
     """This python3 cannot take the step."""
 
 
 class Steps:
-    """One method for each kind of step; returns value, data, names, fields as needed."""
+    """One method for each other kind of step; returns value, data, names, fields as needed."""
 
     def __init__(self) -> None:
         self.fds: dict[str, int] = {}
@@ -53,16 +71,6 @@ class Steps:
         self.fds[step["fd"]] = os.open(step["path"], flags, step["mode"])
         return {"value": 0}
 
-    def do_write(self, step: Any) -> Any:
-        return {"value": os.write(self.fd(step), bytes.fromhex(step["data"]))}
-
-    def do_writev(self, step: Any) -> Any:
-        return {"value": os.writev(self.fd(step), [bytes.fromhex(p) for p in step["parts"]])}
-
-    def do_pwrite(self, step: Any) -> Any:
-        data = bytes.fromhex(step["data"])
-        return {"value": os.pwrite(self.fd(step), data, step["offset"])}
-
     def do_read(self, step: Any) -> Any:
         data = os.read(self.fd(step), step["size"])
         return {"value": len(data), "data": data.hex()}
@@ -70,9 +78,6 @@ class Steps:
     def do_pread(self, step: Any) -> Any:
         data = os.pread(self.fd(step), step["size"], step["offset"])
         return {"value": len(data), "data": data.hex()}
-
-    def do_lseek(self, step: Any) -> Any:
-        return {"value": os.lseek(self.fd(step), step["offset"], step["whence"])}
 
     def do_fstat(self, step: Any) -> Any:
         return self.stat_fields(os.fstat(self.fd(step)))
@@ -90,33 +95,6 @@ class Steps:
         del self.fds[step["fd"]]
         os.close(fd)
         return {"value": 0}
-
-    def do_unlink(self, step: Any) -> Any:
-        os.unlink(step["path"])
-
-    def do_truncate(self, step: Any) -> Any:
-        os.truncate(step["path"], step["size"])
-
-    def do_ftruncate(self, step: Any) -> Any:
-        os.ftruncate(self.fd(step), step["size"])
-
-    def do_rename(self, step: Any) -> Any:
-        os.rename(step["source"], step["target"])
-
-    def do_link(self, step: Any) -> Any:
-        os.link(step["source"], step["target"])
-
-    def do_symlink(self, step: Any) -> Any:
-        os.symlink(step["target"], step["path"])
-
-    def do_mkdir(self, step: Any) -> Any:
-        os.mkdir(step["path"], step["mode"])
-
-    def do_rmdir(self, step: Any) -> Any:
-        os.rmdir(step["path"])
-
-    def do_mknod(self, step: Any) -> Any:
-        os.mknod(step["path"], step["mode"], step["device"])
 
     def do_getflags(self, step: Any) -> Any:
         import fcntl
@@ -158,8 +136,11 @@ class Steps:
         return {"value": len(names), "names": [name.hex() for name in names]}
 
     def take(self, step: Any) -> Any:
+        kind = step["kind"]
         try:
-            return getattr(self, "do_" + step["kind"])(step) or {"value": 0}
+            if kind in PLAIN:
+                return {"value": PLAIN[kind](self.fd(step) if "fd" in step else None, step) or 0}
+            return getattr(self, "do_" + kind)(step) or {"value": 0}
         except Unsupported as missing:
             return {"unsupported": str(missing)}
         except OSError as error:

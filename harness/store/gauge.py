@@ -1,17 +1,12 @@
 """Free space of the variable store, to the byte, and where the next record will lie."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from itertools import count
-from typing import TYPE_CHECKING
 
+from harness.board.board import Board
 from harness.errors import TargetError
 from harness.store.records import RECORDED, Geometry, record_size
 from harness.store.space import is_live, space_once
-
-if TYPE_CHECKING:
-    from harness.board.board import Board
 
 _MARK = b"x"
 _MARKS = count()

@@ -1,14 +1,8 @@
 """The listing of efivarfs is a snapshot of its mount, which a boot may make before the driver."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
+from harness.board.board import Board
 from harness.capabilities import Capability
 from harness.instruments.efivars import Efivars
-
-if TYPE_CHECKING:
-    from harness.board.board import Board
 
 
 def of_the_store(board: Board) -> Efivars:

@@ -1,7 +1,5 @@
 """Records in which StandaloneMM keeps variables: their size, where they lie and what they cost."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final

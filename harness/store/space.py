@@ -7,17 +7,16 @@ fits, that option is deleted, and the board rebooted: the firmware makes it agai
 has to reclaim for it (about 3000 RPMB writes).
 """
 
-from __future__ import annotations
-
 import errno
 import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from threading import Event
-from typing import TYPE_CHECKING, Final
+from typing import Final
 from uuid import UUID
 
+from harness.board.board import Board
 from harness.capabilities import VENDOR_GUID, Capability
 from harness.consents import Consent
 from harness.errors import ConsentMissing, FirmwareError, HilError, MissingCapability
@@ -33,9 +32,6 @@ from harness.store.records import (
     data_for,
     record_size,
 )
-
-if TYPE_CHECKING:
-    from harness.board.board import Board
 
 CACHED_SECONDS: Final = 3.0
 """How old figures from a cache may be, with a margin: Linux 7 asks the firmware five times in two
@@ -91,7 +87,8 @@ class StoreSpace:
     def __init__(self, board: Board, *, spent: int = 0, geometry: Geometry = RECORDED) -> None:
         self._board = board
         self.geometry = geometry
-        self._spent = spent
+        self.spent = spent
+        """Bytes written since the last reclaim, as far as anybody told."""
         self._visible: int | None = None
         # Whether the firmware was seen to make a deleted option again; None: not tried.
         self._remakes: bool | None = None
@@ -110,7 +107,7 @@ class StoreSpace:
         """Free bytes: the figure, or a cautious estimate from the visible variables and what was
         written since the last reclaim."""
         free = self.free()
-        return self.after_reclaim() - self._spent if free is None else free
+        return self.after_reclaim() - self.spent if free is None else free
 
     def after_reclaim(self) -> int:
         """Free bytes that a reclaim would leave, cautiously."""
@@ -131,14 +128,9 @@ class StoreSpace:
             for name, outcome in zip(names, outcomes, strict=True)
         }
 
-    @property
-    def spent(self) -> int:
-        """Bytes written since the last reclaim, as far as anybody told."""
-        return self._spent
-
     def took(self, store_bytes: int) -> None:
         """Somebody wrote so many bytes."""
-        self._spent += store_bytes
+        self.spent += store_bytes
 
     def reclaims_by_itself(self) -> bool:
         """Whether StandaloneMM was never told ExitBootServices: it reclaims whenever a variable
@@ -182,7 +174,7 @@ class StoreSpace:
                     self._prove_remaking(option, before)
                     self._fill(record)
                 self._remake(option)
-                self._spent = 0
+                self.spent = 0
             finally:
                 self._put_back(before)
         self._check_reclaimed(free)
@@ -232,7 +224,7 @@ class StoreSpace:
                     board=self._board.name,
                 )
             self._remake(option)
-            self._remakes = self._made_again(before[option])
+            self._remakes = before[option] in self._boot_entries().values()
             if self._remakes:
                 return
         if not self._remakes:
@@ -241,9 +233,6 @@ class StoreSpace:
                 remedy="boot once with U-Boot's own boot manager; or reclaim by hand in its prompt",
                 board=self._board.name,
             )
-
-    def _made_again(self, content: bytes) -> bool:
-        return content in self._boot_entries().values()
 
     def _remake(self, option: VariableName) -> None:
         self._board.efivars.delete(option.name, option.guid)
@@ -296,7 +285,7 @@ class StoreSpace:
             if now.get(name) != content:
                 attributes = int.from_bytes(content[:4], "little")
                 efivars.overwrite(name.name, content[4:], attributes, name.guid)
-                self._spent += record_size(name.name, len(content) - 4)
+                self.spent += record_size(name.name, len(content) - 4)
 
     def _check_reclaimed(self, before: int | None) -> None:
         """Free space rose; without figures, a record that could not fit before fits now."""
@@ -306,7 +295,7 @@ class StoreSpace:
         if now is None or before is None:
             try:
                 self._write_filler(LARGEST_FILLER)
-                self._spent += LARGEST_FILLER
+                self.spent += LARGEST_FILLER
             except OSError as error:
                 raise self._nothing_won("a variable still does not fit") from error
         elif now < self.after_reclaim():

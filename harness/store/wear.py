@@ -5,22 +5,18 @@ one that ended. The RPMB write counter never goes back and never wraps (JESD84-B
 it says between two runs was written by somebody else, or by boots.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import Any, Final, Literal, Self
 
+from harness.board import state_dir as place
+from harness.board.board import Board
 from harness.errors import HostError
 
-if TYPE_CHECKING:
-    from harness.board.board import Board
-
-_FILE: Final = "wear.jsonl"
 # Boots write a little by themselves, and nobody counts boots.
 _WRITES_OF_BOOTS: Final = 16
 # A factor from less than this says nothing about the store.
@@ -54,11 +50,9 @@ class Ledger:
         self._entries = list(self._read())
 
     @classmethod
-    def of(cls, board: Board) -> Ledger:
+    def of(cls, board: Board) -> Self:
         """The ledger of a started board, kept with its snapshot."""
-        from harness.board import state_dir as place
-
-        return cls(place.directory(board.power, board.file) / _FILE)
+        return cls(place.directory(board.power, board.file) / "wear.jsonl")
 
     def add(self, entry: Entry) -> None:
         """Append one line, dated now (UTC)."""

@@ -1,7 +1,5 @@
 """Takes one row of system calls, and compares."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,11 +11,7 @@ from harness.truth import compare
 from harness.truth.results import Difference, caused, differs
 from harness.truth.rows import Row
 from harness.truth.state import State
-from harness.truth.steps import GLOBAL_GUID, CannotTake, Plan
-
-_READ_BYTES = 65536
-_CONTENTS = ("after", "readback", "back", "read")
-_MODES = ("SetupMode", "SecureBoot", "VendorKeys", "AuditMode", "DeployedMode")
+from harness.truth.steps import GLOBAL_GUID, READ_BYTES, CannotTake, Plan
 
 
 @dataclass
@@ -65,7 +59,7 @@ class Calls:
         looks: list[Step] = [
             do.Stat(where),
             do.Open("a", where),
-            do.Read("a", _READ_BYTES),
+            do.Read("a", READ_BYTES),
             do.GetFlags("a"),
             do.Close("a"),
             do.StatFs(EFIVARS_PATH),
@@ -114,7 +108,7 @@ class Calls:
         for key in ("exists", "file", "file_left"):
             if isinstance(facts.get(key), bool):
                 yield from differs(key, facts[key], stat.ok)
-        for key in _CONTENTS:
+        for key in ("after", "readback", "back", "read"):
             yield from self._content(key, read, stat)
         if isinstance(facts.get("readback_len"), int):
             yield from differs("readback_len", facts["readback_len"], len(read.data) - 4)
@@ -126,7 +120,7 @@ class Calls:
                 yield from differs(key, facts[key], seen)
         if isinstance(facts.get("listing"), list):
             yield from self._listing(facts["listing"], listing)
-        for name in _MODES:
+        for name in ("SetupMode", "SecureBoot", "VendorKeys", "AuditMode", "DeployedMode"):
             if isinstance(facts.get(name), str):
                 content = self.state.look(f"{name}-{GLOBAL_GUID}").content or b""
                 yield from differs(name, facts[name], content[4:].hex())

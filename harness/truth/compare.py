@@ -3,8 +3,6 @@
 A rule is about a kind of line or value, never about a row. What no rule touches must be equal.
 """
 
-from __future__ import annotations
-
 import ast
 import re
 from collections.abc import Callable, Mapping, Sequence

@@ -4,8 +4,6 @@ A group is a sequence, and rows are missing between those that are given. What t
 left is told by the row itself: its outcome, the facts beside it, what its output lists.
 """
 
-from __future__ import annotations
-
 import ast
 import re
 from collections.abc import Sequence
@@ -33,6 +31,7 @@ _HEXDUMP = re.compile(r"^[0-9a-f]{8}  ((?:[0-9a-f]{2} ?)+) +\|", re.MULTILINE)
 _BOOT_ENTRY = re.compile(r"^Boot([0-9A-F]{4})(\*?) ([^\t]+?)\t(.*)$", re.MULTILINE)
 _STMM_UUID = STMM_DEVICE.removeprefix("optee-ta-")
 _MOUNTED = re.compile(rf"{re.escape(EFIVARS_PATH)} (?:type )?efivarfs \(?((?:rw|ro)[\w,]*)")
+_STANDARD = ("certdb", "certdbv")
 _FIXED_SIZE = 80  # hex digits: some contents were recorded by their first 40 bytes
 
 
@@ -294,7 +293,7 @@ def content_of(recorded: Any) -> bytes | tuple[bytes, int] | None:
 def _of_command(row: Row, needs: Needs) -> None:
     command = " ".join(row.op)
     output = row.output
-    _consents_of(command, needs)
+    needs.consents |= {consent for words, consent in _CONSENTS if re.search(words, command)}
     _phase_of(row, command, output, needs)
     _listed_files(command, output, needs)
     _mentioned_files(command, output, needs)
@@ -322,10 +321,6 @@ _CONSENTS = (
     (r"sysrq", Consent.CRASH_KERNEL),
     (r">\s*\S*/efivars/|efivar -[wa]|efibootmgr -\w|\brm \S*/efivars|chattr", Consent.WRITE_RPMB),
 )
-
-
-def _consents_of(command: str, needs: Needs) -> None:
-    needs.consents |= {consent for words, consent in _CONSENTS if re.search(words, command)}
 
 
 def _phase_of(row: Row, command: str, output: str, needs: Needs) -> None:
@@ -394,7 +389,7 @@ def _file_name(shown: str, command: str) -> str:
 def _mentioned_files(command: str, output: str, needs: Needs) -> None:
     made = _written_in(command)
     named = set(_IN_COMMAND.findall(command))
-    globbed = {own_file(name) for name in _GLOB.findall(command) if not _is_standard(name)}
+    globbed = {own_file(name) for name in _GLOB.findall(command) if name not in _STANDARD}
     made -= globbed  # a pattern matches what is there
     named |= globbed
     readers = {f"{name}-{guid}" for guid, name in _BY_TOOL.findall(command)}
@@ -413,10 +408,6 @@ def _written_in(command: str) -> set[str]:
     word = r"([^\s;|'\"&]+)"
     made = set(re.findall(rf"> *{re.escape(EFIVARS_PATH)}/{word}", command))
     return made | set(re.findall(rf"touch {re.escape(EFIVARS_PATH)}/{word}", command))
-
-
-def _is_standard(name: str) -> bool:
-    return name in ("certdb", "certdbv")
 
 
 def _says_missing(file: str, output: str) -> bool:

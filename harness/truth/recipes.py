@@ -3,8 +3,6 @@
 A signed variable cannot be made up; a row that succeeded tells which update of ``auth/`` made it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Takes the rows of a group again, one after the other, and says how each came out."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -32,7 +30,6 @@ from harness.truth.steps import (
 
 COMMAND_SECONDS = 90.0
 _UNNAMED = own_file("Unnamed")
-_COUNTERS = ("mmc rpmb read-counter", "counter")
 
 
 class GroupReplay:
@@ -103,7 +100,7 @@ class GroupReplay:
             raise CannotTake("the row states no outcome")
         if row.is_command:
             return self._take_command(row)
-        if row.op[0] in _COUNTERS:
+        if row.op[0] in ("mmc rpmb read-counter", "counter"):
             self._state.counter()
             return []
         self._file = self._subject(row)

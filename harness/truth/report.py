@@ -1,21 +1,16 @@
 """Prints a replay: agreement group by group, every difference, and the count."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from harness.boardfile.sections import BoardFile
 from harness.errors import ConfigurationError
+from harness.links.names import LinkName
 from harness.truth.recipes import Recipes
 from harness.truth.replay import GroupReplay
 from harness.truth.results import Agreement, GroupResult, RowResult
 from harness.truth.rig import Rig
 from harness.truth.rows import OWN_ROWS, Row, load, with_own
-
-if TYPE_CHECKING:
-    from harness.boardfile.sections import BoardFile
-    from harness.links.names import LinkName
 
 
 def replay(

@@ -1,7 +1,5 @@
 """How rows came out: agreed, or where they differed."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum

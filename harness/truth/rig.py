@@ -4,31 +4,25 @@ What the board file's power driver lets one choose of a board in software is cho
 is taken as it is.
 """
 
-from __future__ import annotations
-
 import contextlib
 import shutil
 import tempfile
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING
+from typing import Self
 
 from harness.board.board import Board
+from harness.boardfile.sections import BoardFile
 from harness.capabilities import Capability
 from harness.consents import Consent
 from harness.errors import ConsentMissing, HilError, MissingCapability
 from harness.instruments.guard import ANY
 from harness.instruments.tee import ServiceKind
+from harness.links.names import LinkName
 from harness.power.registry import driver_of
+from harness.power.section import Section
 from harness.truth.rows import VARIANTS
 from harness.truth.steps import CannotTake
-
-if TYPE_CHECKING:
-    from harness.boardfile.sections import BoardFile
-    from harness.links.names import LinkName
-    from harness.power.section import Section
-
-_PATIENCE = 4
 
 
 class Rig:
@@ -43,7 +37,7 @@ class Rig:
         self.starts = 0
         """How often a board was switched on or restarted."""
 
-    def __enter__(self) -> Rig:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -117,7 +111,7 @@ class Rig:
 
     def _wait_until_ready(self) -> None:
         """Every row counts on it, so a busy host is given more time than the board file gives."""
-        for _ in range(_PATIENCE):
+        for _ in range(4):
             self.board.wait_until_ready()
             standing = self.board.standing()
             if standing.bound and standing.writable:

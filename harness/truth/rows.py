@@ -1,7 +1,5 @@
 """Recorded groups: a folder of ``GROUP.jsonl``, one row a line (tests/truth/README.md)."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping, Sequence

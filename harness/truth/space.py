@@ -3,8 +3,6 @@
 Only to bring the board to a recorded state: what a row must come to is read from the row.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Callable
@@ -22,7 +20,6 @@ _CERTDB_DIGEST = 32
 _CERTDB_EMPTY = 4
 _KEY_VARIABLES = ("PK", "KEK", "db", "dbx", "dbt", "dbr")
 _DF = re.compile(r"^efivarfs +(\d+) +(\d+) +(\d+) +(\d+)% ", re.MULTILINE)
-_KIBIBYTE = 1024
 
 
 def taken(write: Written, stored: bytes | None, certdb: int) -> int:
@@ -95,7 +92,7 @@ def free_of(outcome: Any) -> int | None:
 
 def _df(free: int, total_shown: int) -> tuple[int, int, int, int]:
     """total, used, available and percentage as df(1) rounds them: up."""
-    unit = 1 if total_shown == RECORDED.capacity else _KIBIBYTE
+    unit = 1 if total_shown == RECORDED.capacity else 1024
     used = RECORDED.capacity - free
     return (
         math.ceil(RECORDED.capacity / unit),

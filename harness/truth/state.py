@@ -5,8 +5,6 @@ starting and stopping the service, binding and unbinding, rebooting. What cannot
 raises :class:`StateUnknown`.
 """
 
-from __future__ import annotations
-
 import re
 import struct
 import uuid
@@ -29,6 +27,7 @@ from harness.truth.rows import Row
 from harness.truth.steps import (
     GLOBAL_GUID,
     NV_BS_RT,
+    READ_BYTES,
     CannotTake,
     Written,
     any_bytes,
@@ -38,12 +37,9 @@ from harness.truth.steps import (
 
 STEP_SECONDS = 180.0
 """For one row: a relocating write takes up to half a minute on slow boards."""
-_READ_BYTES = 65536
 _CERTDB_GUID = "d9bee56e-75dc-49d9-b4d7-b534210f637a"
 _FILLER = f"F-{VENDOR_GUID}"
-_PLACEHOLDER = "Placeholder"
 _ATTEMPTS = 3
-_NEW_DATA = 8
 
 
 class StateUnknown(Exception):
@@ -68,8 +64,6 @@ class State:
     def __init__(self, rig: Rig, recipes: Recipes) -> None:
         self.rig = rig
         self._recipes = recipes
-        self.disturbed = False
-        """Whether preparing since the last :meth:`settle` wrote to the store."""
         self.row: Row | None = None
         """The row that is prepared."""
         self._original: dict[str, bytes] = {}
@@ -101,7 +95,7 @@ class State:
         """Size and content of a file."""
         where = path(file)
         stat, _, content, _ = self.take(
-            [do.Stat(where), do.Open("l", where), do.Read("l", _READ_BYTES), do.Close("l")]
+            [do.Stat(where), do.Open("l", where), do.Read("l", READ_BYTES), do.Close("l")]
         )
         return Found(content.data if content.ok else None, stat.value if stat.ok else None)
 
@@ -201,7 +195,6 @@ class State:
         """Bring about the needs of a row. ``free()`` is the free space that it found, as far as
         it tells; ``fits(free)`` says whether a store with so much free space would cost what the
         row cost, for a record of ``record`` bytes. Raises :class:`StateUnknown`."""
-        self.disturbed = False
         if needs.phase is not None:
             self.enter(needs.phase)
         if needs.driver_loaded:
@@ -247,7 +240,6 @@ class State:
                 raise StateUnknown("this board shows no free space")
             if not missing and not extra and seen == target:
                 return
-            self.disturbed = True
             if not self._bring(missing, extra, target, needs):
                 self._renew(f"{target} bytes free")
         left = [name for name, need in needs.files.items() if not self._holds(name, need)]
@@ -364,7 +356,7 @@ class State:
         smallest = record_size(variable_name(name), 1)
         if last and smallest <= gap <= LARGEST_FILLER:
             return self._new(data_for(variable_name(name), gap))
-        return self._new(_NEW_DATA)
+        return self._new(8)
 
     def _new(self, size: int) -> bytes:
         self._serial += 1
@@ -390,7 +382,6 @@ class State:
         """Take ``amount`` bytes of free space with records that are then deleted."""
         if not amount:
             return
-        self.disturbed = True
         while amount:
             chunk = min(amount, LARGEST_FILLER)
             if 0 < amount - chunk < SMALLEST_RECORD:
@@ -449,10 +440,9 @@ class State:
         lacking = needs.count - len(self.names())
         if lacking <= 0:
             return
-        self.disturbed = True
         with self._writable():
             for number in range(lacking):
-                self.create(f"{_PLACEHOLDER}{number}-{VENDOR_GUID}", self._new(1))
+                self.create(f"Placeholder{number}-{VENDOR_GUID}", self._new(1))
 
     def _boot_entries(self, entries: Mapping[str, str]) -> None:
         """efibootmgr shows every entry there is, those of failed creations too."""
@@ -465,7 +455,6 @@ class State:
             name = f"Boot{number}-{GLOBAL_GUID}"
             if not self.look(name).present:
                 label, _, where = shown.partition("\t")
-                self.disturbed = True
                 with self._writable():
                     self.create(name, b"\7\0\0\0" + load_option(label, where))
 

@@ -4,8 +4,6 @@ A step is a single system call (``write(fd,0700..)``), an abstract step (``set``
 or, when the row's outcome is ``rc=N``, one shell command line.
 """
 
-from __future__ import annotations
-
 import ast
 import re
 import zlib
@@ -25,7 +23,7 @@ GLOBAL_GUID = "8be4df61-93ca-11d2-aa0d-00e098032b8c"
 NV_BS_RT = 7
 APPEND = 0x40
 AUTHENTICATED = 0x20
-_READ_BYTES = 65536
+READ_BYTES = 65536
 
 _OPEN = re.compile(
     r"""(?P<fd>\w+)=open\((?P<name>b?'.*'|b?".*"),(?P<flags>O_[A-Z_|O]+)(,[^,()]+)?\)""", re.DOTALL
@@ -180,7 +178,7 @@ def _action(
         return Action(text, (do.Open(fd, where, flags),), _ok, hidden)
     call = _CALL.fullmatch(text)
     if call and call[1] in _CALLS:
-        arguments = _arguments(call[2])
+        arguments = [one.strip() for one in _arguments(call[2])] if call[2] else []
         return _CALLS[call[1]](_Context(row, text, number, expected, made, auth), arguments)
     return _abstract(row, text, number, expected, made)
 
@@ -191,6 +189,36 @@ def _opening(text: str) -> tuple[str, str]:
         return whole["fd"], whole["flags"]
     cut = _CUT_OPEN.match(text)
     return (cut["fd"] if cut else "fd"), "O_WRONLY|O_CREAT"
+
+
+# --- what the outcomes of an action's steps come to ---------------------------------------------
+
+
+def _error(outcome: Outcome) -> str:
+    return f"-{outcome.errno}"
+
+
+def _first_error(seen: Sequence[Outcome]) -> object:
+    return next((_error(one) for one in seen if not one.ok), 0)
+
+
+def _of(
+    take: Callable[[Outcome], object], number: int = 0
+) -> Callable[[Sequence[Outcome]], object]:
+    """What one of the outcomes comes to; the first error where that failed."""
+    return lambda seen: take(seen[number]) if seen[number].ok else _first_error(seen)
+
+
+_ok = _of(lambda opened: "ok")
+_value = _of(lambda one: one.value)
+_bytes = _of(lambda read: f"{len(read.data)} bytes {read.data.hex()}".strip())
+_written = _of(lambda write: write.value, 1)
+_hex = _of(lambda read: read.data.hex(), 1)
+_length = _of(lambda read: len(read.data), 1)
+_space = _of(lambda statfs: dict(statfs.fields))
+
+
+# --- system calls -------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -254,37 +282,6 @@ def any_bytes(size: int, seed: str) -> bytes:
     return (mark * (size // len(mark) + 1))[:size]
 
 
-def _read(context: _Context, arguments: list[str]) -> Action:
-    return context.act(do.Read(arguments[0], int(arguments[1])), result=_bytes)
-
-
-def _pread(context: _Context, arguments: list[str]) -> Action:
-    size, offset = int(arguments[1]), int(arguments[2])
-    return context.act(do.Pread(arguments[0], size, offset), result=_bytes)
-
-
-def _lseek(context: _Context, arguments: list[str]) -> Action:
-    whence = _WHENCE[arguments[2].removeprefix("SEEK_")] if len(arguments) > 2 else 0
-    return context.act(do.Lseek(arguments[0], int(arguments[1]), whence), result=_value)
-
-
-def _fstat(context: _Context, arguments: list[str]) -> Action:
-    return context.act(do.Fstat(arguments[0]), result=_value)
-
-
-def _close(context: _Context, arguments: list[str]) -> Action:
-    return context.act(do.Close(arguments[0]), result=_value)
-
-
-def _ftruncate(context: _Context, arguments: list[str]) -> Action:
-    return context.act(do.Ftruncate(arguments[0], int(arguments[1])), result=_value)
-
-
-def _truncate(context: _Context, arguments: list[str]) -> Action:
-    step = do.Truncate(path(context.plan.file), int(arguments[-1]))
-    return context.act(step, result=_value, clear=True)
-
-
 def _flags_of(context: _Context, arguments: list[str]) -> Action:
     if arguments[-1:] != ["FS_IOC_GETFLAGS"]:
         raise NotUnderstood(f"the step {context.text!r}")
@@ -313,13 +310,20 @@ def _one_name(step: Callable[[str], Step]) -> Callable[[_Context, list[str]], Ac
 _CALLS: dict[str, Callable[[_Context, list[str]], Action]] = {
     "write": _write,
     "writev": _writev,
-    "read": _read,
-    "pread": _pread,
-    "lseek": _lseek,
-    "fstat": _fstat,
-    "close": _close,
-    "ftruncate": _ftruncate,
-    "truncate": _truncate,
+    "read": lambda row, told: row.act(do.Read(told[0], int(told[1])), result=_bytes),
+    "pread": lambda row, told: row.act(
+        do.Pread(told[0], int(told[1]), int(told[2])), result=_bytes
+    ),
+    "lseek": lambda row, told: row.act(
+        do.Lseek(told[0], int(told[1]), _WHENCE[told[2].removeprefix("SEEK_")] if told[2:] else 0),
+        result=_value,
+    ),
+    "fstat": lambda row, told: row.act(do.Fstat(told[0]), result=_value),
+    "close": lambda row, told: row.act(do.Close(told[0]), result=_value),
+    "ftruncate": lambda row, told: row.act(do.Ftruncate(told[0], int(told[1])), result=_value),
+    "truncate": lambda row, told: row.act(
+        do.Truncate(path(row.plan.file), int(told[-1])), result=_value, clear=True
+    ),
     "ioctl": _flags_of,
     "rename": _two_names(do.Rename),
     "link": _two_names(do.Link),
@@ -342,7 +346,7 @@ def _abstract(row: Row, text: str, number: int, expected: object, made: Plan) ->
             steps = (do.Open("s", where, "O_WRONLY|O_CREAT"), do.Write("s", content), do.Close("s"))
             return Action(text, steps, _written, clear)
         case "read back" | "read":
-            steps_read = (do.Open("r", where), do.Read("r", _READ_BYTES), do.Close("r"))
+            steps_read = (do.Open("r", where), do.Read("r", READ_BYTES), do.Close("r"))
             return Action(text, steps_read, _hex if text == "read back" else _length)
         case "unlink" | "unlink again":
             return Action(text, (do.Unlink(where),), _value, clear)
@@ -402,12 +406,8 @@ def _literal(text: str) -> str:
     return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)
 
 
-def _arguments(text: str) -> list[str]:
+def _arguments(text: str) -> Iterator[str]:
     """Arguments split at commas outside quotes and parentheses."""
-    return [one.strip() for one in _split(text)] if text else []
-
-
-def _split(text: str) -> Iterator[str]:
     quote, depth, word = "", 0, ""
     for char in text:
         if quote:
@@ -424,44 +424,3 @@ def _split(text: str) -> Iterator[str]:
         else:
             word += char
     yield word
-
-
-# --- what the outcomes of an action's steps come to ---------------------------------------------
-
-
-def _error(outcome: Outcome) -> str:
-    return f"-{outcome.errno}"
-
-
-def _ok(seen: Sequence[Outcome]) -> object:
-    return "ok" if seen[0].ok else _error(seen[0])
-
-
-def _value(seen: Sequence[Outcome]) -> object:
-    return seen[0].value if seen[0].ok else _error(seen[0])
-
-
-def _first_error(seen: Sequence[Outcome]) -> object:
-    return next((_error(one) for one in seen if not one.ok), 0)
-
-
-def _bytes(seen: Sequence[Outcome]) -> object:
-    if not seen[0].ok:
-        return _error(seen[0])
-    return f"{len(seen[0].data)} bytes {seen[0].data.hex()}".strip()
-
-
-def _written(seen: Sequence[Outcome]) -> object:
-    return seen[1].value if seen[1].ok else _first_error(seen)
-
-
-def _hex(seen: Sequence[Outcome]) -> object:
-    return seen[1].data.hex() if seen[1].ok else _first_error(seen)
-
-
-def _length(seen: Sequence[Outcome]) -> object:
-    return len(seen[1].data) if seen[1].ok else _first_error(seen)
-
-
-def _space(seen: Sequence[Outcome]) -> object:
-    return dict(seen[0].fields) if seen[0].ok else _error(seen[0])

@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
-from emulation.stmm.storage import MemoryStorage
 from harness.formats.efi import EfiStatus
 from harness.formats.variable_store import VOLUME_SIZE
+from tests.emulation.memory_storage import MemoryStorage
 
 FLASH_DRIVER: Final = Path(__file__).parents[2] / "emulation" / "qemu" / "flash_driver"
 PACKAGE: Final = FLASH_DRIVER / "StmmRpmbPkg"

@@ -10,8 +10,9 @@ from emulation.faults import Faults
 from emulation.optee.config import OpTeeConfig
 from emulation.optee.optee import OpTee
 from emulation.optee.rpmb_client import RpmbClient
-from emulation.optee.stmm_partition import STMM_UUID, SecurePartition, Storage
+from emulation.optee.stmm_partition import STMM_UUID, SecurePartition
 from emulation.rpmb_transport import RpmbTransport
+from emulation.stmm.storage import SecureStorage
 
 
 class Wire:
@@ -26,13 +27,13 @@ class Wire:
     def rpmb_rpc(self, request: bytes, reply_size: int) -> bytes:
         self.requests.append(request)
         self.before(request)
-        return self.after(self._transport.process(request, reply_size))
+        return self.after(self._transport.rpmb_rpc(request, reply_size))
 
 
 class Partition:
     """A secure partition that reverses the message and keeps its storage in reach."""
 
-    def __init__(self, storage: Storage) -> None:
+    def __init__(self, storage: SecureStorage) -> None:
         self.storage = storage
         self.started = 0
         self.answer: int | None = 0
@@ -64,11 +65,11 @@ class Bench:
         self.optee = OpTee(self.config, log=self.log.append, faults=self.faults, load=self._load)
         self.optee.normal_world = self.wire
 
-    def _load(self, storage: Storage) -> SecurePartition:
+    def _load(self, storage: SecureStorage) -> SecurePartition:
         self.loaded.append(Partition(storage))
         return self.loaded[-1]
 
-    def storage(self) -> Storage:
+    def storage(self) -> SecureStorage:
         """The storage service as the partition sees it, after a session was opened."""
         self.optee.open_session(STMM_UUID)
         return self.loaded[-1].storage

@@ -35,10 +35,10 @@ class Rig:
     def boot(self, *, supplicant: bool = True) -> None:
         """Power on, mount efivarfs, and start the supplicant until the driver is bound."""
         self.machine.power_on(console=self.console.extend)
-        self.machine.efivarfs.mount(task=ROOT)
+        self.machine.running.efivarfs.mount(task=ROOT)
         if supplicant:
             assert self.supplicant.start()
-            self.wait(lambda: not self.machine.efivarfs.read_only)
+            self.wait(lambda: not self.machine.running.efivarfs.read_only)
 
     def reboot(self) -> None:
         self.machine.power_cut()
@@ -55,7 +55,7 @@ class Rig:
 
     def write(self, name: str, data: bytes, task: Task = ROOT, *, attributes: int = 7) -> None:
         """open(O_WRONLY|O_CREAT), one write, close; an existing file is made mutable first."""
-        fs = self.machine.efivarfs
+        fs = self.machine.running.efivarfs
         with running(task):
             try:
                 ino = fs.lookup(task, fs.root, name.encode()).ino
@@ -71,7 +71,7 @@ class Rig:
 
     def read(self, name: str, task: Task = ROOT) -> bytes:
         """The data without the attributes; empty when the variable does not exist."""
-        fs = self.machine.efivarfs
+        fs = self.machine.running.efivarfs
         with running(task):
             handle = fs.open(task, fs.lookup(task, fs.root, name.encode()).ino, os.O_RDONLY)
             try:
@@ -80,18 +80,18 @@ class Rig:
                 fs.release(handle)
 
     def delete(self, name: str) -> None:
-        fs = self.machine.efivarfs
+        fs = self.machine.running.efivarfs
         with running(ROOT):
             ino = fs.lookup(ROOT, fs.root, name.encode()).ino
             fs.setflags(ROOT, ino, fs.getflags(ROOT, ino) & ~IMMUTABLE)
             fs.unlink(ROOT, fs.root, name.encode())
 
     def names(self) -> set[str]:
-        fs = self.machine.efivarfs
+        fs = self.machine.running.efivarfs
         return {entry.name.decode() for entry in fs.readdir(ROOT, fs.root)}
 
     def free(self) -> tuple[int, int]:
-        space = self.machine.efivarfs.statfs(ROOT)
+        space = self.machine.running.efivarfs.statfs(ROOT)
         return space.blocks, space.bavail
 
     @contextmanager

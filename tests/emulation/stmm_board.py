@@ -16,7 +16,7 @@ from emulation.linux.tee_stmm_efi import TeeStmmEfi
 from emulation.optee.optee import OpTee
 from emulation.options import Variant
 from emulation.rpmb_transport import RpmbTransport
-from emulation.uboot.boot import Uboot, UbootWorld
+from emulation.uboot.boot import Uboot
 from emulation.uboot.variables import FileVariables, StmmVariables, VariableServices
 from tests.emulation.vfs import Vfs
 
@@ -54,7 +54,7 @@ class StmmBoard:
         card = card or EmmcCard(RpmbImage.in_memory())
         kernel = Kernel()
         secure_world = OpTee()
-        secure_world.normal_world = UbootWorld(card)
+        secure_world.normal_world = RpmbTransport(card)
         tables = Uboot(variant, _variables(variant, secure_world, files), lambda text: None).boot()
         routing = None if supplicant else RpmbTransport(card)
         optee = OpteeDriver(kernel, secure_world, revision="4.10", kernel_routing=routing)

@@ -8,7 +8,6 @@ from uuid import UUID
 from emulation.faults import PowerLost
 from emulation.stmm.config import StmmConfig
 from emulation.stmm.standalone_mm import StandaloneMm
-from emulation.stmm.storage import MemoryStorage
 from harness.formats.efi import EfiStatus
 from harness.formats.mm import (
     COMM_BUFFER_SIZE,
@@ -19,6 +18,7 @@ from harness.formats.mm import (
     VarCheckProperty,
     VariableFunction,
 )
+from tests.emulation.memory_storage import MemoryStorage
 
 VENDOR = UUID("12345678-1234-1234-1234-123456789abc")
 OPTEE_BLOCK = 256

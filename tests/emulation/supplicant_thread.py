@@ -93,7 +93,7 @@ class ModelSystem(tee_supplicant.System):
         return result
 
     def read_text(self, path: str) -> str:
-        return read_sysfs(self._machine.sysfs, path, self.task).strip()
+        return read_sysfs(self._machine.running.sysfs, path, self.task).strip()
 
     def exit(self) -> None:
         """The process ends: all its files are closed."""

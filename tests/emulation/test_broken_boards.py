@@ -11,12 +11,11 @@ import pytest
 from emulation.emmc.image import RpmbImage
 from emulation.linux.kernel import Task
 from emulation.machine import Machine
-from emulation.optee.errors import TeeError
 from emulation.options import BoardOptions, OptionError
 from emulation.userland.system.tee_supplicant import EmulatedRpmb
 from harness.formats.mm import MM_VARIABLE_GUID
 from harness.formats.rpmb import OPTEE_TEST_KEY
-from harness.formats.tee import TeeResult
+from harness.formats.tee import TeeError, TeeResult
 from tests.emulation.conftest import EmulatedBoard
 from tests.emulation.rig import MakeRig, errno_of
 
@@ -24,7 +23,7 @@ OTHER_KEY = "11" * 32
 
 
 def config_of(machine: Machine) -> list[str]:
-    packed = machine.proc_files["/proc/config.gz"](Task(1))
+    packed = machine.running.proc_files["/proc/config.gz"](Task(1))
     return gzip.decompress(packed).decode().splitlines()
 
 
@@ -58,7 +57,7 @@ def test_the_kernel_tells_how_it_was_built(tmp_path: Path, option: str, line: st
 
 def test_a_kernel_without_the_driver_cannot_load_it(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        powered(tmp_path, "driver=absent").modprobe("tee_stmm_efi")
+        powered(tmp_path, "driver=absent").running.modules.modprobe("tee_stmm_efi")
 
 
 @pytest.mark.pain(20)
@@ -69,19 +68,19 @@ def test_preempt_rt_has_no_efivarfs_until_the_driver_is_bound(make_rig: MakeRig)
     assert "PREEMPT_RT" in machine.version
     assert b"EFI runtime services will be disabled." in rig.console
     assert b"efi: EFI v2.10" in rig.console
-    assert errno_of(lambda: machine.efivarfs.mount(task=Task(1))) == errno.EOPNOTSUPP
+    assert errno_of(lambda: machine.running.efivarfs.mount(task=Task(1))) == errno.EOPNOTSUPP
     assert rig.supplicant.start()
     rig.wait(lambda: b"Using TEE-based" in rig.console)
     rig.wait(lambda: rig.console.count(b"Registered efivars") == 1)
-    machine.efivarfs.mount(task=Task(1))
-    assert not machine.efivarfs.read_only
+    machine.running.efivarfs.mount(task=Task(1))
+    assert not machine.running.efivarfs.read_only
 
 
 def test_an_optee_without_stmm_announces_and_opens_none(tmp_path: Path) -> None:
     machine = powered(tmp_path, "stmm=no")
-    assert machine.secure_world.enumerate_devices(1) == []
+    assert machine.running.secure_world.enumerate_devices(1) == []
     with pytest.raises(TeeError) as refusal:
-        machine.secure_world.open_session(MM_VARIABLE_GUID)
+        machine.running.secure_world.open_session(MM_VARIABLE_GUID)
     assert refusal.value.result == TeeResult.ITEM_NOT_FOUND
 
 

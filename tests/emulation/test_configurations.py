@@ -27,7 +27,7 @@ def set_status(rig: Rig, variable: str, data: bytes) -> EfiStatus:
     """What StandaloneMM itself answers to SetVariable, past the Linux driver."""
     request = AccessVariable(MM_VARIABLE_GUID, variable, len(data), 7, data)
     buffer = bytearray(Message(VariableFunction.SET_VARIABLE, request.pack()).pack())
-    client = rig.machine.optee.client()
+    client = rig.machine.running.optee.client()
     session = client.open_session(MM_VARIABLE_GUID)
     client.invoke(session, 0, [Param.memref_inout(buffer), Param.value_output()])
     client.close_session(session)
@@ -35,12 +35,12 @@ def set_status(rig: Rig, variable: str, data: bytes) -> EfiStatus:
 
 
 def create(rig: Rig, entry: str) -> tuple[Attr, int]:
-    fs = rig.machine.efivarfs
+    fs = rig.machine.running.efivarfs
     return fs.create(ROOT, fs.root, entry.encode(), 0o644, os.O_WRONLY)
 
 
 def size_shown(rig: Rig, entry: str) -> int:
-    fs = rig.machine.efivarfs
+    fs = rig.machine.running.efivarfs
     return fs.lookup(ROOT, fs.root, entry.encode()).size
 
 
@@ -113,7 +113,7 @@ def test_a_file_never_written(make_rig: MakeRig, series: str, stays: bool) -> No
     rig.boot()
     _attr, handle = create(rig, name("Empty"))
     assert name("Empty") in rig.names()
-    rig.machine.efivarfs.release(handle)
+    rig.machine.running.efivarfs.release(handle)
     assert (name("Empty") in rig.names()) is stays
 
 
@@ -123,7 +123,7 @@ def test_truncate(make_rig: MakeRig, series: str, shown: int) -> None:
     rig = make_rig(efivarfs=series)
     rig.boot()
     attr, handle = create(rig, name("T"))
-    fs = rig.machine.efivarfs
+    fs = rig.machine.running.efivarfs
     fs.write(ROOT, handle, 0, b"\7\0\0\0abc")
     fs.setattr(ROOT, attr.ino, size=1000)
     fs.release(handle)
@@ -150,7 +150,7 @@ def test_thaw_brings_what_others_wrote(make_rig: MakeRig) -> None:
     assert set_status(rig, "Other", b"behind the kernel's back") == EfiStatus.SUCCESS
     entry = f"Other-{MM_VARIABLE_GUID}"
     assert entry not in rig.names()
-    rig.machine.efivarfs.thaw(task=ROOT)
+    rig.machine.running.efivarfs.thaw(task=ROOT)
     assert rig.read(entry) == b"behind the kernel's back"
     assert GUID not in "".join(rig.names())
 
@@ -162,7 +162,7 @@ def test_kernel_routing_survives_reboots_and_needs_no_supplicant(make_rig: MakeR
     rig = make_rig(variant="mm-kernel-rpmb")
     for value in (b"first", b"second"):
         rig.boot(supplicant=False)
-        rig.wait(lambda: not rig.machine.efivarfs.read_only)
+        rig.wait(lambda: not rig.machine.running.efivarfs.read_only)
         rig.write(name("Routed"), value)
         assert rig.read(name("Routed")) == value
         rig.machine.power_cut()
@@ -184,8 +184,8 @@ def test_the_file_of_u_boot_and_the_store_in_rpmb_are_two_stores(make_rig: MakeR
     rig.reboot()
     # Mounted before the driver came: the directory shows what U-Boot's file had.
     assert name("InRpmb") not in rig.names()
-    rig.machine.efivarfs.unmount()
-    rig.machine.efivarfs.mount(task=ROOT)
+    rig.machine.running.efivarfs.unmount()
+    rig.machine.running.efivarfs.mount(task=ROOT)
     assert rig.read(name("InRpmb")) == b"r"
 
 

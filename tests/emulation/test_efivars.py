@@ -19,7 +19,7 @@ from emulation.linux.firmware import (
     advertised_services,
 )
 from emulation.linux.kernel import Kernel, Killed, Oops, Task
-from harness.formats.efi import GLOBAL_VARIABLE_GUID, LINUX_CRASH_GUID, EfiStatus
+from harness.formats.efi import GLOBAL_VARIABLE_GUID, EfiStatus
 from tests.emulation.efivars_memory import VENDOR, MemoryVariables
 
 ROOT = Task(1)
@@ -273,25 +273,8 @@ def test_pstore_dump_is_refused_by_operations_that_sleep(kernel: Kernel, efivars
     assert pstore.dump("Panic", b"kernel log " * 400, task=ROOT) == 0
     assert "set" not in operations.calls
     assert "set-nonblocking" in operations.calls
-    assert pstore.records(task=ROOT) == []
+    assert not operations.store
     assert efivars.try_locked(ROOT)
-
-
-def test_pstore_records_can_be_read_and_erased(kernel: Kernel, efivars: Efivars) -> None:
-    operations = MemoryVariables()
-    operations.store["Other", VENDOR] = (7, b"x")
-    operations.store["dump-type0-1-1-1700000000-D", LINUX_CRASH_GUID] = (7, b"Panic#1 Part1\nboom")
-    efivars.register(operations, task=ROOT)
-    pstore = EfiPstore(kernel, efivars)
-    (record,) = pstore.records(task=ROOT)
-    assert record.file_name == "dmesg-efi_pstore-170000000001001"
-    assert record.text == b"Panic#1 Part1\nboom"
-    pstore.erase(record, task=ROOT)
-    assert pstore.records(task=ROOT) == []
-    operations.forced["set"] = EfiStatus.OUT_OF_RESOURCES
-    with pytest.raises(OSError, match="SetVariable") as failed:
-        pstore.erase(record, task=ROOT)
-    assert failed.value.errno == errno.EIO
 
 
 def test_a_dump_never_waits_for_the_semaphore(kernel: Kernel, efivars: Efivars) -> None:

@@ -157,7 +157,7 @@ def test_a_card_busy_for_ever_kills_the_rpmb(faulty: Rig) -> None:
 def test_a_busy_card_while_the_kernel_routes(make_rig: MakeRig) -> None:
     rig = make_rig(variant="mm-kernel-rpmb")
     rig.boot(supplicant=False)
-    rig.wait(lambda: not rig.machine.efivarfs.read_only)
+    rig.wait(lambda: not rig.machine.running.efivarfs.read_only)
     arm(rig, f"rpmb.request:{FIRST_WRITE}=busy")
     assert_works(rig)
 
@@ -220,7 +220,7 @@ def test_a_panic_at_its_start_leaves_linux_without_efi(make_rig: MakeRig) -> Non
     rig = make_rig(fault=("stmm.start:1+=panic",))
     rig.machine.power_on(console=rig.console.extend)
     assert b"Cannot initialize UEFI sub-system" in rig.console
-    assert errno_of(lambda: rig.machine.efivarfs.mount(task=ROOT)) == errno.EOPNOTSUPP
+    assert errno_of(lambda: rig.machine.running.efivarfs.mount(task=ROOT)) == errno.EOPNOTSUPP
     rig.machine.faults.disarm()
     rig.reboot()
     assert_works(rig)
@@ -248,7 +248,7 @@ def test_a_stuck_supplicant_holds_everybody_until_sigkill(faulty: Rig) -> None:
     writer, reader = Task(236), Task(237)
     outcome = in_thread(lambda: faulty.write(name("V"), NEW, writer))
     waiting = in_thread(lambda: faulty.read(name("V"), reader))
-    queue = faulty.machine.optee.queue
+    queue = faulty.machine.running.optee.queue
     faulty.wait(lambda: bool(queue.unanswered))
     assert not threading.Event().wait(0.05)
     assert queue.unanswered

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import emulation.stmm.standalone_mm
 from emulation.stmm.config import StmmConfig
 from emulation.stmm.fvb import BLOCKS, FirmwareVolumeBlock
-from emulation.stmm.storage import MemoryStorage, SecureStorage
+from emulation.stmm.storage import SecureStorage
 from harness.formats.efi import GLOBAL_VARIABLE_GUID, EfiStatus
 from harness.formats.variable_store import (
     BLOCK_SIZE,
@@ -36,6 +36,7 @@ from tests.emulation.flash_driver import (
     compiler,
     platform_pcds,
 )
+from tests.emulation.memory_storage import MemoryStorage
 from tests.emulation.stmm_client import Partition, rpmb_writes
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="no C compiler: install gcc")

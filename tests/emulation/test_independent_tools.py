@@ -23,8 +23,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.x509.oid import NameOID
 
-from emulation.stmm.storage import MemoryStorage
 from harness.formats.efi import GLOBAL_VARIABLE_GUID, EfiStatus
+from tests.emulation.memory_storage import MemoryStorage
 from tests.emulation.rig import GLOBAL, GUID, MakeRig, Rig, errno_of, name
 from tests.emulation.stmm_client import CuttableStorage, Partition
 

@@ -55,7 +55,7 @@ def test_first_boot_leaves_what_was_recorded(make_rig: MakeRig) -> None:
 
 def test_the_order_of_variables_tells_what_uboot_did_first(rig: Rig) -> None:
     # truth p2a-010: lsattr shows the newest entry first
-    fs = rig.machine.efivarfs
+    fs = rig.machine.running.efivarfs
     entries = sorted(fs.readdir(ROOT, fs.root), key=lambda entry: -entry.ino)
     names = [entry.name.decode().split("-")[0] for entry in entries]
     assert names[:12] == [
@@ -127,14 +127,14 @@ def test_nonvolatile_variables_survive_a_power_cut(rig: Rig) -> None:
 def test_flip_is_logged_as_recorded(make_rig: MakeRig) -> None:
     rig = make_rig()
     rig.boot(supplicant=False)
-    assert rig.machine.efivarfs.read_only
+    assert rig.machine.running.efivarfs.read_only
     assert rig.free() == (0, 0)
     assert errno_of(lambda: rig.write(name("Early"), b"x")) == errno.EROFS
-    mark = rig.machine.kernel.log.next_sequence
+    mark = rig.machine.running.kernel.log.next_sequence
     assert rig.supplicant.start()
-    rig.wait(lambda: not rig.machine.efivarfs.read_only)
-    rig.wait(lambda: len(rig.machine.kernel.log.records(mark)) >= 3)
-    assert [record.text for record in rig.machine.kernel.log.records(mark)] == [
+    rig.wait(lambda: not rig.machine.running.efivarfs.read_only)
+    rig.wait(lambda: len(rig.machine.running.kernel.log.records(mark)) >= 3)
+    assert [record.text for record in rig.machine.running.kernel.log.records(mark)] == [
         "efivars: Unregistered efivars operations",
         "Using TEE-based EFI runtime variable services",
         "efivars: Registered efivars operations",
@@ -150,7 +150,7 @@ def test_stopping_the_supplicant_without_unbinding(rig: Rig) -> None:
     assert errno_of(lambda: rig.write(name("C1"), b"b")) == errno.ENOSPC
     assert errno_of(lambda: rig.delete(name("C1"))) == errno.EINVAL
     assert rig.read(name("C1")) == b"a"
-    assert not rig.machine.efivarfs.read_only
+    assert not rig.machine.running.efivarfs.read_only
     assert rig.supplicant.start()
     rig.write(name("C3"), b"c")
     assert rig.read(name("C3")) == b"c"
@@ -189,21 +189,21 @@ def test_a_supplicant_killed_in_mid_write_hangs_the_writer(rig: Rig) -> None:
 
 def test_unbind_and_rebind(rig: Rig) -> None:
     # truth drv-001 .. drv-007
-    device = next(iter(rig.machine.optee.bus.devices))
+    device = next(iter(rig.machine.running.optee.bus.devices))
     with running(ROOT):
-        rig.machine.optee.bus.unbind("tee-stmm-efi", device)
-        assert rig.machine.efivarfs.read_only
+        rig.machine.running.optee.bus.unbind("tee-stmm-efi", device)
+        assert rig.machine.running.efivarfs.read_only
         assert rig.free() == (0, 0)
-        rig.machine.optee.bus.bind("tee-stmm-efi", device)
+        rig.machine.running.optee.bus.bind("tee-stmm-efi", device)
     rig.write(name("D3"), b"rebound")
     assert rig.read(name("D3")) == b"rebound"
 
 
 def test_removing_the_module_unbinds(rig: Rig) -> None:
-    rig.machine.rmmod("tee_stmm_efi", task=ROOT)
-    assert rig.machine.efivarfs.read_only
-    rig.machine.modprobe("tee_stmm_efi", task=ROOT)
-    assert not rig.machine.efivarfs.read_only
+    rig.machine.running.modules.rmmod("tee_stmm_efi", task=ROOT)
+    assert rig.machine.running.efivarfs.read_only
+    rig.machine.running.modules.modprobe("tee_stmm_efi", task=ROOT)
+    assert not rig.machine.running.efivarfs.read_only
 
 
 @pytest.mark.parametrize("nth", [1, 2, 3, 60, 193, 194])
@@ -231,14 +231,14 @@ def test_kernel_routed_board_needs_no_supplicant(make_rig: MakeRig) -> None:
     # truth log-kernel-rpmb-y
     rig = make_rig(variant="mm-kernel-rpmb")
     rig.boot(supplicant=False)
-    rig.wait(lambda: not rig.machine.efivarfs.read_only)
+    rig.wait(lambda: not rig.machine.running.efivarfs.read_only)
     assert rig.counter == RECORDED_FIRST_BOOT
     with rig.costs(2):
         rig.write(name("X"), b"x")
-    routing = read_sysfs(rig.machine.sysfs, "/sys/class/tee/tee0/rpmb_routing_model", ROOT)
+    routing = read_sysfs(rig.machine.running.sysfs, "/sys/class/tee/tee0/rpmb_routing_model", ROOT)
     assert routing == "kernel\n"
     assert rig.free() == (0, 0)
-    assert len(rig.machine.optee.bus.devices) == 2
+    assert len(rig.machine.running.optee.bus.devices) == 2
 
 
 def test_file_variant_never_tells_stmm(make_rig: MakeRig) -> None:
@@ -249,11 +249,11 @@ def test_file_variant_never_tells_stmm(make_rig: MakeRig) -> None:
     assert f"SignatureSupport-{GLOBAL}" not in rig.names()
     assert rig.counter == 0
     assert rig.supplicant.start()
-    rig.wait(lambda: not rig.machine.efivarfs.read_only)
+    rig.wait(lambda: not rig.machine.running.efivarfs.read_only)
     assert rig.free() == (16284, 16284 - 252)
     # Boot-service variables are seen, because StMM does not know that boot services ended.
-    rig.machine.efivarfs.unmount()
-    rig.machine.efivarfs.mount(task=ROOT)
+    rig.machine.running.efivarfs.unmount()
+    rig.machine.running.efivarfs.mount(task=ROOT)
     assert any(entry.startswith("CustomMode-") for entry in rig.names())
     rig.reboot()
     assert f"Boot0001-{GLOBAL}" in rig.names()
@@ -267,7 +267,7 @@ def test_udev_kills_a_hanging_modprobe(make_rig: MakeRig, monkeypatch: pytest.Mo
     monkeypatch.setattr(machine_module, "UDEV_EVENT_TIMEOUT", 3.0)
     rig.supplicant.hold(after=1200)
     assert rig.supplicant.start()
-    rig.wait(lambda: not rig.machine.efivarfs.read_only)
+    rig.wait(lambda: not rig.machine.running.efivarfs.read_only)
     rig.supplicant.release_one()
     rig.wait(lambda: not rig.supplicant.alive)
     assert rig.free() == (16284, 16284)
@@ -314,7 +314,7 @@ def test_boot_log(rig: Rig) -> None:
 
 @pytest.mark.cases(331)
 def test_panic_with_the_driver_bound_records_nothing(rig: Rig) -> None:
-    rig.machine.modprobe("efi_pstore")
+    rig.machine.running.modules.modprobe("efi_pstore")
     with rig.costs(0):
         rig.machine.crash()
     assert b"Kernel panic - not syncing" in rig.console
@@ -323,20 +323,20 @@ def test_panic_with_the_driver_bound_records_nothing(rig: Rig) -> None:
 def test_a_built_in_driver_and_a_manual_one(make_rig: MakeRig) -> None:
     rig = make_rig(driver="builtin")
     rig.boot()
-    assert "tee_stmm_efi" not in rig.machine.proc_files["/proc/modules"](ROOT).decode()
+    assert "tee_stmm_efi" not in rig.machine.running.proc_files["/proc/modules"](ROOT).decode()
     rig.machine.close()
     rig = make_rig(driver="manual")
     rig.boot(supplicant=False)
     assert rig.supplicant.start()
-    rig.wait(lambda: bool(rig.machine.optee.bus.devices))
-    assert rig.machine.efivarfs.read_only
-    rig.machine.modprobe("tee_stmm_efi")
-    assert not rig.machine.efivarfs.read_only
+    rig.wait(lambda: bool(rig.machine.running.optee.bus.devices))
+    assert rig.machine.running.efivarfs.read_only
+    rig.machine.running.modules.modprobe("tee_stmm_efi")
+    assert not rig.machine.running.efivarfs.read_only
 
 
 def test_boot_id_changes_and_the_old_system_is_dead(rig: Rig) -> None:
-    kernel, boot_id = rig.machine.kernel, rig.machine.boot_id
+    kernel, boot_id = rig.machine.running.kernel, rig.machine.running.boot_id
     rig.reboot()
-    assert rig.machine.boot_id != boot_id
+    assert rig.machine.running.boot_id != boot_id
     assert not kernel.powered
-    assert rig.machine.kernel is not kernel
+    assert rig.machine.running.kernel is not kernel

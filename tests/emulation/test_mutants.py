@@ -26,7 +26,7 @@ def test_it_boots(mutant: str, make_rig: MakeRig, used_flash: Path, tmp_path: Pa
         rig = make_rig()
         shutil.copy(used_flash, tmp_path)
         rig.boot()
-        assert rig.machine.efivarfs.mounted
+        assert rig.machine.running.efivarfs.mounted
         rig.machine.close()
 
 

@@ -11,11 +11,10 @@ from emulation.emmc.card import QEMU_CID, EmmcCard
 from emulation.emmc.image import RpmbImage
 from emulation.emmc.rpmb import PROFILES
 from emulation.optee.config import OpTeeConfig
-from emulation.optee.errors import TeeError
 from emulation.optee.keys import rpmb_key
 from harness.formats import rpmb
 from harness.formats.rpmb import DeviceInfo, RpmbFrame
-from harness.formats.tee import TeeResult
+from harness.formats.tee import TeeError, TeeResult
 from tests.emulation.optee_bench import Bench
 
 ATTEMPTS = 10

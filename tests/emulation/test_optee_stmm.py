@@ -9,10 +9,9 @@ from uuid import UUID
 import pytest
 
 from emulation.optee.config import OpTeeConfig
-from emulation.optee.errors import TeeError
 from emulation.optee.optee import GET_DEVICES, GET_DEVICES_RPMB, GET_DEVICES_SUPP
 from emulation.optee.stmm_partition import STMM_UUID, storage_code
-from harness.formats.tee import Param, ParamType, TeeOrigin, TeeResult
+from harness.formats.tee import Param, ParamType, TeeError, TeeOrigin, TeeResult
 from tests.emulation.optee_bench import Bench
 from tests.emulation.test_optee_rpmb_client import fails
 

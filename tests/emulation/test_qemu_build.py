@@ -20,10 +20,16 @@ import pytest
 
 from emulation.qemu import tree
 from emulation.qemu.__main__ import main
-from emulation.qemu.archive import MIRROR, ArchiveFile, Downloads, read_lock, unpack_packages
+from emulation.qemu.archive import (
+    MIRROR,
+    ArchiveFile,
+    BuildError,
+    Downloads,
+    read_lock,
+    unpack_packages,
+)
 from emulation.qemu.catalogue import CATALOGUE, CATALOGUE_WITHOUT_OPTEE_CLIENT, CONFIGURATIONS
 from emulation.qemu.engine import Builder
-from emulation.qemu.errors import BuildError
 from emulation.qemu.images import publish
 from emulation.qemu.lock import Binaries, Source, resolve
 from emulation.qemu.pieces import Piece, Plan, Script, Unpack, plan

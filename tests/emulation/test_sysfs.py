@@ -53,21 +53,21 @@ def write(sysfs: Sysfs, path: str, data: bytes) -> int:
 
 
 def bind_fake_driver(machine: Machine) -> None:
-    machine.optee.bus.add_device(TeeDevice(STMM_UUID, needs_supplicant=True))
-    machine.optee.bus.register_driver(
+    machine.running.optee.bus.add_device(TeeDevice(STMM_UUID, needs_supplicant=True))
+    machine.running.optee.bus.register_driver(
         BusDriver("tee-stmm-efi", frozenset([STMM_UUID]), lambda: None, lambda: None)
     )
 
 
 def test_before_the_supplicant_the_bus_is_empty(machine: Machine) -> None:
-    assert listing(machine.sysfs, "/sys/bus/tee/devices") == {}
-    assert listing(machine.sysfs, "/sys/bus/tee/drivers") == {}
+    assert listing(machine.running.sysfs, "/sys/bus/tee/devices") == {}
+    assert listing(machine.running.sysfs, "/sys/bus/tee/drivers") == {}
 
 
 def test_a_bound_device_as_recorded(machine: Machine) -> None:
     # truth p2a-016, p2a-017, p2c-010
     bind_fake_driver(machine)
-    sysfs = machine.sysfs
+    sysfs = machine.running.sysfs
     link = f"lrwxrwxrwx -> ../../../devices/{DEVICE}"
     assert listing(sysfs, "/sys/bus/tee/devices") == {DEVICE: link}
     assert listing(sysfs, DRIVER) == {
@@ -85,7 +85,7 @@ def test_a_bound_device_as_recorded(machine: Machine) -> None:
 def test_bind_and_unbind_by_writing(machine: Machine) -> None:
     # truth drv-001, drv-005, drv-008, drv-009
     bind_fake_driver(machine)
-    sysfs, name = machine.sysfs, DEVICE.encode()
+    sysfs, name = machine.running.sysfs, DEVICE.encode()
     assert write(sysfs, f"{DRIVER}/unbind", name + b"\n") == len(name) + 1
     assert DEVICE not in listing(sysfs, DRIVER)
     for file, data, expected in (
@@ -105,15 +105,18 @@ def test_bind_and_unbind_by_writing(machine: Machine) -> None:
 @pytest.mark.cases(54)
 def test_attributes_of_the_card_that_the_supplicant_reads(machine: Machine) -> None:
     card = "/sys/class/mmc_host/mmc0/mmc0:0001"
-    assert read_sysfs(machine.sysfs, f"{card}/cid", ROOT) == "aa015851454d55212101deadbeef2900\n"
-    assert read_sysfs(machine.sysfs, f"{card}/raw_rpmb_size_mult", ROOT) == "0x10\n"
-    assert read_sysfs(machine.sysfs, f"{card}/rel_sectors", ROOT) == "0x1\n"
-    assert read_sysfs(machine.sysfs, "/sys/block/mmcblk0/dev", ROOT) == "179:0\n"
+    assert (
+        read_sysfs(machine.running.sysfs, f"{card}/cid", ROOT)
+        == "aa015851454d55212101deadbeef2900\n"
+    )
+    assert read_sysfs(machine.running.sysfs, f"{card}/raw_rpmb_size_mult", ROOT) == "0x10\n"
+    assert read_sysfs(machine.running.sysfs, f"{card}/rel_sectors", ROOT) == "0x1\n"
+    assert read_sysfs(machine.running.sysfs, "/sys/block/mmcblk0/dev", ROOT) == "179:0\n"
 
 
 def test_every_link_leads_somewhere(machine: Machine) -> None:
     bind_fake_driver(machine)
-    sysfs, links = machine.sysfs, 0
+    sysfs, links = machine.running.sysfs, 0
     paths = ["/sys"]
     while paths:
         path = paths.pop()
@@ -128,15 +131,15 @@ def test_every_link_leads_somewhere(machine: Machine) -> None:
 
 def test_tee_devices(machine: Machine) -> None:
     tee = "/sys/class/tee"
-    assert read_sysfs(machine.sysfs, f"{tee}/tee0/rpmb_routing_model", ROOT) == "user\n"
-    assert read_sysfs(machine.sysfs, f"{tee}/tee0/implementation_id", ROOT) == "1\n"
-    uevent = read_sysfs(machine.sysfs, f"{tee}/tee0/uevent", ROOT)
+    assert read_sysfs(machine.running.sysfs, f"{tee}/tee0/rpmb_routing_model", ROOT) == "user\n"
+    assert read_sysfs(machine.running.sysfs, f"{tee}/tee0/implementation_id", ROOT) == "1\n"
+    uevent = read_sysfs(machine.running.sysfs, f"{tee}/tee0/uevent", ROOT)
     assert uevent == "MAJOR=253\nMINOR=0\nDEVNAME=tee0\n"
-    assert read_sysfs(machine.sysfs, f"{tee}/teepriv0/dev", ROOT) == "253:16\n"
+    assert read_sysfs(machine.running.sysfs, f"{tee}/teepriv0/dev", ROOT) == "253:16\n"
 
 
 def test_sysfs_is_not_for_creating_or_removing(machine: Machine) -> None:
-    sysfs = machine.sysfs
+    sysfs = machine.running.sysfs
     with pytest.raises(PermissionError):
         sysfs.create(ROOT, sysfs.root, b"new", 0o644, 1)
     with pytest.raises(PermissionError):
@@ -149,24 +152,24 @@ def test_sysfs_is_not_for_creating_or_removing(machine: Machine) -> None:
 
 def test_modules_as_lsmod_and_proc_show_them(machine: Machine) -> None:
     def text(path: str) -> str:
-        return machine.proc_files[path](ROOT).decode()
+        return machine.running.proc_files[path](ROOT).decode()
 
     assert text("/proc/modules") == "efivarfs 16384 0 - Live 0x0000000000000000\n"
-    machine.efivarfs.mount(task=ROOT)
-    machine.modprobe("tee-stmm-efi")
+    machine.running.efivarfs.mount(task=ROOT)
+    machine.running.modules.modprobe("tee-stmm-efi")
     assert text("/proc/modules").splitlines() == [
         "tee_stmm_efi 12288 0 - Live 0x0000000000000000",
         "efivarfs 16384 1 - Live 0x0000000000000000",
     ]
-    assert "tee-stmm-efi" in listing(machine.sysfs, "/sys/bus/tee/drivers")
-    assert read_sysfs(machine.sysfs, "/sys/module/efivarfs/refcnt", ROOT) == "1\n"
+    assert "tee-stmm-efi" in listing(machine.running.sysfs, "/sys/bus/tee/drivers")
+    assert read_sysfs(machine.running.sysfs, "/sys/module/efivarfs/refcnt", ROOT) == "1\n"
     with pytest.raises(OSError, match="in use"):
-        machine.rmmod("efivarfs")
-    machine.rmmod("tee_stmm_efi")
+        machine.running.modules.rmmod("efivarfs")
+    machine.running.modules.rmmod("tee_stmm_efi")
     with pytest.raises(FileNotFoundError):
-        machine.rmmod("tee_stmm_efi")
+        machine.running.modules.rmmod("tee_stmm_efi")
     with pytest.raises(FileNotFoundError):
-        machine.modprobe("nonsense")
+        machine.running.modules.modprobe("nonsense")
     assert "efivarfs" in text("/proc/filesystems")
-    assert machine.boot_id in text("/proc/sys/kernel/random/boot_id")
+    assert machine.running.boot_id in text("/proc/sys/kernel/random/boot_id")
     assert machine.release in text("/proc/version")

@@ -22,18 +22,18 @@ from emulation.linux.kernel import Kernel, Killed, Task, running
 from emulation.linux.optee import OpteeDriver
 from emulation.linux.tee_bus import BusDriver, TeeDevice
 from emulation.linux.tee_ioctl import TeeFile, TeeNode
-from emulation.optee.errors import TeeError
 from emulation.optee.optee import OpTee
-from emulation.optee.stmm_partition import STMM_UUID, Storage
+from emulation.optee.stmm_partition import STMM_UUID
+from emulation.stmm.storage import SecureStorage
 from harness.formats import tee_ioctl as abi
-from harness.formats.tee import Param, TeeResult
+from harness.formats.tee import Param, ParamType, TeeError, TeeResult
 from harness.formats.tee_ioctl import IoctlParam
 from tests.emulation.supplicant_thread import LocalMemory, address_of
 from tests.emulation.test_kernel import in_thread
 
 ROOT = Task(1)
 MEMORY = LocalMemory()
-META = abi.PARAM_VALUE_INOUT | abi.PARAM_META
+META = ParamType.VALUE_INOUT | abi.PARAM_META
 FFA_INVALID_PARAMETERS = -2 & 0xFFFFFFFF
 FFA_NO_MEMORY = -3 & 0xFFFFFFFF
 EMPTY = [IoctlParam(abi.PARAM_META)] + [IoctlParam()] * 4
@@ -42,7 +42,7 @@ EMPTY = [IoctlParam(abi.PARAM_META)] + [IoctlParam()] * 4
 class OneWriter:
     """A partition that answers every message by a storage write; its code goes to x4."""
 
-    def __init__(self, storage: Storage) -> None:
+    def __init__(self, storage: SecureStorage) -> None:
         self._storage = storage
 
     def start(self) -> None:
@@ -190,7 +190,7 @@ def test_arguments_are_checked_before_the_secure_world(driver: OpteeDriver) -> N
         good[:-4]: errno.EINVAL,
         good + bytes(1024): errno.EINVAL,
         open_arg(STMM_UUID, [IoctlParam(4)]): errno.EINVAL,
-        open_arg(STMM_UUID, [IoctlParam(abi.PARAM_MEMREF_INPUT, 0, 8, 99)]): errno.EINVAL,
+        open_arg(STMM_UUID, [IoctlParam(ParamType.MEMREF_INPUT, 0, 8, 99)]): errno.EINVAL,
         open_arg(STMM_UUID, [], login=abi.LOGIN_REE_KERNEL_MIN): errno.EPERM,
     }
     for data, expected in cases.items():
@@ -220,7 +220,7 @@ def test_receive_ends_by_signal_and_by_closing(driver: OpteeDriver) -> None:
 
 def test_receive_wants_empty_parameters_and_room(driver: OpteeDriver) -> None:
     file = open_node(driver, "teepriv0")
-    full = packed(abi.SUPP_RECV_ARG.pack(0, 1), [IoctlParam(abi.PARAM_VALUE_INPUT)])
+    full = packed(abi.SUPP_RECV_ARG.pack(0, 1), [IoctlParam(ParamType.VALUE_INPUT)])
     assert errno_of(lambda: call_buffer(file, abi.TEE_IOC_SUPPL_RECV, full)) == errno.EINVAL
     join = ask_storage(driver, Task(8))
     narrow = packed(abi.SUPP_RECV_ARG.pack(0, 1), [IoctlParam(abi.PARAM_META)])
@@ -242,17 +242,17 @@ def test_requests_go_out_with_memory_first_and_an_answer_needs_its_number(
     func, params = receive(file)
     assert func == abi.RPC_SHM_ALLOC
     assert params[0].attr == META
-    assert params[1].kind == abi.PARAM_VALUE_INOUT
+    assert params[1].kind == ParamType.VALUE_INOUT
     wrong = IoctlParam(META, params[0].a + 1)
     assert errno_of(lambda: send(file, 0, [wrong, params[1]])) == errno.ENOENT
     assert errno_of(lambda: send(file, 0, [params[0]])) == errno.EINVAL
     number, _fd = allocate(file, params[1].b)
-    send(file, 0, [params[0], IoctlParam(abi.PARAM_VALUE_INOUT, 0, params[1].b, number)])
+    send(file, 0, [params[0], IoctlParam(ParamType.VALUE_INOUT, 0, params[1].b, number)])
     func, params = receive(file)
     assert func == abi.RPC_RPMB
     assert [param.kind for param in params[1:]] == [
-        abi.PARAM_MEMREF_INPUT,
-        abi.PARAM_MEMREF_OUTPUT,
+        ParamType.MEMREF_INPUT,
+        ParamType.MEMREF_OUTPUT,
     ]
     assert params[1].c == params[2].c == number
     shared = file._context.borrow(number)
@@ -272,7 +272,7 @@ def serve_until_rpmb(file: TeeFile) -> list[IoctlParam]:
     """Give memory when asked and take the first RPMB request without answering it."""
     _func, params = receive(file)
     number, _fd = allocate(file, params[1].b)
-    send(file, 0, [params[0], IoctlParam(abi.PARAM_VALUE_INOUT, 0, params[1].b, number)])
+    send(file, 0, [params[0], IoctlParam(ParamType.VALUE_INOUT, 0, params[1].b, number)])
     func, params = receive(file)
     assert func == abi.RPC_RPMB
     return params

@@ -14,7 +14,6 @@ from emulation.linux.efivars import Efivars, KernelSeries
 from emulation.linux.firmware import EfiRuntime, FirmwareTables, RuntimeVariable
 from emulation.linux.kernel import Kernel, Task
 from emulation.linux.tee_stmm_efi import CMD_COMMUNICATE, DEVICE_NAME, DEVICE_UUID, TeeStmmEfi
-from emulation.optee.errors import TeeError
 from harness.formats.efi import GLOBAL_VARIABLE_GUID, EfiStatus
 from harness.formats.mm import (
     AccessVariable,
@@ -25,7 +24,7 @@ from harness.formats.mm import (
     VarCheckProperty,
     VariableFunction,
 )
-from harness.formats.tee import Param, ParamType, TeeResult
+from harness.formats.tee import Param, ParamType, TeeError, TeeResult
 from tests.emulation.efivars_memory import VENDOR
 
 ROOT = Task(1)

@@ -14,11 +14,11 @@ from emulation.userland.system.tee_supplicant import EmulatedRpmb, Refused, rpmb
 from harness.formats.rpmb import (
     FRAME_SIZE,
     RpmbFrame,
-    carried_mac,
     counter_request,
     key_request,
     mac,
     read_request,
+    unpack_frames,
     write_request,
 )
 
@@ -80,7 +80,7 @@ def ask(rpmb: EmulatedRpmb, frames: bytes, replies: int = 1) -> RpmbFrame:
     reply = rpmb_request(rpmb, HEADER + frames, replies * FRAME_SIZE)
     assert len(reply) == replies * FRAME_SIZE
     if rpmb.key is not None and frames[-1] != tee_supplicant.PROGRAM_KEY:
-        assert carried_mac(reply) == mac(rpmb.key, reply)
+        assert unpack_frames(reply)[-1].mac == mac(rpmb.key, reply)
     return RpmbFrame.unpack(reply, len(reply) - FRAME_SIZE)
 
 

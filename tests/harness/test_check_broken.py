@@ -14,6 +14,7 @@ from _pytest.mark import ParameterSet
 
 from harness.boardfile import loading
 from harness.boardfile.sections import BoardFile
+from harness.check import cable
 from harness.check.finding import Finding, Verdict
 from harness.check.walk import Walk, walk
 from harness.consents import Consent
@@ -185,7 +186,7 @@ def test_another_boards_file(running: RunningBoard) -> None:
 def two_rates(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each rate that nobody answers at costs a second and a half."""
     probe = functools.partial(console_probe.probe_console, bauds=(57600,), seconds=0.7)
-    monkeypatch.setattr(console_probe, "probe_console", probe)
+    monkeypatch.setattr(cable, "probe_console", probe)
 
 
 @pytest.mark.usefixtures("two_rates")

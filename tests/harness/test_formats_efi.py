@@ -18,14 +18,11 @@ from harness.formats.authentication import (
     signed_content,
 )
 from harness.formats.efi import (
-    GLOBAL_VARIABLE_GUID,
     Attributes,
     EfiStatus,
     EfiTime,
     decode_name,
     encode_name,
-    guid_from_bytes,
-    guid_to_bytes,
 )
 from harness.formats.mm import (
     MM_VARIABLE_GUID,
@@ -78,14 +75,6 @@ def test_attributes_keep_unknown_bits() -> None:
     assert Attributes(7) == (
         Attributes.NON_VOLATILE | Attributes.BOOTSERVICE_ACCESS | Attributes.RUNTIME_ACCESS
     )
-
-
-def test_guid_bytes() -> None:
-    raw = bytes.fromhex("61dfe48bca93d211aa0d00e098032b8c")
-    assert guid_to_bytes(GLOBAL_VARIABLE_GUID) == raw
-    assert guid_from_bytes(raw) == GLOBAL_VARIABLE_GUID
-    with pytest.raises(ValueError, match="16"):
-        guid_from_bytes(raw[:-1])
 
 
 @given(texts)

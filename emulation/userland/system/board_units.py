@@ -77,8 +77,8 @@ class SupplicantReadiness:
     """tee-supplicant notifies systemd when it has /dev/teepriv0 (optee_client, tee-supplicant@)."""
 
     def __init__(self, machine: Machine) -> None:
-        self._kernel = machine.kernel
-        self._queue = machine.optee.queue
+        self._kernel = machine.running.kernel
+        self._queue = machine.running.optee.queue
         self._before = 0
 
     def about_to_start(self) -> None:

@@ -162,10 +162,10 @@ class Manager:
         reply = Reply()
         try:
             if flags & {"-n", "--dry-run"}:
-                self._machine.find_module(names[0])
+                self._machine.running.modules.find(names[0])
             else:
                 self._require_root(uid)
-                await asyncio.to_thread(self._machine.modprobe, names[0])
+                await asyncio.to_thread(self._machine.running.modules.modprobe, names[0])
         except FileNotFoundError:
             where = f"/lib/modules/{self._machine.release}"
             text = f"modprobe: FATAL: Module {names[0]} not found in directory {where}"
@@ -186,7 +186,7 @@ class Manager:
         for name in names:
             try:
                 self._require_root(uid)
-                await asyncio.to_thread(self._machine.rmmod, name)
+                await asyncio.to_thread(self._machine.running.modules.rmmod, name)
             except FileNotFoundError:
                 reply.fail(1, missing.format(name))
             except OSError as error:
@@ -257,7 +257,7 @@ class Manager:
             return Reply().fail(1, "A device name or path is required")
         task = Task.kernel("udevadm")
         try:
-            lines = await asyncio.to_thread(udev.describe, self._machine.sysfs, path, task)
+            lines = await asyncio.to_thread(udev.describe, self._machine.running.sysfs, path, task)
         except udev.NoDevice as missing:
             return Reply().fail(1, str(missing))
         return Reply(out=[*lines, ""])

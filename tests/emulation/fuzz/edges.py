@@ -534,7 +534,7 @@ class Pid1Packets:
                 theirs.send(piece)
                 try:
                     received = wire.receive(ours)
-                except wire.Malformed as error:  # type: ignore[attr-defined]
+                except wire.Malformed as error:
                     seen.append(str(error)[:20])
                     continue
                 if received is None:

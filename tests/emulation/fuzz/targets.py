@@ -15,12 +15,10 @@ from uuid import UUID
 from emulation.emmc.card import EmmcCard
 from emulation.emmc.image import IMAGE_BYTES, RpmbImage
 from emulation.emmc.rpmb import PROFILES, RpmbPartition
-from emulation.optee.errors import TeeError
 from emulation.optee.optee import OpTee
 from emulation.rpmb_transport import RpmbTransport
 from emulation.stmm.standalone_mm import StandaloneMm
-from emulation.stmm.storage import MemoryStorage
-from emulation.uboot.boot import Uboot, UbootWorld
+from emulation.uboot.boot import Uboot
 from emulation.uboot.variables import FileVariables, StmmVariables, Variable
 from emulation.userland.system.tee_supplicant import EmulatedRpmb, Refused, rpmb_request
 from harness.formats import rpmb
@@ -35,9 +33,11 @@ from harness.formats.mm import (
     VarCheckProperty,
     VariableFunction,
 )
+from harness.formats.tee import TeeError
 from tests.emulation.fuzz import edges
 from tests.emulation.fuzz.engine import Target
 from tests.emulation.fuzz.pieces import joined, parts
+from tests.emulation.memory_storage import MemoryStorage
 from tests.emulation.stmm_client import VENDOR, Partition
 
 AUTH: Final = Path(__file__).parents[2] / "truth" / "auth"
@@ -209,7 +209,7 @@ class RpmbFrames:
             frames = card.read_frames(count)
             assert len(frames) == 512 * count
             seen.append(frames[-4:])
-            for carry in (transport.process, functools.partial(rpmb_request, emulated)):
+            for carry in (transport.rpmb_rpc, functools.partial(rpmb_request, emulated)):
                 for message in (piece, bytes(6) + piece):
                     size = 19 if message[:1] == b"\1" else 512 * count
                     try:
@@ -295,7 +295,7 @@ class RpmbImages:
     def _boot(image: RpmbImage) -> Hashable:
         card = EmmcCard(image)
         optee = OpTee()
-        optee.normal_world = UbootWorld(card)
+        optee.normal_world = RpmbTransport(card)
         said: list[str] = []
         variables = StmmVariables(optee)
         tables = Uboot("mm-query", variables, said.append).boot()
