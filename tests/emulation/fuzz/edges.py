@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import importlib.util
 import inspect
 import io
 import json
@@ -546,13 +545,7 @@ class Pid1Packets:
         return tuple(seen)
 
 
-_MENDED: Final[tuple[Target, ...]] = (
-    *(LeaseFolders(), ManagerRequests(), Pid1Packets(), LaneFrames(), SftpFrames()),
-)
-"""Those whose parsers are others' work of the same time; without it there is nothing to hold."""
-_IS_MENDED: Final = importlib.util.find_spec("harness.lab.lease_directory") is not None
-
 TARGETS: Final[tuple[Target, ...]] = (
     *(BoardFiles(), KnownHosts(), SnapshotFiles(), ConsoleBytes()),
-    *(_MENDED if _IS_MENDED and hasattr(wire, "Malformed") else ()),
+    *(LeaseFolders(), ManagerRequests(), Pid1Packets(), LaneFrames(), SftpFrames()),
 )
