@@ -49,6 +49,8 @@ def run(program: bytes, number: int, arch: int, *args: int) -> int:
             position += true if accumulator == value else false
         elif operation == 0x25:
             position += true if accumulator > value else false
+        elif operation == 0x35:
+            position += true if accumulator >= value else false
         elif operation == 0x06:
             return int(value)
         else:

@@ -16,9 +16,10 @@ _REPORT = Path(__file__).parents[3] / "docs" / "results" / "walls.md"
 _HEAD = """\
 # What root of the emulated board tried against its host
 
-Made by `python -m tests.emulation.walls --write` (and in CI `tests/emulation/test_walls.py`). Each attempt is run on a board
-with all walls, and on one where only the wall that should hold it (and, for some, an outer one) is taken down by a test:
-the attempt has to get through there, or it shows nothing. What the walls are for: [safety.md](../safety.md).
+Made by `python -m tests.emulation.walls --write` (and in CI `tests/emulation/test_walls.py`). Each
+attempt is run on a board with all walls, and on one where only the wall that should hold it (and,
+for some, an outer one) is taken down by a test: the attempt has to get through there, or it shows
+nothing. What the walls are for: [safety.md](../safety.md).
 """
 
 
@@ -32,7 +33,7 @@ def table() -> tuple[str, bool]:
             lines.append(f"| {attempt.name} | {attempt.wall} | {reason} | |")
             continue
         through = bench.tried(attempt, NONE)
-        held = bench.said.splitlines()[0][:70] if not through else through
+        held = through or (bench.said.splitlines() or ["the board was ended"])[0][:70]
         without = "(not taken down)"
         if attempt.breach != NONE:
             without = bench.tried(attempt, attempt.breach)
