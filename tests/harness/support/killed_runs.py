@@ -239,7 +239,7 @@ class EndedRuns:
             self._wait_for_snapshot(run)
             Event().wait(after)
             restorable, before = self._restorable(), _printed(run)
-            over = not self.snapshot.exists()
+            over = not self.snapshot.exists() or "[100%]" in before
             _bring_about(how, run)
             output, _ = run.communicate(timeout=_RUN_SECONDS)
             output = before + output
@@ -285,8 +285,8 @@ class EndedRuns:
         return found
 
     def _judge(self, how: End, status: int, output: str, over: bool) -> Iterator[str]:
-        """What a run that ended so must not do, or must say; ``over`` if it had shown its summary
-        before, or was about to."""
+        """What a run that ended so must not do, or must say; ``over`` if all its tests had
+        been run: then it only gave the board back."""
         pending = self.snapshot.exists()
         if how in _GIVES_BACK and pending:
             yield f"the run did not give the board back:\n{output[-2000:]}"
