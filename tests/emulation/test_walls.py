@@ -47,6 +47,7 @@ def test_held(bench: Bench, attempt: Attempt) -> None:
     assert bench.tried(attempt, NONE) == "", bench.said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attempt", _rows(breached=True))
 def test_gets_through_without_its_wall(bench: Bench, attempt: Attempt) -> None:
     assert bench.tried(attempt, attempt.breach) != "", bench.said
