@@ -6,6 +6,7 @@ from threading import Event
 
 from harness.check.finding import Finding, fail, not_looked_at, ok, warn
 from harness.check.survey import Survey
+from harness.check.target import MACHINE, NO_EMMC
 from harness.consents import Consent
 from harness.errors import (
     CommandFailed,
@@ -250,25 +251,35 @@ def _reach(survey: Survey, timeout: float) -> HilError | None:
 
 
 def login(survey: Survey) -> Finding:
-    """A shell of root on the chosen link: what everything below is looked at with."""
-    links = survey.board.links
-    if not links.names:
-        return fail(
-            "no link leads to the board",
-            cause="neither [ssh] nor [serial] works",
-            remedy="mend what failed above",
-        )
+    """A shell on the chosen link: what everything below is looked at with."""
+    chosen = survey.board.links.chosen
     try:
-        user = survey.shell.run("id -un; id -u").check().text.split()
+        said = survey.shell.run("id -un; id -u").check().text
     except HilError as error:
-        return fail(f"no shell over {links.chosen}", cause=error.what, remedy=error.remedy)
-    if user[-1] != "0":
-        return fail(
-            f"{user[0]} over {survey.shell.name}",
-            cause="only root may read the RPMB and write variables",
-            remedy=f"log in as root: user in [{links.chosen}] of the board file",
-        )
-    return ok(f"{user[0]} over {survey.shell.name}")
+        return fail(f"no shell over {chosen}", cause=error.what, remedy=error.remedy)
+    match said.split():
+        case [name, number] if number.isdecimal():
+            survey.user = name, number
+            return ok(f"{name} over {survey.shell.name}")
+    return fail(
+        f"no POSIX shell over {chosen}",
+        cause="the login runs something else than what it is asked for",
+        evidence=[f"id -un; id -u: {said.strip() or 'nothing'}"],
+        remedy="look at what the user's login shell is, and at ForceCommand and command= of its "
+        "sshd and key",
+    )
+
+
+def root(survey: Survey) -> Finding:
+    """Who logs in: asked once the board is known to be the one that is meant."""
+    name, number = survey.user
+    if number == "0":
+        return ok(name)
+    return fail(
+        f"{name} over {survey.shell.name}",
+        cause="only root may read the RPMB and write variables",
+        remedy=f"log in as root: user in [{survey.board.links.chosen}] of the board file",
+    )
 
 
 def identity(survey: Survey) -> Finding:
@@ -276,9 +287,13 @@ def identity(survey: Survey) -> Finding:
     try:
         survey.board.check_right_board()
     except WrongBoard as error:
+        machine = survey.shell.run(MACHINE).text.splitlines()
         return fail(
-            "another board answers",
+            f"no such board: {', '.join(machine)}"
+            if NO_EMMC in machine
+            else "another board answers",
             cause=error.what,
+            evidence=[] if NO_EMMC in machine else [", ".join(machine)],
             remedy=f"{error.remedy}; nothing further is looked at or touched",
         )
     except HilError as error:

@@ -33,6 +33,12 @@ class Finding:
         """The same, with the name of the step that found it."""
         return replace(self, step=step, seconds=seconds)
 
+    @property
+    def reason(self) -> str:
+        """Why it was not looked at; empty where it was."""
+        left_out = self.verdict is Verdict.NOT_LOOKED_AT
+        return self.found.removeprefix("because ") if left_out else ""
+
     def lines(self) -> list[str]:
         """For a person: one line, and indented what explains it."""
         shown = [f"{self.verdict:<13} {self.step:<16} {self.found}"]

@@ -2,6 +2,8 @@
 
 from typing import Final
 
+from harness.check.target import Target
+
 RPMB_EMU: Final = (
     "tee-supplicant is a build with RPMB_EMU (the default of its CMake files): it keeps an RPMB in "
     "its own memory, and the eMMC is never written"
@@ -21,3 +23,14 @@ NO_KEY: Final = "the RPMB has no authentication key, and this OP-TEE programs no
 NO_KEY_REMEDY: Final = (
     "use an OP-TEE with CFG_RPMB_WRITE_KEY for the first boot, or program the key; it is for ever"
 )
+
+
+def no_node(target: Target) -> tuple[str, str]:
+    """Why a device that the kernel has is not below /dev, and what to do."""
+    container = target.word("container")
+    if container:
+        return (
+            f"the login leads into a container ({container}), which was not given the node",
+            "log in to the board itself, or give the container its devices (--device)",
+        )
+    return "the kernel has the device and nobody made its node", "mount devtmpfs, or let udev run"

@@ -12,6 +12,7 @@ from harness.check.pitfalls import (
     RPMB_EMU_REMEDY,
     WRONG_KEY,
     WRONG_KEY_REMEDY,
+    no_node,
 )
 from harness.check.survey import Survey
 from harness.consents import Consent
@@ -19,6 +20,10 @@ from harness.errors import HilError, MissingCapability, TargetError
 from harness.formats.rpmb import OPTEE_TEST_KEY, RpmbResult
 from harness.instruments.rpmb import RpmbRefused
 
+_NO_PARTITION: Final = (
+    "the kernel found no eMMC with an RPMB partition",
+    "look at the kernel log for mmc; CONFIG_MMC_BLOCK must be set, and an SD card has no RPMB",
+)
 _LAST_COUNTER: Final = 0xFFFFFFFF
 _WORN_SHARE: Final = 0.9
 
@@ -28,17 +33,10 @@ def device(survey: Survey) -> Finding:
     target = survey.target
     nodes = [node.path for node in target.nodes if node.path.endswith("rpmb")]
     if not nodes:
-        cards = target.lines("eMMC")
-        return fail(
-            "no /dev/mmcblk*rpmb",
-            cause="the kernel has an eMMC with an RPMB partition and nobody made its device node"
-            if target.log(r"mmcblk\d+rpmb: ")
-            else "the kernel found no eMMC with an RPMB partition",
-            evidence=target.log(r"mmcblk\d+rpmb: ") or cards,
-            remedy="mount devtmpfs, or let udev run; an SD card has no RPMB"
-            if target.log(r"mmcblk\d+rpmb: ")
-            else "look at the kernel log for mmc; CONFIG_MMC_BLOCK must be set",
-        )
+        named = target.log(r"mmcblk\d+rpmb: ")
+        cause, remedy = no_node(target) if named else _NO_PARTITION
+        evidence = named or target.lines("eMMC")
+        return fail("no /dev/mmcblk*rpmb", cause=cause, remedy=remedy, evidence=evidence)
     found = survey.board.rpmb.identity()
     if not found.rpmb_bytes:
         return fail(

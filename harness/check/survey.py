@@ -27,6 +27,8 @@ class Survey:
         self.lease: Lease | None = None
         self.switched_on = False
         self.console_text = ""
+        self.user: tuple[str, str] = ("", "")
+        """Whom the login step logged in as: name and number."""
         self.key_programmed: bool | None = None
         """None: nobody could look."""
         self.set_variable_ms: float | None = None

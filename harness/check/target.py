@@ -3,11 +3,27 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from harness.capabilities import EFIVARS_PATH, STMM_DRIVER
 from harness.errors import TargetError
 from harness.instruments.efivars import MountState, mount_state
 from harness.shell import Shell
+
+_CONTAINER = (
+    "{ tr '\\0' '\\n' </proc/1/environ | sed -n 's/^container=//p'; "
+    "test -e /.dockerenv && echo docker; test -e /run/.containerenv && echo podman; } | head -n 1"
+)
+NO_EMMC: Final = "no eMMC"
+MACHINE: Final = (
+    "{ uname -srm; for f in /proc/device-tree/model /sys/class/dmi/id/product_name; do "
+    "test -s $f && tr -d '\\0' <$f && echo; done; "
+    f'c=$({_CONTAINER}); test -n "$c" && echo "in a container ($c)"; '
+    f"cat /sys/class/mmc_host/mmc*/mmc*/cid >/dev/null || echo '{NO_EMMC}'; "
+    "test -e /sys/firmware/efi || echo 'no EFI'; "
+    "test -e /sys/class/tee/tee0 || echo 'no TEE'; } 2>/dev/null | sed '/^ *$/d'"
+)
+"""Prints, a line each, what a machine is that may be anything with a shell."""
 
 _SECTION = "@hil "
 _CONFIG = "OPTEE|TEE|TEE_STMM_EFI|EFIVAR_FS|EFI|EFI_DISABLE_RUNTIME|PREEMPT_RT|MMC_BLOCK|RPMB"
@@ -21,6 +37,7 @@ _UNITS = "tee-supplicant.service tee-supplicant@teepriv0.service"
 _SCRIPTS: Mapping[str, str] = {
     "kernel": "uname -srvm",
     "user": "id -u",
+    "container": _CONTAINER,
     "command line": "cat /proc/cmdline",
     "config": "{ zcat /proc/config.gz || gzip -dc /proc/config.gz || cat /boot/config-$(uname -r); "
     f"}} 2>/dev/null | grep -E '^(# )?CONFIG_({_CONFIG})[ =]'",

@@ -6,7 +6,7 @@ from typing import Final
 from harness.capabilities import STMM_DEVICE, STMM_DRIVER
 from harness.check import rpmb
 from harness.check.finding import Finding, fail, ok, warn
-from harness.check.pitfalls import RPMB_EMU, RPMB_EMU_REMEDY
+from harness.check.pitfalls import RPMB_EMU, RPMB_EMU_REMEDY, no_node
 from harness.check.survey import Survey
 from harness.check.target import Process, Target
 
@@ -36,11 +36,8 @@ def devices(survey: Survey) -> Finding:
         )
     missing = sorted({"/dev/tee0", "/dev/teepriv0"} - set(nodes))
     if missing:
-        return fail(
-            f"no {' and no '.join(missing)}",
-            cause="the kernel has the device and nobody made its node",
-            remedy="mount devtmpfs, or let udev run",
-        )
+        cause, remedy = no_node(target)
+        return fail(f"no {' and no '.join(missing)}", cause=cause, remedy=remedy)
     return ok(f"{', '.join(nodes)}; RPMB routed by {target.word('routing') or 'user'} space")
 
 

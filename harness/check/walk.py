@@ -14,14 +14,18 @@ from harness.links.names import LinkName
 
 Look = Callable[[Survey], Finding]
 
+_FAILED: Final = " failed"
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One thing to look at. What it ``needs`` must not have failed, nor have been left out."""
+    """One thing to look at. What it ``needs`` must not have failed, nor have been left out; nor
+    must all of ``any_of``."""
 
     name: str
     look: Look
     needs: tuple[str, ...] = ()
+    any_of: tuple[str, ...] = ()
 
 
 STEPS: Final = (
@@ -31,12 +35,13 @@ STEPS: Final = (
     Step("latency timer", cable.latency_timer, ("adapter",)),
     Step("console", cable.console, ("adapter",)),
     Step("ssh", cable.ssh, ("power",)),
-    Step("login", cable.login, ("power",)),
+    Step("login", cable.login, ("power",), any_of=("console", "ssh")),
     Step("identity", cable.identity, ("login",)),
-    Step("firmware", firmware.firmware, ("identity",)),
-    Step("kernel config", firmware.kernel, ("identity",)),
-    Step("TEE devices", tee.devices, ("firmware", "kernel config")),
-    Step("RPMB device", rpmb.device, ("identity",)),
+    Step("root", cable.root, ("identity",)),
+    Step("kernel config", firmware.kernel, ("root",)),
+    Step("firmware", firmware.firmware, ("root",)),
+    Step("TEE devices", tee.devices, ("kernel config", "firmware")),
+    Step("RPMB device", rpmb.device, ("root",)),
     Step("RPMB key", rpmb.key, ("RPMB device",)),
     Step("RPMB counter", rpmb.counter, ("RPMB key",)),
     Step("supplicant", tee.supplicant, ("TEE devices", "RPMB key")),
@@ -49,7 +54,7 @@ STEPS: Final = (
     Step("space", efivars.space, ("efivarfs",)),
     Step("round trip", efivars.round_trip, ("RPMB access", "read-write", "space")),
     Step("SetVariable", efivars.latency, ("round trip",)),
-    Step("kernel log", efivars.crashes, ("identity",)),
+    Step("kernel log", efivars.crashes, ("root",)),
     Step("service stop", tee.service_stop, ("supplicant",)),
 )
 """From the cable up. A step that cannot be looked at for want of a tool or a consent holds nobody
@@ -67,6 +72,15 @@ class Walk:
     def failed(self) -> bool:
         """Whether anything failed; warnings and what was not looked at do not count."""
         return any(finding.verdict is Verdict.FAIL for finding in self.findings)
+
+    @property
+    def left_out(self) -> dict[str, list[str]]:
+        """The steps that were not looked at, by the reason."""
+        steps: dict[str, list[str]] = {}
+        for finding in self.findings:
+            if finding.verdict is Verdict.NOT_LOOKED_AT:
+                steps.setdefault(finding.reason, []).append(finding.step)
+        return steps
 
     @property
     def first_failure(self) -> Finding | None:
@@ -103,13 +117,18 @@ def _take(survey: Survey, begun: Callable[[str], None]) -> Iterator[Finding]:
 
 def _obstacle(step: Step, seen: dict[str, Finding]) -> str:
     """Which step below failed; what that one itself was held up by is the reason to tell."""
-    for name in step.needs:
-        below = seen[name]
-        if below.verdict is Verdict.FAIL:
-            return f"{name} failed"
-        if below.verdict is Verdict.NOT_LOOKED_AT:
-            return below.found.removeprefix("because ")
-    return ""
+    reasons = [_why_not(seen[name]) for name in step.needs]
+    ways = [_why_not(seen[name]) for name in step.any_of]
+    if all(ways):
+        # A way that the board has and that fails says more than one that it has not.
+        reasons += sorted(ways, key=lambda why: not why.endswith(_FAILED))
+    return next(filter(None, reasons), "")
+
+
+def _why_not(below: Finding) -> str:
+    if below.verdict is Verdict.FAIL:
+        return below.step + _FAILED
+    return below.reason
 
 
 def _look(step: Step, survey: Survey) -> Finding:

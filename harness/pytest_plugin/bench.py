@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import functools
 import os
 import re
 import traceback
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -31,9 +30,10 @@ from harness.errors import (
 from harness.instruments.efivars import VariableName
 from harness.instruments.kernel_log import Mark, bad_lines, since_script
 from harness.power.driver import PowerState
-from harness.pytest_plugin.blame import BLAME, Whose
+from harness.pytest_plugin.blame import BLAME, Whose, link_error, shorten
 from harness.pytest_plugin.hookspecs import Look
-from harness.pytest_plugin.role import BOARD_FIXTURE, board_of_worker, name_of_worker
+from harness.pytest_plugin.markers import check_markers, uses_board
+from harness.pytest_plugin.role import board_of_worker, name_of_worker
 from harness.pytest_plugin.usage import usage_errors
 from harness.safekeeping.key_programming import KeyProgramming
 
@@ -261,7 +261,7 @@ class Bench:
             return (yield)
         with self._judging(item):
             self._revive(item)
-            self._check_markers(item)
+            check_markers(self.board(), item)
             self._mark_log()
             return (yield)
 
@@ -370,12 +370,12 @@ class Bench:
             if (host := of_host(error)) is not None:
                 self._suspect = f"{item.nodeid}: {host.what}"
                 raise host from error
-            broken = _link_error(error)
+            broken = link_error(error)
             if broken is not None:
                 broken.located(board=self.file.name)
                 self._suspect = f"{item.nodeid}: {broken.what}"
             if isinstance(error, HilError):
-                _shorten(error)
+                shorten(error)
             raise
 
     def _revive(self, item: pytest.Item) -> None:
@@ -428,21 +428,6 @@ class Bench:
                 item.stash[BLAME] = Whose.LAB
                 self._suspect = f"{item.nodeid}: {told}"
                 item.add_report_section("call", "board", f"{told}; {_WHY_REBOOTED}")
-
-    def _check_markers(self, item: pytest.Item) -> None:
-        board = self.board()
-        if item.get_closest_marker("destructive") and not board.file.disposable:
-            raise ConsentMissing(
-                "the test may leave the board changed for ever",
-                remedy="run it on a board whose file says disposable = true",
-                board=board.name,
-            )
-        for marker in item.iter_markers("consents"):
-            for consent in marker.args:
-                board.require_consent(_named(Consent, consent, item))
-        for marker in item.iter_markers("needs"):
-            for capability in marker.args:
-                board.capabilities.require(_named(Capability, capability, item))
 
     def _mark_log(self) -> None:
         board = self.board()
@@ -510,50 +495,3 @@ _SHOWN = 200
 
 BENCH: pytest.StashKey[Bench] = pytest.StashKey()
 """Where a configuration keeps its bench."""
-
-
-def uses_board(item: pytest.Item) -> bool:
-    """Whether a test runs on the board: by a fixture, or by what it asks of the board only."""
-    return BOARD_FIXTURE in getattr(item, "fixturenames", ()) or any(
-        item.get_closest_marker(marker) for marker in ("needs", "consents")
-    )
-
-
-_Name = TypeVar("_Name", Capability, Consent)
-
-
-def _named(names: type[_Name], word: str, item: pytest.Item) -> _Name:
-    """A capability or consent by its name; a misspelt one is the test's own error."""
-    try:
-        return names(word)
-    except ValueError:
-        near = difflib.get_close_matches(word, list(names), n=1, cutoff=0.4)
-        pytest.fail(
-            f"{item.nodeid} is marked with {word!r}, which is no {names.__name__.lower()}"
-            + (f"; did you mean {str(near[0])!r}?" if near else ""),
-            pytrace=False,
-        )
-
-
-def _shorten(error: HilError) -> None:
-    """Its text says what, where and what next: the report needs the test's line and not the way
-    through the harness."""
-    error.__cause__ = None
-    error.__suppress_context__ = True
-    last = step = error.__traceback__
-    while step is not None:
-        if not str(step.tb_frame.f_globals.get("__name__")).startswith("harness."):
-            last = step
-        step = step.tb_next
-    if last is not None:
-        last.tb_next = None
-
-
-def _link_error(error: BaseException) -> LinkError | None:
-    """The broken link behind ``error``, if there is one."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, LinkError):
-            return seen
-        seen = seen.__cause__ or seen.__context__
-    return None

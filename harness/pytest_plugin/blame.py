@@ -17,7 +17,7 @@ from enum import StrEnum
 
 import pytest
 
-from harness.errors import Fault, HilError, of_host
+from harness.errors import Fault, HilError, LinkError, of_host
 
 
 class Whose(StrEnum):
@@ -55,3 +55,27 @@ def whose(item: pytest.Item, error: BaseException) -> Whose:
         marker = item.get_closest_marker("blame")
         return Whose(marker.args[0]) if marker else Whose.FIRMWARE
     return Whose.TEST
+
+
+def shorten(error: HilError) -> None:
+    """Its text says what, where and what next: the report needs the test's line and not the way
+    through the harness."""
+    error.__cause__ = None
+    error.__suppress_context__ = True
+    last = step = error.__traceback__
+    while step is not None:
+        if not str(step.tb_frame.f_globals.get("__name__")).startswith("harness."):
+            last = step
+        step = step.tb_next
+    if last is not None:
+        last.tb_next = None
+
+
+def link_error(error: BaseException) -> LinkError | None:
+    """The broken link behind ``error``, if there is one."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, LinkError):
+            return seen
+        seen = seen.__cause__ or seen.__context__
+    return None

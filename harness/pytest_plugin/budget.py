@@ -18,10 +18,11 @@ from harness.capabilities import Capability
 from harness.errors import MissingCapability
 from harness.instruments.efivars import is_named
 from harness.pytest_plugin import costs
-from harness.pytest_plugin.bench import Bench, uses_board
+from harness.pytest_plugin.bench import Bench
 from harness.pytest_plugin.blame import BLAME, Whose
 from harness.pytest_plugin.hookspecs import Look
 from harness.pytest_plugin.keeper import Keeper, foreign_names
+from harness.pytest_plugin.markers import uses_board
 from harness.pytest_plugin.meter import Meter, Reading
 from harness.store.records import RECORDED
 from harness.store.space import CACHED_SECONDS, FOREIGN, StoreSpace

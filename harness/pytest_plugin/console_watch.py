@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness.pytest_plugin.bench import Bench, uses_board
+from harness.pytest_plugin.bench import Bench
 from harness.pytest_plugin.blame import BLAME, Whose
+from harness.pytest_plugin.markers import uses_board
 
 if TYPE_CHECKING:
     from harness.instruments.console_log import ConsoleLog

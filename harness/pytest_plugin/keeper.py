@@ -16,8 +16,9 @@ from harness.consents import Consent
 from harness.errors import ConsentMissing, HilError, TargetError, of_host
 from harness.instruments.efivars import VariableName, is_named, name_of_file
 from harness.instruments.guard import ANY
-from harness.pytest_plugin.bench import Bench, uses_board
+from harness.pytest_plugin.bench import Bench
 from harness.pytest_plugin.hookspecs import Look
+from harness.pytest_plugin.markers import uses_board
 from harness.safekeeping import snapshot
 from harness.safekeeping.restore import Fate, Restoration, restore, restore_whatever_it_takes, table
 from harness.safekeeping.variables import nature

@@ -14,7 +14,8 @@ import pytest
 from harness import interrupts
 from harness.errors import HilError
 from harness.foreign import say
-from harness.pytest_plugin.bench import Bench, uses_board
+from harness.pytest_plugin.bench import Bench
+from harness.pytest_plugin.markers import uses_board
 from harness.pytest_plugin.role import (
     BOARD_FIXTURE,
     ENDED_BY_LAB,

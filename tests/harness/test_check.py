@@ -16,7 +16,7 @@ import pytest
 from harness.board.board import Board
 from harness.boardfile import loading
 from harness.boardfile.sections import BoardFile
-from harness.check.finding import Verdict, fail, ok
+from harness.check.finding import Verdict, fail, not_looked_at, ok
 from harness.check.show import Screen
 from harness.check.walk import STEPS, Walk, walk
 from harness.formats.rpmb import RpmbResult
@@ -297,11 +297,36 @@ def test_on_a_terminal_the_step_stands_there_until_it_is_done() -> None:
     terminal = Terminal()
     screen = Screen(terminal)
     screen.begun("RPMB key")
-    assert terminal.getvalue() == "\r...           RPMB key"
+    assert terminal.getvalue() == "\r\x1b[K...           RPMB key"
     screen.done(ok("programmed").at("RPMB key", 0.1))
     assert terminal.getvalue().endswith(
         "\r\x1b[K\x1b[32mok           \x1b[0m RPMB key         programmed\n"
     )
+
+
+def test_what_one_cause_holds_up_is_one_line() -> None:
+    shown = io.StringIO()
+    screen = Screen(shown)
+    findings = (
+        fail("no node", cause="a container", remedy="leave it").at("TEE devices", 0.1),
+        fail("no node", cause="a container", remedy="leave it").at("RPMB device", 0.1),
+        not_looked_at("TEE devices failed").at("supplicant", 0.0),
+        not_looked_at("not allowed").at("round trip", 0.0),
+        not_looked_at("TEE devices failed").at("driver", 0.0),
+    )
+    for finding in findings:
+        screen.done(finding)
+    screen.summary(Walk("bench", findings), 1.0)
+    assert shown.getvalue().splitlines() == [
+        "fail          TEE devices      no node",
+        "    cause:    a container",
+        "    next:     leave it",
+        "fail          RPMB device      no node",
+        "    cause:    as TEE devices",
+        "not looked at 2 steps          because TEE devices failed: supplicant, driver",
+        "not looked at round trip       because not allowed",
+        "bench: stops at TEE devices: a container (1.0 s)",
+    ]
 
 
 def test_a_failure_is_explained_below_its_line() -> None:

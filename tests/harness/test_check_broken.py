@@ -173,6 +173,14 @@ def test_the_console_still_shows_the_board_when_ssh_does_not(running: RunningBoa
     assert found(report, "driver") == "tee-stmm-efi is bound"
 
 
+def test_a_login_that_no_link_leads_to_falls_with_the_first_of_them(running: RunningBoard) -> None:
+    report = walk(
+        loading.load(running.file(fingerprint="SHA256:" + "A" * 43, serial="/dev/ttyNothing"))
+    )
+    assert [f.step for f in report.findings if f.verdict is Verdict.FAIL] == ["adapter", "ssh"]
+    assert found(report, "login") == found(report, "identity") == "because adapter failed"
+
+
 def found(report: Walk, step: str) -> str:
     return next(finding.found for finding in report.findings if finding.step == step)
 

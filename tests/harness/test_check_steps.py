@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from harness.check import firmware, tee
+from harness.check import cable, firmware, rpmb, tee
 from harness.check.finding import Verdict
 from harness.check.target import Node, Target
 from tests.harness.support.udev_bench import run
@@ -48,6 +48,27 @@ def test_a_kernel_without_optee() -> None:
     finding = firmware.firmware(survey(log_readable="yes", log="efi: EFI v2.10 by EDK II"))
     assert finding.verdict is Verdict.FAIL
     assert "found no OP-TEE" in finding.cause
+
+
+def test_a_kernel_without_the_driver_is_the_cause_and_not_the_firmware() -> None:
+    shown = survey(kernel="Linux 6.12.0 #1", config="# CONFIG_OPTEE is not set\nCONFIG_EFIVAR_FS=y")
+    assert firmware.kernel(shown).verdict is Verdict.FAIL
+    assert firmware.firmware(shown).reason == "kernel config failed"
+
+
+def test_nodes_that_a_container_was_not_given() -> None:
+    shown = survey(container="podman", tee_class="tee0\nteepriv0", log="mmcblk0rpmb: mmc0:0001")
+    for finding in (tee.devices(shown), rpmb.device(shown)):
+        assert "a container (podman)" in finding.cause
+
+
+def test_only_root_goes_on() -> None:
+    shown = survey()
+    shown.user, shown.shell = ("pi", "1000"), SimpleNamespace(name="ssh")
+    shown.board = SimpleNamespace(links=SimpleNamespace(chosen="ssh"))
+    assert cable.root(shown).verdict is Verdict.FAIL
+    shown.user = ("toor", "0")
+    assert cable.root(shown).verdict is Verdict.OK
 
 
 @pytest.mark.parametrize(
