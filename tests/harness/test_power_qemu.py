@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from harness.errors import ConfigurationError, HostError
-from harness.lab.suggest import fingerprint
+from harness.links.hostkeys import fingerprint
 from harness.links.address import SshAddress
 from harness.links.console import Console
 from harness.links.ssh import SshShell
