@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from harness.links.address import SshAddress
+from harness.links.hostkeys import fingerprint
 
 END_SECONDS = 30.0
 
@@ -26,12 +27,15 @@ def emulated_board(*options: str) -> Iterator[SshAddress]:
     assert emulator.stdout is not None
     try:
         line = json.loads(emulator.stdout.readline())
+        known = Path(line["known_hosts"])
         yield SshAddress(
             host=line["host"],
             port=line["port"],
             user=line["user"],
             key=Path(line["key"]),
-            known_hosts=Path(line["known_hosts"]),
+            host_key_fingerprint=fingerprint(known.read_text("ascii").split(maxsplit=1)[1]),
+            known_hosts=known,
+            ssh_config=False,
         )
     finally:
         emulator.terminate()

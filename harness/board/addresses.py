@@ -22,6 +22,8 @@ def ssh_address(file: BoardFile, offered: SshAddress | None) -> SshAddress | Non
     said = section.model_dump(exclude_unset=True)
     if section.password is not None:
         said["password"] = section.password.get_secret_value()
+    if section.known_hosts is not None:
+        said["host_key_fingerprint"] = None
     return None if base is None else replace(base, **said)
 
 

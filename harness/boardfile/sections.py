@@ -51,32 +51,39 @@ class LabgridSection(Table):
 
 
 class SshSection(Table):
-    """``[ssh]``: how to log in over the network. The host key is always checked: give its
-    fingerprint or a known_hosts file."""
+    """``[ssh]``: how to log in over the network. What is not given is what ssh_config says of the
+    host. The host key is always checked: give its fingerprint or a known_hosts file, or have it
+    in the files that ssh(1) reads."""
 
     host: str = Field(
         default="",
         validate_default=True,
-        description="name or address; may be left out for a labgrid place",
+        description="name, address or `Host` of ssh_config; may be left out for a labgrid place",
     )
-    port: Port = 22
-    user: str = "root"
+    port: Port | None = Field(default=None, description="default: ssh_config's, else 22")
+    user: str | None = Field(default=None, description="default: ssh_config's, else root")
     key: Path | None = Field(
-        default=None, description="private key file; without it ssh-agent is asked"
+        default=None,
+        description="private key file; without it, and without password, ssh-agent is asked, then "
+        "ssh_config's IdentityFile",
     )
-    password: SecretStr | None = None
+    password: SecretStr | None = Field(
+        default=None, description="for password and keyboard-interactive; a change is refused"
+    )
     shell: str = Field(default="sh", description="the POSIX shell to use, e.g. `busybox sh`")
     host_key_fingerprint: str | None = Field(
         default=None,
         pattern=r"^SHA256:[A-Za-z0-9+/]{43}=?$",
         description="as `ssh-keygen -lf` prints it: SHA256:...",
     )
-    known_hosts: Path | None = Field(default=None, description="OpenSSH known_hosts file")
+    known_hosts: Path | None = Field(
+        default=None, description="OpenSSH known_hosts file; default: the user's"
+    )
 
     @model_validator(mode="after")
     def _host_key_is_known(self) -> SshSection:
-        if (self.host_key_fingerprint is None) == (self.known_hosts is None):
-            raise ValueError("give exactly one of host_key_fingerprint and known_hosts")
+        if self.host_key_fingerprint is not None and self.known_hosts is not None:
+            raise ValueError("give only one of host_key_fingerprint and known_hosts")
         return self
 
     @field_validator("host")
@@ -84,7 +91,12 @@ class SshSection(Table):
     def _host_is_known(cls, host: str, info: ValidationInfo) -> str:
         if not host and not _in_a_place(info):
             raise PydanticCustomError("missing", "Field required")
-        return host
+        said = re.fullmatch(r"(?:(.*)@)?(\[.*\]|[^:]*)(?::(\d+))?", host)
+        if said and (said[1] or said[3]):
+            keys = {"user": said[1], "host": said[2].strip("[]"), "port": said[3]}
+            hint = ", ".join(f"{key} = {value}" for key, value in keys.items() if value)
+            raise ValueError(f"only the host belongs here; give {hint}, each with its key")
+        return host[1:-1] if host.startswith("[") and host.endswith("]") else host
 
 
 class UdevMatch(Table):

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.errors import ConfigurationError, HilError, LabError
+from harness.links.hostkeys import fingerprint
 
 if TYPE_CHECKING:
     from harness.links.address import SerialAddress
@@ -63,15 +61,6 @@ def read_facts(shell: Shell) -> BoardFacts:
         addresses=tuple(addresses),
         host_key=fingerprint(keys[0]) if keys else None,
     )
-
-
-def fingerprint(public_key: str) -> str | None:
-    """``SHA256:...`` of one line of a public key file; None if it is none."""
-    try:
-        blob = base64.b64decode(public_key.split()[1], validate=True)
-    except (IndexError, binascii.Error):
-        return None
-    return "SHA256:" + base64.b64encode(sha256(blob).digest()).decode().rstrip("=")
 
 
 def board_name(text: str) -> str:

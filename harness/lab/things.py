@@ -22,7 +22,7 @@ def things_of(file: BoardFile) -> list[str]:
         # Its exporters' ports and outlets are locked by labgrid with it.
         things.append(f"place {file.labgrid.address} {file.labgrid.place}")
     if file.ssh is not None and file.ssh.host:
-        things.append(f"ssh {file.ssh.host}:{file.ssh.port}")
+        things.append(f"ssh {file.ssh.host}:{file.ssh.port or 22}")
     if file.serial is not None and file.serial.named:
         things.append(_serial(file.serial))
     return sorted(things)

@@ -11,22 +11,25 @@ class SshAddress:
     """One SSH end point and how to prove both sides' identity.
 
     The host key is always checked: against ``host_key_fingerprint`` (``SHA256:…`` as
-    ``ssh-keygen -l`` prints it) if given, else against ``known_hosts``, else against the
-    user's own ``~/.ssh/known_hosts``. ``shell`` is the POSIX shell the lanes run
-    (e.g. ``sh`` or ``busybox sh``).
+    ``ssh-keygen -l`` prints it) if given, else against ``known_hosts``, else against the files
+    that ssh(1) would read. ``shell`` is the POSIX shell the lanes run (e.g. ``sh`` or
+    ``busybox sh``). What is None is ssh_config's to say (:mod:`harness.links.route`), unless
+    ``ssh_config`` is false; then, or where it is silent, the port is 22 and the user root.
     """
 
     host: str
-    port: int = 22
-    user: str = "root"
+    port: int | None = None
+    user: str | None = None
     key: Path | None = None
     host_key_fingerprint: str | None = None
     known_hosts: Path | None = None
     password: str | None = field(default=None, repr=False)
     shell: str = "sh"
+    ssh_config: bool = True
 
     def __str__(self) -> str:
-        return f"{self.user}@{self.host}:{self.port}"
+        user = f"{self.user}@" if self.user else ""
+        return f"{user}{self.host}" + (f":{self.port}" if self.port else "")
 
 
 @dataclass(frozen=True, slots=True)

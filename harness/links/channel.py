@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
 import struct
 import threading
 import time
@@ -10,7 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from harness.errors import OutputWithoutEnd
+from harness.errors import HilError, HostError, OutputWithoutEnd
+from harness.links import posix
+from harness.links.userkeys import PasswordExpired, asks_for_change, told
 
 if TYPE_CHECKING:
     from paramiko import Channel, Transport
@@ -27,8 +30,12 @@ class LaneBroken(Exception):
     """The lane ended while something was on it."""
 
 
+class SessionRefused(LaneBroken):
+    """The server lets this connection have no further session (MaxSessions)."""
+
+
 class LaneLate(Exception):
-    """The deadline passed."""
+    """The deadline passed; its argument is what was said until then, if anything."""
 
 
 def left(deadline: float) -> float:
@@ -68,6 +75,8 @@ def open_channel(transport: Transport, deadline: float) -> Channel:
 
     try:
         channel = transport.open_session(_WINDOW, timeout=left(deadline) or 0.01)
+    except paramiko.ChannelException as error:
+        raise SessionRefused from error
     except (paramiko.SSHException, EOFError, OSError) as error:
         raise (LaneLate if left(deadline) == 0 else LaneBroken) from error
     for pipe in (channel.in_buffer, channel.in_stderr_buffer):
@@ -159,15 +168,37 @@ class Output:
     stderr: bytes
 
 
-def execute(transport: Transport, command: str, stdin: bytes, deadline: float) -> Output:
-    """A command line for the login shell on a channel of its own, with raw streams.
+def said_by(streams: Streams) -> str:
+    """What somebody said who was not asked for, as text."""
+    return bytes(streams.err + b" " + streams.out).decode("utf-8", "backslashreplace").strip()
 
-    Raises ``LaneLate``, ``LaneBroken``, :class:`OutputWithoutEnd`; then it has lost its channel.
+
+def no_shell(shell: str, streams: Streams, status: int) -> HilError:
+    """Why the account does not run our commands, in its own words first."""
+    said = said_by(streams)
+    if asks_for_change(said):
+        return PasswordExpired(said)
+    return HostError(
+        told([said], f"the account does not run {shell!r}") + f" (status {status})",
+        remedy="is its login shell nologin, or does the server force a command? The account needs"
+        " a POSIX shell (`shell` in the board file) and a writable /run or /tmp",
+    )
+
+
+def execute(transport: Transport, shell: str, script: str, stdin: bytes, deadline: float) -> Output:
+    """``script`` in the board's ``shell`` on a channel of its own, with raw streams: what start-up
+    files print is left out.
+
+    Raises ``LaneLate``, ``LaneBroken``, :class:`OutputWithoutEnd`, and ``HostError`` where the
+    account does not run it; then it has lost its channel.
     """
     channel = open_channel(transport, deadline)
+    begin = secrets.token_hex(16)
     try:
         with bounded(channel, deadline):
-            channel.exec_command(command)
+            channel.exec_command(
+                posix.command_line(shell, f"echo {begin}; echo {begin} >&2\n{script}")
+            )
             if stdin:
                 with contextlib.suppress(OSError):  # it may end without reading all
                     channel.sendall(stdin)
@@ -180,7 +211,11 @@ def execute(transport: Transport, command: str, stdin: bytes, deadline: float) -
             raise LaneLate
         if channel.exit_status < 0 and not transport.is_active():
             raise LaneBroken
-        return Output(channel.exit_status, bytes(streams.out), bytes(streams.err))
+        mark = f"{begin}\n".encode()
+        _, begun, out = bytes(streams.out).partition(mark)
+        if not begun:
+            raise no_shell(shell, streams, channel.exit_status)
+        return Output(channel.exit_status, out, bytes(streams.err).partition(mark)[2])
     finally:
         with contextlib.suppress(Exception):
             channel.close()

@@ -18,8 +18,18 @@ from dataclasses import dataclass
 from shlex import quote
 from typing import TYPE_CHECKING
 
-from harness.errors import HostError
-from harness.links.channel import LaneBroken, Output, Streams, bounded, open_channel
+from harness.links import posix
+from harness.links.channel import (
+    LaneBroken,
+    LaneLate,
+    Output,
+    Streams,
+    bounded,
+    left,
+    no_shell,
+    open_channel,
+    said_by,
+)
 
 if TYPE_CHECKING:
     from paramiko import Channel, Transport
@@ -80,6 +90,7 @@ set --;$hil_c"
 hil_boot=-
 read -r hil_boot 2>/dev/null </proc/sys/kernel/random/boot_id
 : >"$hil_dir/alive"
+echo "$hil_token" >&2
 echo "$hil_token $$ $hil_boot $hil_dir"
 trap '' PIPE
 exec 3>&1 4>&2 6>"$hil_dir/ids" 7</dev/null
@@ -130,7 +141,7 @@ GOODBYE = b"bye 0\n"
 def start_command(shell: str, directory_name: str) -> str:
     """The command line that starts the lane; it prints one line, see :func:`parse_ready`."""
     script = _SCRIPT.replace("@BLOCKS@", str(STORED_BLOCKS)).replace("@LINGER@", str(LINGER))
-    return f"exec {shell} -c {quote(script)} hil {directory_name}"
+    return posix.command_line(shell, script, directory_name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,10 +164,10 @@ class Stored:
     boot: str
     directory: str
 
-    def fetch_command(self, shell: str) -> str:
-        """Prints the lane's state and the stored streams, see :meth:`parse_fetched`."""
-        script = _FETCH.format(directory=quote(self.directory), pid=self.pid)
-        return f"exec {shell} -c {quote(script)}"
+    @property
+    def fetch_script(self) -> str:
+        """Prints the lane's state and the stored streams, see :func:`parse_fetched`."""
+        return _FETCH.format(directory=quote(self.directory), pid=self.pid)
 
     def find_end(self, number: int, output: bytes | bytearray, start: int = 0) -> End | None:
         """Where command ``number`` ends in the output of the lane; None while it does not."""
@@ -176,10 +187,9 @@ def parse_ready(line: bytes) -> Stored:
     return Stored(token, int(pid), boot, directory)
 
 
-def kill_command(shell: str, boot: str, pids: list[int]) -> str:
-    """Kills abandoned lanes with everything they started, if the board has not rebooted."""
-    numbers = " ".join(map(str, pids))
-    return f"exec {shell} -c {quote(_KILL)} hil {quote(boot)} {numbers}"
+def kill_script(stored: Stored) -> str:
+    """Kills an abandoned lane with everything it started, if the board has not rebooted."""
+    return f"set -- {quote(stored.boot)} {stored.pid}\n{_KILL}"
 
 
 def request(number: int, command: str, *, forget: bool) -> bytes:
@@ -208,7 +218,7 @@ class Fetched:
 
 
 def parse_fetched(stored: Stored, number: int, stdout: bytes, stderr: bytes) -> Fetched:
-    """Judge the output of :meth:`Stored.fetch_command`."""
+    """Judge the output of :attr:`Stored.fetch_script`."""
     header, _, out = stdout.partition(b"\n")
     if b" " not in header:
         return Fetched("gone")
@@ -248,20 +258,23 @@ class Lane:
             channel.exec_command(start_command(shell, name))
             channel.sendall(f"{token}\n".encode())
         streams = Streams(channel)
-        start = f"{token} ".encode()
+        start, echoed = f"{token} ".encode(), f"{token}\n".encode()
         try:
-            # whatever the login shell's start-up files print comes before the ready line
+            # whatever the login shell's start-up files print comes before these, in both streams
             while (at := streams.out.find(start)) < 0 or b"\n" not in streams.out[at:]:
+                if echoed in streams.out:  # a program that was not asked for answers
+                    raise no_shell(shell, streams, 0)
                 streams.pump(deadline)
+            while echoed not in streams.err:
+                streams.pump(deadline)
+        except LaneLate:
+            raise LaneLate(said_by(streams)) from None
         except LaneBroken:
-            said = bytes(streams.err).decode("utf-8", "backslashreplace").strip()
             # a shell killed by a signal has no exit status: its board is going down
-            if not transport.is_active() or not (said or channel.exit_status > 0):
+            channel.status_event.wait(min(1.0, left(deadline)))
+            if not transport.is_active() or channel.exit_status < 0:
                 raise
-            raise HostError(
-                f"the board's {shell!r} does not run the command lane: {said or 'no message'}",
-                remedy="check that the account has a POSIX shell and a writable /run or /tmp",
-            ) from None
+            raise no_shell(shell, streams, channel.exit_status) from None
         ready = bytes(streams.out[at:]).split(b"\n", 1)[0]
         try:
             return cls(channel, streams, parse_ready(ready))

@@ -100,6 +100,15 @@ def check_written(path: str, data: bytes, printed: bytes, *, link: str) -> None:
         )
 
 
+def command_line(shell: str, script: str, argument: str = "") -> str:
+    """What has any login shell run ``script`` in ``shell`` with ``argument`` as ``$1``: csh takes
+    no newline and no ``!`` in quotes, and to fish a backslash there is its own."""
+    for sign in "\\\n!'":
+        script = script.replace(sign, f"\\0{ord(sign):03o}")
+    words = ['eval "$(printf %b "$2")"', "hil", argument, script]
+    return " ".join(["exec", shell, "-c", *map(quote, words)])
+
+
 def octal(data: bytes) -> str:
     """``data`` as a ``printf`` format: letters and digits as they are, the rest ``\\ooo``."""
     plain = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from harness.errors import OutputWithoutEnd
-from harness.links.channel import OUTPUT_LIMIT, LaneBroken, bounded, open_channel
+from harness.links.channel import OUTPUT_LIMIT, LaneBroken, LaneLate, bounded, left, open_channel
 
 if TYPE_CHECKING:
     from paramiko import SFTPClient, Transport
@@ -23,8 +23,8 @@ class SftpLane:
         self._client = None
 
     def open(self, transport: Transport, deadline: float) -> SFTPClient | None:
-        """The client; None where the board has no SFTP server (dropbear). Raises ``LaneLate``,
-        ``LaneBroken``."""
+        """The client; None where the board has no SFTP server that works (dropbear, start-up files
+        that print). Raises ``LaneLate``, ``LaneBroken``."""
         import paramiko
 
         if self._missing:
@@ -35,12 +35,15 @@ class SftpLane:
                 return self._client
         channel = open_channel(transport, deadline)
         try:
-            with bounded(channel, deadline):
+            # what is forced upon the account may answer with silence
+            with bounded(channel, deadline - left(deadline) / 2):
                 channel.invoke_subsystem("sftp")
                 self._client = paramiko.SFTPClient(channel)
-        except LaneBroken:
+        except (LaneBroken, LaneLate, paramiko.SFTPError):
+            channel.close()
+            # a start-up file printed into the protocol, or there is no such server
             if not transport.is_active():
-                raise
+                raise LaneBroken from None
             self._missing = True
             return None
         return self._client

@@ -11,9 +11,9 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from shlex import quote
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from harness.errors import (
     HilError,
@@ -26,9 +26,11 @@ from harness.errors import (
 )
 from harness.links import posix, sftp
 from harness.links.address import SshAddress
-from harness.links.channel import LaneBroken, LaneLate, Output, execute, left
-from harness.links.lane import Lane, Stored, kill_command, parse_fetched
+from harness.links.channel import LaneBroken, LaneLate, Output, SessionRefused, execute, left
+from harness.links.lane import Lane, Stored, kill_script, parse_fetched
+from harness.links.route import Route, find_route
 from harness.links.transport import ConnectRefused, connect
+from harness.links.userkeys import told
 from harness.shell import Result
 
 if TYPE_CHECKING:
@@ -38,6 +40,9 @@ RETRY_INTERVAL = 0.05  # seconds between connection attempts to a board that boo
 ATTEMPT_LIMIT = 5.0  # seconds for one of several connection attempts
 POLL_INTERVAL = 0.05  # seconds between looks at a command whose lane was lost
 INLINE_STDIN = 2048  # bytes of standard input that travel inside the command frame
+
+
+_Session = TypeVar("_Session")
 
 
 class _NotStarted(Exception):
@@ -69,7 +74,9 @@ class SshShell:
         self._connection = threading.RLock()
         self._commands = threading.RLock()
         self._bytes = threading.RLock()
+        self._route: Route | None = None
         self._transport: Transport | None = None
+        self._further: list[Transport] = []
         self._lane: Lane | None = None
         self._sftp = sftp.SftpLane()
         self._abandoned: list[Stored] = []
@@ -151,6 +158,12 @@ class SshShell:
             raise posix.os_error(output.stderr, path)
         posix.check_written(path, data, output.stdout, link=self.name)
 
+    @property
+    def route(self) -> Route:
+        """Where the server is, by the board file and ssh_config, and with what we log in. Raises
+        :class:`ConfigurationError`."""
+        return self._find_route(self.connect_timeout)
+
     def known_host(self, alias: str, *, timeout: float = 10.0) -> str:
         """A line of known_hosts (sshd(8)) with the host key that was verified, for ``alias``."""
         with self._located(None):
@@ -204,14 +217,39 @@ class SshShell:
             if transport is None or not transport.is_active():
                 self._drop()
                 limit = min(self.connect_timeout, left(deadline))
-                self._transport = transport = connect(self.address, timeout=limit)
+                self._transport = transport = connect(self._find_route(limit), timeout=limit)
             return transport
+
+    def _find_route(self, timeout: float) -> Route:
+        if self._route is None:
+            self._route = find_route(self.address, timeout=timeout)
+        return self._route
+
+    def _with_session(self, use: Callable[[Transport], _Session], deadline: float) -> _Session:
+        """``use`` a new session of the connection; of a connection more, as every ssh(1) has its
+        own, where the server lets one have no more of them (MaxSessions)."""
+        try:
+            return use(self._live_transport(deadline))
+        except SessionRefused:
+            further = connect(self._find_route(left(deadline)), timeout=left(deadline))
+        with self._connection:
+            self._close_further(idle=True)
+            self._further.append(further)
+        return use(further)
+
+    def _close_further(self, *, idle: bool) -> None:
+        """Close the connections beside the first one; those that have no session, if ``idle``."""
+        for one in [*self._further]:
+            if not (idle and one.is_active() and one._channels.values()):  # type: ignore[attr-defined]
+                self._further.remove(one)
+                one.close()
 
     def _connect_until(self, end: float) -> Transport:
         """Connect; while the board boots, try again until ``end``."""
         while True:
             try:
-                return connect(self.address, timeout=min(ATTEMPT_LIMIT, max(0.1, left(end))))
+                limit = min(ATTEMPT_LIMIT, max(0.1, left(end)))
+                return connect(self._find_route(limit), timeout=limit)
             except (ConnectRefused, LinkLost) as error:
                 if left(end) <= RETRY_INTERVAL:
                     raise LinkTimeout(
@@ -225,6 +263,7 @@ class SshShell:
             transport, self._transport = self._transport, None
             self._lane = None
             self._sftp = sftp.SftpLane()
+            self._close_further(idle=False)
             if transport is not None:
                 transport.close()
 
@@ -234,16 +273,21 @@ class SshShell:
         """A fresh lane, on a fresh connection if the present one turns out to be dead."""
         fresh = self._transport is None
         while True:
-            transport = self._live_transport(deadline)
             try:
-                self._kill_abandoned(transport, deadline)
-                return Lane.open(transport, self.address.shell, deadline)
+                self._kill_abandoned(deadline)
+                return self._with_session(
+                    lambda transport: Lane.open(transport, self.address.shell, deadline), deadline
+                )
             except (LaneBroken, LaneLate) as error:
                 self._drop()
                 if fresh or isinstance(error, LaneLate):
+                    said = [str(one) for one in error.args]
                     raise LinkLost(
-                        "the board did not start a shell on the connection",
-                        remedy="check that the board is not hung; the command was not sent",
+                        told(said, "the board did not start a shell on the connection"),
+                        remedy="does its account run a menu, or the server force a command? Else"
+                        " check that the board is not hung; the command was not sent"
+                        if said
+                        else "check that the board is not hung; the command was not sent",
                     ) from error
                 fresh = True
 
@@ -261,12 +305,10 @@ class SshShell:
             if not lane.alive:
                 self._lane = None
 
-    def _kill_abandoned(self, transport: Transport, deadline: float) -> None:
+    def _kill_abandoned(self, deadline: float) -> None:
         """End what timed-out commands left running."""
         while self._abandoned:
-            stored = self._abandoned[-1]
-            kill = kill_command(self.address.shell, stored.boot, [stored.pid])
-            execute(transport, kill, b"", deadline)
+            self._exec(kill_script(self._abandoned[-1]), b"", deadline)
             self._abandoned.pop()
 
     def _with_stdin(self, command: str, stdin: bytes, lane: Lane, deadline: float) -> str:
@@ -299,15 +341,13 @@ class SshShell:
 
     def _recover(self, lane: Lane, deadline: float, timeout: float) -> Output:
         """Fetch the stored result of the lane's last command over a new connection."""
-        fetch = lane.stored.fetch_command(self.address.shell)
         while True:
             try:
                 with self._connection:
                     if self._transport is None or not self._transport.is_active():
                         self._drop()
                         self._transport = self._connect_until(deadline)
-                    transport = self._transport
-                output = execute(transport, fetch, b"", deadline)
+                output = self._exec(lane.stored.fetch_script, b"", deadline)
             except (LinkRefused, LinkLost, LinkTimeout, LaneLate) as error:
                 raise OutcomeUnknown(
                     "the connection broke and did not come back in time"
@@ -339,13 +379,15 @@ class SshShell:
 
     # bytes
 
-    def _exec(self, command: str, stdin: bytes, deadline: float) -> Output:
-        line = f"exec {self.address.shell} -c {quote(command)}"
-        return execute(self._live_transport(deadline), line, stdin, deadline)
+    def _exec(self, script: str, stdin: bytes, deadline: float) -> Output:
+        return self._with_session(
+            lambda transport: execute(transport, self.address.shell, script, stdin, deadline),
+            deadline,
+        )
 
     def _open_sftp(self, deadline: float) -> SFTPClient | None:
         """None where the board has no SFTP server."""
-        return self._sftp.open(self._live_transport(deadline), deadline)
+        return self._with_session(lambda transport: self._sftp.open(transport, deadline), deadline)
 
 
 def _timed_out(timeout: float) -> LinkTimeout:

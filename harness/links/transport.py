@@ -6,16 +6,16 @@ import errno
 import logging
 import socket
 import time
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
-from harness.errors import ConfigurationError, HilError, LinkLost, LinkRefused, of_host
-from harness.links import known_hosts
-from harness.links.address import SshAddress
+from harness.errors import ConfigurationError, LinkLost, LinkRefused, of_host
+from harness.links import sha1
+from harness.links.hostkeys import KnownKeys
+from harness.links.route import ProxySocket, Route
+from harness.links.userkeys import authenticate, told
 
 if TYPE_CHECKING:
-    from paramiko import PKey, Transport
+    from paramiko import Message, Transport
     from paramiko.packet import Packetizer
 
 KEEPALIVE = 15  # seconds between keep-alive packets
@@ -29,7 +29,7 @@ class ConnectRefused(LinkRefused):
     """Nothing listens (yet): worth trying again while a board boots."""
 
 
-def connect(address: SshAddress, *, timeout: float) -> Transport:
+def connect(route: Route, *, timeout: float) -> Transport:
     """Connect and authenticate within ``timeout`` seconds.
 
     Raises ``LinkRefused`` (refused port, wrong host key, wrong user key), ``LinkLost`` (no
@@ -38,16 +38,13 @@ def connect(address: SshAddress, *, timeout: float) -> Transport:
     # connection problems are raised as our errors; paramiko would also print them
     logging.getLogger("paramiko").addHandler(logging.NullHandler())
     deadline = time.monotonic() + timeout
+    said: list[str] = []
+    transport = _negotiate(route, deadline, said)
     try:
-        user_key = _load_key(address.key) if address.key else None
-        transport = _negotiate(address, deadline)
-        try:
-            _authenticate(transport, address, user_key, deadline)
-        except BaseException:
-            transport.close()
-            raise
-    except HilError as error:
-        raise error.located(link=f"ssh {address}") from error.__cause__
+        authenticate(transport, route, deadline, said)
+    except BaseException:
+        transport.close()
+        raise
     transport.set_keepalive(KEEPALIVE)
     return transport
 
@@ -56,20 +53,23 @@ def _remaining(deadline: float) -> float:
     return max(0.01, deadline - time.monotonic())
 
 
-def _open_socket(address: SshAddress, deadline: float) -> socket.socket:
-    where = f"{address.host} port {address.port}"
+def _open_socket(route: Route, deadline: float) -> socket.socket:
+    where = route.place
+    if route.proxy:
+        return ProxySocket(route.proxy)
     try:
-        sock = socket.create_connection((address.host, address.port), _remaining(deadline))
+        sock = socket.create_connection((route.host, route.port), _remaining(deadline))
     except ConnectionRefusedError as error:
         raise ConnectRefused(
             f"{where} refused the connection",
             remedy="check that the board has booted, runs an SSH server and that the board file's"
-            " `port` is the right one",
+            f" `port` is the right one{route.note}",
         ) from error
     except socket.gaierror as error:
         raise ConfigurationError(
-            f"the host name {address.host!r} cannot be resolved ({error.strerror})",
-            remedy="correct `host` in the board file, or the name service of this machine",
+            f"the host name {route.host!r} cannot be resolved ({error.strerror})",
+            remedy="correct `host` in the board file, or the name service of this machine, or give"
+            f" ssh_config a `Host` of that name{route.note}",
         ) from error
     except OSError as error:
         if (host := of_host(error)) is not None:
@@ -86,26 +86,28 @@ def _open_socket(address: SshAddress, deadline: float) -> socket.socket:
     return sock
 
 
-def _negotiate(address: SshAddress, deadline: float) -> Transport:
+def _negotiate(route: Route, deadline: float, said: list[str]) -> Transport:
     """Key exchange and the check of the host key. A server whose first key is not the expected
     one is asked again for its keys of other types, as a server has one of each."""
     seen: dict[str, str] = {}
-    expected = _KnownKeys.of(address)
+    expected = KnownKeys.of(route)
+    why: str | None = ""
     while True:
-        transport = _handshake(address, deadline, expected.types, frozenset(seen))
+        transport = _handshake(route, deadline, expected.types, frozenset(seen), said)
         if transport is None:
             break
         key = transport.get_remote_server_key()
-        if expected.accepts(key):
+        why = expected.why_not(key)
+        if why is None:
             return transport
         transport.close()
         seen[key.get_name()] = key.fingerprint
         if expected.types is not None:
             break
     offered = ", ".join(f"{kind} {fingerprint}" for kind, fingerprint in seen.items())
-    offered = offered or "none of the expected types"
+    offered = (offered or "none of the expected types") + (f" ({why})" if why else "")
     raise LinkRefused(
-        f"the host key of {address.host} port {address.port} is not the expected one: it offers"
+        f"the host key of {route.place} is not the expected one: it offers"
         f" {offered}; expected {expected.described}",
         remedy="if the board was reinstalled, put the new fingerprint into the board file"
         " (`host_key_fingerprint`) or known_hosts; otherwise another machine answers at this"
@@ -114,40 +116,122 @@ def _negotiate(address: SshAddress, deadline: float) -> Transport:
 
 
 def _handshake(
-    address: SshAddress, deadline: float, only: frozenset[str] | None, without: frozenset[str]
+    route: Route,
+    deadline: float,
+    only: tuple[str, ...] | None,
+    without: frozenset[str],
+    said: list[str],
 ) -> Transport | None:
     """A transport after key exchange, with a host key of a type in ``only`` and not in
     ``without``; None if the server has no such key."""
     import paramiko
 
-    sock = _open_socket(address, deadline)
+    sock = _open_socket(route, deadline)
     transport = paramiko.Transport(sock)
     _bound_packets(transport.packetizer)
+    offers = _listen(transport, said)
     transport.daemon = True
     transport.banner_timeout = transport.handshake_timeout = _remaining(deadline)
     transport.clear_to_send_timeout = _remaining(deadline)
+    if route.old:
+        sha1.allow(transport, route.old)
     options = transport.get_security_options()
-    kinds = [k for k in options.key_types if _plain(k) not in without]
-    if only is not None:
-        kinds = [k for k in kinds if _plain(k) in only]
-    if not kinds:
-        transport.close()
-        sock.close()
-        return None
-    options.key_types = kinds
+    ours = tuple(options.key_types)
+    able: dict[str, object] = transport._key_info  # type: ignore[attr-defined]
+    wanted = ours if only is None else [kind for kind in only if kind in able]
+    kinds = [k for k in wanted if _plain(k) not in without]
+    # none to ask for and none seen: whatever it has will be named
+    options.key_types = kinds or ours
     try:
+        if without and not kinds:
+            transport.close()
+            sock.close()
+            return None
         transport.start_client(timeout=_remaining(deadline))
         if not transport.initial_kex_done:
             raise TimeoutError("key exchange timed out")
     except (paramiko.SSHException, OSError, EOFError) as error:
         transport.close()
-        if isinstance(error, paramiko.ssh_exception.IncompatiblePeer) and (only or without):
+        if isinstance(error, paramiko.ssh_exception.IncompatiblePeer):
+            if (why := _unlike(transport, offers, ours)) is not None:
+                raise why from error
             return None
+        if isinstance(sock, ProxySocket):
+            said.append(sock.said)
         raise LinkLost(
-            f"no SSH handshake with {address.host} port {address.port} ({error})",
+            told(said, f"no SSH handshake with {route.place} ({error})"),
             remedy="check that an SSH server listens there and that the board is not hung",
         ) from error
     return transport
+
+
+_KINDS: Final = {
+    "kex": ("kex_algo_list", "KexAlgorithms"),
+    "keys": ("server_key_algo_list", "HostKeyAlgorithms"),
+    "ciphers": ("server_encrypt_algo_list", "Ciphers"),
+    "macs": ("server_mac_algo_list", "MACs"),
+}
+
+
+def _unlike(
+    transport: Transport, offers: dict[str, list[str]], keys: tuple[str, ...]
+) -> LinkRefused | None:
+    """Server and we have no algorithm in common: which, and what each has. None if it is only
+    that the server's host keys are not of the types that were asked for."""
+    for kind, (theirs, option) in _KINDS.items():
+        offered = offers.get(theirs, [])
+        ours = (
+            *(keys if kind == "keys" else getattr(transport, f"_preferred_{kind}")),
+            *(f"{key}-cert-v01@openssh.com" for key in keys if kind == "keys"),
+        )
+        if not offered or set(offered) & set(ours):
+            continue
+        weak = [one for one in offered if one in sha1.KNOWN]
+        remedy = (
+            f"if that board must be used: `{option} +{weak[0]}`"
+            f"{' and `PubkeyAcceptedAlgorithms +ssh-rsa`' if 'ssh-rsa' in weak else ''} for its"
+            " `Host` in ssh_config; docs/ssh.md says what that costs. Better: a newer SSH server"
+            if weak
+            else "allow more in the server's configuration, or use the console"
+        )
+        return LinkRefused(
+            f"server and harness have no {option} in common: the server offers only"
+            f" {', '.join(one for one in offered if 'kex-strict' not in one)}"
+            + (", which need SHA-1" if weak else ""),
+            remedy=remedy,
+        )
+    return None
+
+
+def _listen(transport: Transport, said: list[str]) -> dict[str, list[str]]:
+    """Keep what the server says outside of packets for programs: lines before its version, why it
+    ends the connection; and, returned, the algorithms that it offers."""
+    inner: Any = transport
+    offers: dict[str, list[str]] = {}
+    readline, disconnect = inner.packetizer.readline, inner._parse_disconnect
+    parse = inner._really_parse_kex_init
+
+    def line(timeout: float) -> str:
+        text: str = readline(timeout)
+        if not text.startswith("SSH-"):
+            said.append(text)
+        return text
+
+    def disconnected(message: Message) -> None:
+        rest = type(message)(message.get_remainder())
+        rest.get_int()
+        said.append(rest.get_text())
+        disconnect(message)
+
+    def offered(message: Message, *args: Any, **kwargs: Any) -> Any:
+        found = parse(message, *args, **kwargs)
+        if not offers:  # ours are parsed by it, too
+            offers.update({k: [*v] for k, v in found.items() if isinstance(v, list)})
+        return found
+
+    inner.packetizer.readline, inner._parse_disconnect = line, disconnected
+    inner._really_parse_kex_init = offered
+    return offers
 
 
 def _bound_packets(packets: Packetizer) -> None:
@@ -176,97 +260,6 @@ def _bound_packets(packets: Packetizer) -> None:
 
 
 def _plain(kind: str) -> str:
-    """The key's own type for a signature algorithm of RSA (RFC 8332)."""
+    """The key's own type for a signature algorithm of RSA (RFC 8332), or of a certificate."""
+    kind = kind.removesuffix("-cert-v01@openssh.com")
     return "ssh-rsa" if kind.startswith("rsa-sha2-") else kind
-
-
-@dataclass(frozen=True, slots=True)
-class _KnownKeys:
-    """The host keys that may answer."""
-
-    described: str
-    types: frozenset[str] | None
-    fingerprints: frozenset[str]
-
-    def accepts(self, key: PKey) -> bool:
-        return key.fingerprint in self.fingerprints
-
-    @classmethod
-    def of(cls, address: SshAddress) -> _KnownKeys:
-        if address.host_key_fingerprint:
-            wanted = address.host_key_fingerprint.rstrip("=")
-            if not wanted.startswith("SHA256:"):
-                raise ConfigurationError(
-                    f"the host key fingerprint {wanted!r} is not of the form SHA256:…",
-                    remedy="take the one that `ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub`"
-                    " prints on the board",
-                )
-            return cls(wanted, None, frozenset({wanted}))
-        return cls._from_file(address, address.known_hosts or Path.home() / ".ssh/known_hosts")
-
-    @classmethod
-    def _from_file(cls, address: SshAddress, path: Path) -> _KnownKeys:
-        names = [f"[{address.host}]:{address.port}"]
-        if address.port == 22:
-            names.append(address.host)
-        if not address.known_hosts and not path.exists():
-            return cls(f"none (there is no {path})", None, frozenset())
-        known = known_hosts.read(path, names)
-        damaged = f"; {known.passed_over}" if known.damaged else ""
-        if not known.keys:
-            return cls(f"none ({names[0]} is not in {path}{damaged})", None, frozenset())
-        described = ", ".join(f"{kind} {key}" for kind, key in known.keys)
-        kinds, fingerprints = zip(*known.keys, strict=True)
-        return cls(f"{described} from {path}{damaged}", frozenset(kinds), frozenset(fingerprints))
-
-
-def _load_key(path: Path) -> PKey:
-    import paramiko
-
-    try:
-        return paramiko.PKey.from_path(path)
-    except OSError as error:
-        raise ConfigurationError(
-            f"the user key {path} cannot be read ({error.strerror})",
-            remedy="correct `key` in the board file, or the file's permissions",
-        ) from error
-    except (paramiko.SSHException, ValueError, TypeError) as error:
-        raise ConfigurationError(
-            f"the user key {path} is not a usable private key ({error})",
-            remedy="give an unencrypted private key in OpenSSH or PEM form, e.g. from"
-            " `ssh-keygen -t ed25519 -N ''`",
-        ) from error
-
-
-def _authenticate(
-    transport: Transport, address: SshAddress, key: PKey | None, deadline: float
-) -> None:
-    import paramiko
-
-    transport.auth_timeout = _remaining(deadline)
-    how = f"user key {address.key}" if key else "password" if address.password else "no key"
-    try:
-        if key:
-            transport.auth_publickey(address.user, key)
-        elif address.password is not None:
-            transport.auth_password(address.user, address.password)
-        else:
-            transport.auth_none(address.user)
-    except (paramiko.SSHException, OSError, EOFError) as error:
-        if time.monotonic() >= deadline or not _is_refusal(error):
-            raise LinkLost(
-                f"{address} broke off or stopped answering during authentication ({error})",
-                remedy="check that the board is not hung or rebooting",
-            ) from error
-        raise LinkRefused(
-            f"{address.host} port {address.port} does not accept {how} for user {address.user!r}",
-            remedy="put the public key into ~/.ssh/authorized_keys of that user on the board, or"
-            " correct `user`, `key` or `password` in the board file",
-        ) from error
-
-
-def _is_refusal(error: BaseException) -> bool:
-    import paramiko
-
-    broken = "shut down" in str(error) or "timeout" in str(error).lower()
-    return isinstance(error, paramiko.AuthenticationException) and not broken

@@ -143,6 +143,7 @@ class QemuPower(PowerDriver):
             user=self._login.user,
             key=self._login.key,
             host_key_fingerprint=self._login.host_key_fingerprint,
+            ssh_config=False,
         )
         return Endpoints(ssh, serial)
 

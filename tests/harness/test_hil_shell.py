@@ -50,10 +50,13 @@ def _board_file(folder: Path, server: Server) -> Path:
 
 
 def _ssh_that(folder: Path, script: str) -> str:
-    """A PATH whose first ``ssh`` is a script that ends in the real one."""
+    """A PATH whose first ``ssh`` is a script that ends in the real one, which is left alone when it
+    is only asked what its files say."""
     tools = folder / "tools"
     tools.mkdir()
-    (tools / "ssh").write_text(f'#!/bin/sh\n{script}\nexec {need("ssh", "openssh-client")} "$@"\n')
+    ssh = need("ssh", "openssh-client")
+    asked = f'[ "$1" = -G ] && exec {ssh} "$@"'
+    (tools / "ssh").write_text(f'#!/bin/sh\n{asked}\n{script}\nexec {ssh} "$@"\n')
     (tools / "ssh").chmod(0o755)
     return f"{tools}:{os.environ['PATH']}"
 

@@ -11,18 +11,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import paramiko
 import pytest
 
 from harness.errors import ConfigurationError
 
-if TYPE_CHECKING:
-    from harness.links.known_hosts import HostKeys
-
 HANGS = 60.0
-NAMES = ("[board]:22", "board")
 
 
 def line(host: str, blob: bytes) -> str:
@@ -47,11 +42,18 @@ def hashed(host: str) -> str:
 OURS = blob(b"o")
 
 
-def read(path: Path, names: tuple[str, ...]) -> HostKeys:
+def read(path: Path, host: str = "board") -> tuple[list[str], list[str]]:
+    """Fingerprints that ``path`` has for ``host``, and the lines that are damaged."""
     # Late: older commits, which are told by commands only, have no such module.
-    from harness.links import known_hosts
+    import asyncssh
 
-    return known_hosts.read(path, names)
+    from harness.links import hostkeys
+
+    known = asyncssh.import_known_hosts("")
+    damaged = hostkeys.load(known, path, needed=True)
+    trusted, _, revoked = known.match(host, "", None)[:3]
+    bad = {key.get_fingerprint() for key in revoked}
+    return [one for key in trusted if (one := key.get_fingerprint()) not in bad], damaged
 
 
 DAMAGED = [
@@ -68,25 +70,18 @@ DAMAGED = [
 ]
 
 
-@pytest.mark.parametrize("host", ["board", "other,board", "[board]:22", hashed("board")])
+@pytest.mark.parametrize("host", ["board", "other,board", "b?ard", hashed("board")])
 def test_a_key_is_found_under_each_spelling(host: str, tmp_path: Path) -> None:
     path = tmp_path / "known_hosts"
     path.write_text(f"# comment\n\n{line('elsewhere', blob(b'x'))}\n{line(host, OURS)} me@here\n")
-    known = read(path, NAMES)
-    assert known.keys == (("ssh-ed25519", fingerprint(OURS)),)
-    assert known.damaged == ()
+    assert read(path) == ([fingerprint(OURS)], [])
 
 
 @pytest.mark.parametrize("text", DAMAGED)
-def test_a_damaged_line_is_passed_over_and_named(
-    text: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_damaged_line_is_passed_over_and_named(text: str, tmp_path: Path) -> None:
     path = tmp_path / "known_hosts"
     path.write_bytes(f"{text}\n{line('board', OURS)}\n".encode("latin-1"))
-    known = read(path, NAMES)
-    assert known.keys == (("ssh-ed25519", fingerprint(OURS)),)
-    assert known.damaged == (1,)
-    assert f"{path}: damaged and passed over: line 1" in caplog.text
+    assert read(path) == ([fingerprint(OURS)], [f"{path}:1"])
 
 
 def test_a_revoked_key_is_none_and_an_authority_is_no_damage(tmp_path: Path) -> None:
@@ -96,16 +91,7 @@ def test_a_revoked_key_is_none_and_an_authority_is_no_damage(tmp_path: Path) -> 
         f"{line('board', OURS)}\n@revoked {line('board', OURS)}\n"
         f"@cert-authority {line('*.lab', blob(b'c'))}\n{line('board', good)}\n"
     )
-    known = read(path, NAMES)
-    assert known.keys == (("ssh-ed25519", fingerprint(good)),)
-    assert known.damaged == ()
-
-
-def test_many_damaged_lines_are_one_short_message(tmp_path: Path) -> None:
-    path = tmp_path / "known_hosts"
-    path.write_bytes(os.urandom(8) + b"\n\xff" * 100_000)
-    assert read(path, NAMES).passed_over.endswith(" more")
-    assert len(read(path, NAMES).passed_over) < 100
+    assert read(path) == ([fingerprint(good)], [])
 
 
 # --- as a command meets it ------------------------------------------------------------------------
@@ -168,7 +154,7 @@ def test_a_command_gets_as_far_as_the_login(
     run = hil_run(tmp_path, port)
     assert "Traceback" not in run.stderr
     assert "does not accept password" in run.stderr
-    assert "known: damaged and passed over: line 1, 2, 3, 4" in run.stderr
+    assert f"are passed over: {tmp_path}/known:1, {tmp_path}/known:2" in run.stderr
 
 
 KINDS: dict[str, Callable[[Path], object]] = {
@@ -188,7 +174,8 @@ def test_a_command_says_what_the_file_is(
 ) -> None:
     KINDS[kind](tmp_path / "known")
     run = hil_run(tmp_path, server[0])
-    assert run.stderr.startswith(("hil: ", f"{tmp_path}/known: damaged")), run.stderr
+    assert "hil: " in run.stderr, run.stderr
+    assert "Traceback" not in run.stderr
     assert str(tmp_path / "known") in run.stderr
     assert run.returncode == (1 if kind == "binary" else 4)
 
@@ -198,4 +185,4 @@ def test_a_file_that_may_not_be_read_is_told(tmp_path: Path) -> None:
         pytest.skip("root may read everything")
     (tmp_path / "known").touch(mode=0)
     with pytest.raises(ConfigurationError, match="Permission denied"):
-        read(tmp_path / "known", NAMES)
+        read(tmp_path / "known")

@@ -6,14 +6,14 @@ import contextlib
 import getpass
 import itertools
 import os
-import pwd
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -82,7 +82,8 @@ class Server:
         )
         deadline = time.monotonic() + 30
         while time.monotonic() < deadline:
-            with socket.socket() as sock:
+            family = socket.AF_INET6 if ":" in self.address.host else socket.AF_INET
+            with socket.socket(family) as sock:
                 if sock.connect_ex((self.address.host, self.address.port)) == 0:
                     return
             time.sleep(0.01)
@@ -127,16 +128,26 @@ def _read(path: str) -> str:
         return ""
 
 
-def openssh(folder: Path, *, sftp: bool = True, shell: str = "sh") -> Server:
-    """A private sshd: key only, one user, no PAM."""
+def openssh(
+    folder: Path,
+    *,
+    sftp: bool = True,
+    shell: str = "sh",
+    config: Sequence[str] = (),
+    host: str = "127.0.0.1",
+    accounts: Sequence[Account] = (),
+) -> Server:
+    """A private sshd: key only, one user, no PAM. ``config`` are lines of sshd_config that come
+    before its own; ``accounts`` are the users there are for it."""
     sshd = need("sshd", "openssh-server")
     host_key = make_key(folder / "host_key")
     user_key = make_key(folder / "user_key")
     (folder / "authorized_keys").write_bytes(Path(f"{user_key}.pub").read_bytes())
     port = free_port()
     lines = [
+        *config,
         f"Port {port}",
-        "ListenAddress 127.0.0.1",
+        f"ListenAddress {host}",
         f"HostKey {host_key}",
         f"AuthorizedKeysFile {folder}/authorized_keys",
         f"PidFile {folder}/pid",
@@ -152,14 +163,17 @@ def openssh(folder: Path, *, sftp: bool = True, shell: str = "sh") -> Server:
     if os.geteuid() == 0:
         Path("/run/sshd").mkdir(exist_ok=True)
     address = SshAddress(
-        "127.0.0.1",
+        host,
         port,
-        getpass.getuser(),
+        accounts[0].name if accounts else getpass.getuser(),
         key=user_key,
         host_key_fingerprint=fingerprint(Path(f"{host_key}.pub")),
         shell=shell,
     )
-    return Server(address, [sshd, "-D", "-f", f"{folder}/sshd_config"], dict(os.environ))
+    argv = [sshd, "-D", "-f", f"{folder}/sshd_config"]
+    if accounts:
+        argv = with_accounts(accounts, folder, f"exec {' '.join(argv)}")
+    return Server(address, argv, dict(os.environ))
 
 
 def dropbear(folder: Path) -> Server:
@@ -192,18 +206,44 @@ def dropbear(folder: Path) -> Server:
         host_key_fingerprint=fingerprint(folder / "host_key.pub"),
     )
     serve = f"exec {program} -F -E -s -p 127.0.0.1:{port} -r {folder}/host_key -P {folder}/pid"
-    argv = _with_home(home, folder / "passwd", serve)
+    argv = _with_home(home, folder, serve)
     return Server(address, argv, dict(os.environ))
 
 
-def _with_home(home: Path, passwd: Path, command: str) -> list[str]:
+def _with_home(home: Path, folder: Path, command: str) -> list[str]:
     """Run ``command`` where the current user's home is ``home``: dropbear takes the keys from
     there and has no option for it."""
-    entry = pwd.getpwuid(os.getuid())
-    text = Path("/etc/passwd").read_text(encoding="utf-8")
-    line = f"{entry.pw_name}:x:{entry.pw_uid}:{entry.pw_gid}::{home}:/bin/sh\n"
-    others = [one for one in text.splitlines(True) if not one.startswith(f"{entry.pw_name}:")]
-    passwd.write_text(line + "".join(others), encoding="utf-8")
+    return with_accounts([Account(home=home)], folder, command)
+
+
+@dataclass(frozen=True)
+class Account:
+    """A user of a server: by default the current one. ``shadow`` is what shadow(5) has after the
+    name; it needs root."""
+
+    home: Path
+    name: str = field(default_factory=getpass.getuser)
+    uid: int = field(default_factory=os.getuid)
+    gid: int = field(default_factory=os.getgid)
+    shell: str = "/bin/sh"
+    shadow: str = ""
+
+
+def with_accounts(accounts: Sequence[Account], folder: Path, command: str) -> list[str]:
+    """Run ``command`` where there are these ``accounts``, too."""
+    names = tuple(f"{one.name}:" for one in accounts)
+    lines = {
+        "passwd": [f"{a.name}:x:{a.uid}:{a.gid}::{a.home}:{a.shell}\n" for a in accounts],
+        "shadow": [f"{a.name}:{a.shadow}\n" for a in accounts if a.shadow],
+    }
+    mounts = []
+    for name, first in lines.items():
+        if not first:
+            continue
+        others = Path("/etc", name).read_text(encoding="utf-8").splitlines(True)
+        file = folder / name
+        file.write_text("".join([*first, *(one for one in others if not one.startswith(names))]))
+        mounts += [str(file), f"/etc/{name}"]
     unshare = [need("unshare", "util-linux"), "--mount"]
     if os.geteuid() != 0:
         unshare += ["--user", "--map-current-user", "--keep-caps"]
@@ -211,12 +251,14 @@ def _with_home(home: Path, passwd: Path, command: str) -> list[str]:
     script = (
         "import ctypes, os, sys\n"
         "libc = ctypes.CDLL(None, use_errno=True)\n"
-        "if libc.mount(sys.argv[1].encode(), b'/etc/passwd', None, 4096, None):\n"
-        "    sys.exit(os.strerror(ctypes.get_errno()))\n"
-        "os.execv('/bin/sh', ['sh', '-c', sys.argv[2]])\n"
+        "command, *files = sys.argv[1:]\n"
+        "for one, place in zip(files[::2], files[1::2]):\n"
+        "    if libc.mount(one.encode(), place.encode(), None, 4096, None):\n"
+        "        sys.exit(os.strerror(ctypes.get_errno()))\n"
+        "os.execv('/bin/sh', ['sh', '-c', command])\n"
     )
-    argv = [*unshare, sys.executable, "-c", script, str(passwd)]
-    probe = subprocess.run([*argv, "true"], capture_output=True, text=True, check=False)
+    argv = [*unshare, sys.executable, "-c", script]
+    probe = subprocess.run([*argv, "true", *mounts], capture_output=True, text=True, check=False)
     if probe.returncode != 0:
         pytest.skip(f"no private mount namespace here: {probe.stderr.strip()}")
-    return [*argv, command]
+    return [*argv, command, *mounts]
