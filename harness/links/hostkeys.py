@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import base64
 import binascii
+import errno
+import functools
+import logging
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -19,6 +23,7 @@ if TYPE_CHECKING:
     from harness.links.route import Route
 
 _CERTIFICATE = "-cert-v01@openssh.com"
+_NAMED = 5  # damaged lines of a file that are named
 _RSA = ("rsa-sha2-512", "rsa-sha2-256", "ssh-rsa")
 
 
@@ -95,7 +100,7 @@ def _read(route: Route) -> KnownKeys:
     known = asyncssh.import_known_hosts("")
     named = route.address.known_hosts
     files = (named,) if named else route.known_hosts
-    damaged = [one for path in files for one in _load(known, path, needed=named is not None)]
+    damaged = [_load(known, path, needed=named is not None) for path in files]
     name = (route.name or route.host).lower()
     port = None if route.name or route.port == 22 else route.port
     keys, authorities, revoked = known.match(name, "", port)[:3]
@@ -104,8 +109,7 @@ def _read(route: Route) -> KnownKeys:
     found = [f"{key.get_algorithm()} {key.get_fingerprint()}" for key in keys]
     found += [f"a certificate by {key.get_fingerprint()}" for key in authorities]
     said = f"{', '.join(found)} from {places}" if found else f"none ({sought} is not in {places})"
-    if damaged:
-        said += f"; passed over, as they cannot be read: {', '.join(damaged)}"
+    said = "; ".join([said, *filter(None, damaged)])
     return KnownKeys(
         said,
         name,
@@ -127,16 +131,18 @@ def _algorithms(keys: Sequence[SSHKey], *, certified: bool, route: Route) -> tup
     return tuple(wanted)
 
 
-def _load(known: SSHKnownHosts, path: Path, *, needed: bool) -> list[str]:
-    """Add a file's lines to ``known``; those that cannot be read are returned."""
+def _load(known: SSHKnownHosts, path: Path, *, needed: bool) -> str:
+    """Add a file's lines to ``known``. What was passed over is returned, and logged once."""
     import asyncssh
 
     try:
-        # ssh(1) is often pointed at /dev/null
-        data = path.read_bytes() if needed or path.is_file() else b""
+        # ssh(1) is often pointed at /dev/null; a FIFO would be waited for
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file")
+        data = path.read_bytes()
     except OSError as error:
         if not needed:
-            return []
+            return ""
         raise ConfigurationError(
             f"the known_hosts file {path} cannot be read ({error.strerror})",
             remedy="correct `known_hosts` in the board file, or give `host_key_fingerprint`",
@@ -148,6 +154,16 @@ def _load(known: SSHKnownHosts, path: Path, *, needed: bool) -> list[str]:
         try:
             asyncssh.import_public_key(line.split(None, 2 if line.startswith("@") else 1)[-1])
             known.load(line)
-        except (ValueError, asyncssh.KeyImportError):
-            damaged.append(f"{path}:{number}")
-    return damaged
+        except (ValueError, TypeError, LookupError, asyncssh.KeyImportError):
+            damaged.append(str(number))
+    if not damaged:
+        return ""
+    more = f" and {len(damaged) - _NAMED} more" if len(damaged) > _NAMED else ""
+    text = f"{path}: damaged and passed over: line {', '.join(damaged[:_NAMED])}{more}"
+    _tell(text)
+    return text
+
+
+@functools.lru_cache(maxsize=64)
+def _tell(text: str) -> None:
+    logging.getLogger(__name__).warning("%s", text)

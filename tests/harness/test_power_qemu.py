@@ -22,9 +22,9 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from harness.errors import ConfigurationError, HostError
-from harness.links.hostkeys import fingerprint
 from harness.links.address import SshAddress
 from harness.links.console import Console
+from harness.links.hostkeys import fingerprint
 from harness.links.ssh import SshShell
 from harness.power.driver import PowerState
 from harness.power.qemu import QemuPower, QemuPowerOptions
