@@ -24,8 +24,7 @@ if TYPE_CHECKING:
 _CERTIFICATE = "-cert-v01@openssh.com"
 _LARGEST = 4 << 20
 """Bytes: some 30000 keys."""
-_NAMED = 5
-"""How many damaged lines are named."""
+_NAMED = 5  # damaged lines of a file that are named
 _RSA = ("rsa-sha2-512", "rsa-sha2-256", "ssh-rsa")
 
 
@@ -102,7 +101,7 @@ def _read(route: Route) -> KnownKeys:
     known = asyncssh.import_known_hosts("")
     named = route.address.known_hosts
     files = (named,) if named else route.known_hosts
-    damaged = [one for path in files for one in load(known, path, needed=named is not None)]
+    damaged = [_passed_over(path, load(known, path, needed=named is not None)) for path in files]
     name = (route.name or route.host).lower()
     port = None if route.name or route.port == 22 else route.port
     keys, authorities, revoked = known.match(name, "", port)[:3]
@@ -111,9 +110,7 @@ def _read(route: Route) -> KnownKeys:
     found = [f"{key.get_algorithm()} {key.get_fingerprint()}" for key in keys]
     found += [f"a certificate by {key.get_fingerprint()}" for key in authorities]
     said = f"{', '.join(found)} from {places}" if found else f"none ({sought} is not in {places})"
-    if damaged:
-        more = f" and {len(damaged) - _NAMED} more" if len(damaged) > _NAMED else ""
-        said += f"; {_told(', '.join(damaged[:_NAMED]) + more)}"
+    said = "; ".join([said, *filter(None, damaged)])
     return KnownKeys(
         said,
         name,
@@ -122,14 +119,6 @@ def _read(route: Route) -> KnownKeys:
         authorities=frozenset(key.get_fingerprint() for key in authorities),
         revoked=frozenset(key.get_fingerprint() for key in revoked),
     )
-
-
-@functools.cache
-def _told(lines: str) -> str:
-    """Damaged lines, named once a run also where the login works."""
-    text = f"damaged lines of known_hosts are passed over: {lines}"
-    logging.getLogger(__name__).warning("%s", text)
-    return text
 
 
 def _algorithms(keys: Sequence[SSHKey], *, certified: bool, route: Route) -> tuple[str, ...]:
@@ -143,9 +132,9 @@ def _algorithms(keys: Sequence[SSHKey], *, certified: bool, route: Route) -> tup
     return tuple(wanted)
 
 
-def load(known: SSHKnownHosts, path: Path, *, needed: bool) -> list[str]:
-    """Add a file's lines to ``known``; those that cannot be read are returned as FILE:LINE. Raises
-    :class:`ConfigurationError` where a file that is ``needed`` cannot be read."""
+def load(known: SSHKnownHosts, path: Path, *, needed: bool) -> list[int]:
+    """Add a file's lines to ``known``; the numbers of those that nobody can read are returned.
+    Raises :class:`ConfigurationError` where a file that is ``needed`` cannot be read."""
     import asyncssh
 
     # ssh(1) is often pointed at /dev/null, and at files that are not there.
@@ -161,6 +150,22 @@ def load(known: SSHKnownHosts, path: Path, *, needed: bool) -> list[str]:
         try:
             asyncssh.import_public_key(line.split(None, 2 if line.startswith("@") else 1)[-1])
             known.load(line)
-        except (ValueError, asyncssh.KeyImportError):
-            damaged.append(f"{path}:{number}")
+        except (ValueError, TypeError, LookupError, asyncssh.KeyImportError):
+            damaged.append(number)
     return damaged
+
+
+def _passed_over(path: Path, damaged: Sequence[int]) -> str:
+    """The damaged lines of a file, logged once; empty where there are none."""
+    if not damaged:
+        return ""
+    more = f" and {len(damaged) - _NAMED} more" if len(damaged) > _NAMED else ""
+    numbers = ", ".join(map(str, damaged[:_NAMED]))
+    text = f"{path}: damaged and passed over: line {numbers}{more}"
+    _tell(text)
+    return text
+
+
+@functools.lru_cache(maxsize=64)
+def _tell(text: str) -> None:
+    logging.getLogger(__name__).warning("%s", text)

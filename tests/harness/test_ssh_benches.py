@@ -267,7 +267,15 @@ def test_an_odd_line_disables_nothing(start: Start, config: Path, tmp_path: Path
     assert theirs(address, *trusting(file)).returncode == 255
     told = refused(address)
     assert "is not in" in told
-    assert (f"{file}:1" in told) == ("cert-authority" not in odd)
+    assert (f"{file}: damaged and passed over: line 1" in told) == ("cert-authority" not in odd)
+
+
+@pytest.mark.fault("B02")
+def test_known_hosts_that_is_no_file_is_told(start: Start, config: Path, tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    address = replace(start().address, host_key_fingerprint=None, known_hosts=fifo)
+    assert "no regular file" in refused(address, ConfigurationError)
 
 
 @pytest.mark.fault("B03")

@@ -133,7 +133,7 @@ class KnownHosts:
         known = asyncssh.import_known_hosts("")
         with quick():
             damaged = hostkeys.load(known, path, needed=True)
-        assert all(int(one.rpartition(":")[2]) <= data.count(b"\n") + 1 for one in damaged)
+        assert all(1 <= line <= data.count(b"\n") + 1 for line in damaged)
         return len(known.match("board", "", None)[0]), len(damaged)
 
 
