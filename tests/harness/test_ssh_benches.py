@@ -275,7 +275,7 @@ def test_known_hosts_that_is_no_file_is_told(start: Start, config: Path, tmp_pat
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     address = replace(start().address, host_key_fingerprint=None, known_hosts=fifo)
-    assert "no regular file" in refused(address, ConfigurationError)
+    assert "it is a FIFO" in refused(address, ConfigurationError)
 
 
 @pytest.mark.fault("B03")
