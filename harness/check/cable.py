@@ -180,7 +180,7 @@ def _listen_to_boot(survey: Survey) -> Finding | None:
     deadline = time.monotonic() + survey.file.timeouts.boot
     rates = RateSearch(recording, end=deadline)
     try:
-        while recording.stage not in {Stage.LOGIN, Stage.SHELL}:
+        while recording.stage not in {Stage.LOGIN, Stage.PASSWORD, Stage.SHELL}:
             left = deadline - time.monotonic()
             if left <= 0:
                 break
@@ -222,7 +222,7 @@ def _staged(
             evidence=lines,
             remedy=f"set baud = {baud} in [serial]",
         )
-    if stage in {Stage.LOGIN, Stage.SHELL}:
+    if stage in {Stage.LOGIN, Stage.PASSWORD, Stage.SHELL}:
         return ok(f"{baud} baud, a {stage} prompt")
     return warn(
         f"{baud} baud, no login prompt (stage: {stage})",
