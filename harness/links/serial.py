@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 import secrets
 import threading
 import time
@@ -38,6 +39,7 @@ LOOK_AGAIN = 0.5  # seconds until the result of a command that runs is asked for
 SHORTEST_PIECE, LONGEST_PIECE = 16, 1024  # characters of a command in one line
 UPLOAD_BLOCK = 1536  # bytes of a file in one command
 INLINE_STDIN = 256  # bytes of standard input inside the command
+_DIRECTORY = re.compile(r"/(?:run|dev/shm|tmp)/hil-[0-9a-f]{8}")
 TYPED_PIECE = 24  # characters typed at once at an interactive prompt, echo-checked
 
 
@@ -394,7 +396,8 @@ class SerialShell:
             return False
         _, self._directory_state, encoding, directory = frame.fields
         if not directory.endswith(f"/{self._directory_name}"):
-            self._line.write(f"{KILL_LINE}q")  # left by a harness that was killed
+            if _DIRECTORY.fullmatch(directory):  # whole: left by a harness that was killed
+                self._line.write(f"{KILL_LINE}q")
             return False
         self._directory = directory
         self._tools = Tools.named(encoding)
