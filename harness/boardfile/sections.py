@@ -121,6 +121,17 @@ class PromptsSection(Table):
     password: str | None = None
     shell: str | None = None
     firmware: str | None = None
+    interrupt_text: str | None = Field(
+        default=None,
+        description="what a firmware shows while it counts down; default: what U-Boot and its "
+        "vendors say",
+    )
+    interrupt_key: str | None = Field(
+        default=None,
+        min_length=1,
+        description='what stops the count-down, e.g. "\\u0003" for ^C; default: the key that the '
+        "firmware names, else a blank",
+    )
 
 
 class SerialSection(Table):

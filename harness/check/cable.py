@@ -20,6 +20,7 @@ from harness.errors import (
     WrongBoard,
 )
 from harness.links.console import Stage
+from harness.links.device import others_with
 from harness.links.rates import ERASE_LINE, RateSearch, correction
 
 if TYPE_CHECKING:
@@ -55,7 +56,10 @@ def power(survey: Survey) -> Finding:
     from harness.power.driver import PowerState
 
     driver, name = survey.board.power, survey.file.power.driver
-    state = driver.state()
+    try:
+        state = driver.verify()
+    except (PowerError, HostError) as error:
+        return fail(f"unknown, by driver {name!r}", cause=error.what, remedy=error.remedy)
     if state is PowerState.UNKNOWN:
         return ok(f"driver {name!r} cannot tell; not switched")
     if state is PowerState.ON:
@@ -114,11 +118,21 @@ def adapter(survey: Survey) -> Finding:
             if survey.switched_on:
                 wait_for_port(survey.serial.url, timeout=survey.file.timeouts.adapter)
             Console(survey.serial).close()
+        others = "" if "://" in survey.serial.url else "; ".join(others_with(survey.serial.url))
     except HilError as error:
         name = survey.serial or "[serial]"
         survey.without_serial()
         survey.serial = None
         return fail(f"{name} cannot be opened", cause=error.what, remedy=error.remedy)
+    if others:
+        url = survey.serial.url
+        survey.without_serial()
+        survey.serial = None
+        return fail(
+            f"{url} is read by others, too",
+            cause=f"whoever reads first gets the bytes: {others}",
+            remedy="end that program, or keep it from this adapter",
+        )
     return ok(f"{survey.serial.url} can be opened, nobody else has it open")
 
 

@@ -105,7 +105,7 @@ class Console:
     @property
     def others(self) -> list[str]:
         """Who else reads this device, as far as this user may see: named, with what ends it."""
-        return [] if "://" in self.address.url else others_with(Path(self.address.url))
+        return [] if "://" in self.address.url else others_with(self.address.url)
 
     @property
     def proved_bauds(self) -> list[int]:

@@ -68,9 +68,10 @@ def holders_of(path: Path) -> list[str]:
     ]
 
 
-def others_with(path: Path) -> list[str]:
+def others_with(device: str) -> list[str]:
     """As :func:`holders_of`, without this process; with those that were told to use the device and
     cannot be looked into, and with what ends a program that opens adapters unasked."""
+    path = Path(device)
     target = path.resolve()
     found = []
     for process in _processes():
