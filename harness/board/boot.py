@@ -45,7 +45,7 @@ class PowerSwitch:
             if switched and self.links.chosen == "serial" and not self.links.console.mark():
                 self.links.expect_boot()
             # A board that was on may be slow to log in to: how slow, its file says.
-            self.links.wait_for_boot(None, self.file.timeouts.boot)
+            self.links.wait_for_boot(None, self.file.timeouts.boot, already_on=not switched)
 
     def off(self) -> None:
         """Cut the power as pulling the plug would."""

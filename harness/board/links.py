@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 
 _POLL_SECONDS = 0.05
+_LISTENS_SECONDS = 5.0
 _BOOT_ID = "cat /proc/sys/kernel/random/boot_id"
 
 
@@ -264,15 +265,22 @@ class Links:
         return seen[self.chosen]
 
     def wait_for_boot(
-        self, after: str | None, timeout: float, *, without_power: bool = False
+        self,
+        after: str | None,
+        timeout: float,
+        *,
+        without_power: bool = False,
+        already_on: bool = False,
     ) -> None:
         """Until a command is answered by a boot other than ``after``. Raises the link's error,
         :class:`LabError` at the deadline; :class:`PowerError` where ``after`` answers although its
-        board was ``without_power``."""
+        board was ``without_power``. One that is ``already_on`` has its SSH port open, or will not
+        have it: that is waited for some seconds only, a login for all of them."""
         deadline = time.monotonic() + timeout
         last: HilError | None = None
         while (left := deadline - time.monotonic()) > 0:
-            last = self._try_boot(after, left)
+            soon = already_on and last is None and self.chosen == "ssh"
+            last = self._try_boot(after, min(left, _LISTENS_SECONDS) if soon else left)
             if last is None:
                 return
             if without_power and isinstance(last, _OldBoot):

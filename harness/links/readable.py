@@ -14,6 +14,7 @@ _GARBLED_SHARE = 0.5
 # how fish goes back to where it was
 _ESCAPES = re.compile(
     rb"\r\x1b\[\d+C|\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_]|[ -/]+[0-~])"
+    rb"\x00*"  # padding for slow terminals
 )
 
 

@@ -108,7 +108,7 @@ EXPIRED: Final = re.compile(
     r"|(?:password|account)(?: has| is)? expired|change your password (?:now|immediately)"
 )
 """What is said before a password must be changed."""
-REFUSED: Final = re.compile(r"[Ii]ncorrect|[Ll]ogin failed|denied")
+REFUSED: Final = re.compile(r"[Ii]ncorrect|[Ll]ogin failed|denied|number of tries")
 
 _COUNT_DOWN = re.compile(
     r"(?i)(?:\b(?:hit|press|type|enter|strike|push)\b[^\n]{0,60}?\b(?:"
@@ -197,9 +197,9 @@ class Reader:
 def last_line(shown: str) -> str:
     """What stands on the last line. A line editor fills it to the margin and goes on below with a
     blank and a carriage return; what stands before another carriage return is written over."""
-    return re.split(r"[\n\r\x1f]", re.sub(r" \r(?!\n)", "", shown))[-1]
+    return re.split(r"[\n\r\x1f]", re.sub(r" \r(?![\r\n])", "", shown))[-1]
 
 
 def unwrapped(shown: str) -> str:
     """``shown`` without what line editors put in at the margin of their terminal."""
-    return re.sub(r" \r(?!\n)|\r+\n?", "", shown)
+    return re.sub(r" \r(?![\r\n])|\r+\n?", "", shown)
