@@ -284,6 +284,7 @@ class Links:
             if last is None:
                 return
             if without_power and isinstance(last, _OldBoot):
+                self.close()  # its console waits for a boot that does not come
                 raise _lives_on(after)
             Event().wait(_POLL_SECONDS)
         if isinstance(last, LinkError):

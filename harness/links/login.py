@@ -169,13 +169,13 @@ class ConsoleLogin:
         program, or in a receiver that a killed harness left, which an interrupt makes speak."""
         if _RECEIVER.search(text):
             self.console.write(ERASE_LINE + b"q\n")
-        elif self._answered is None and number > (1 if other_rate else 2) and not self._boots():
+        elif self._answered is None and number > (1 if other_rate else 2) and not self._starts():
             self.console.write(INTERRUPT + ERASE_LINE + b"\n")
         else:
             self.console.write(ERASE_LINE + b"\n" if other_rate else b"\n")
 
-    def _boots(self) -> bool:
-        return self.console.stage in (Stage.KERNEL, Stage.BOOTING, Stage.FIRMWARE)
+    def _starts(self) -> bool:
+        return self.console.stage in (Stage.KERNEL, Stage.FIRMWARE)
 
     def _settles(self, end: float) -> bool:
         """Wait until nothing more comes; False if it goes on."""
