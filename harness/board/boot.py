@@ -17,9 +17,6 @@ from harness.power.driver import PowerDriver, PowerState
 if TYPE_CHECKING:
     from harness.boardfile.sections import BoardFile
 
-# A board that nobody has just switched on either answers soon or not at all.
-_ALREADY_ON_SECONDS = 5.0
-
 
 @dataclass(frozen=True)
 class PowerSwitch:
@@ -47,8 +44,8 @@ class PowerSwitch:
             switched = self.driver.state() is not was_on or was_on is PowerState.OFF
             if switched and self.links.chosen == "serial" and not self.links.console.mark():
                 self.links.expect_boot()
-            timeout = self.file.timeouts.boot if switched else _ALREADY_ON_SECONDS
-            self.links.wait_for_boot(None, timeout)
+            # A board that was on may be slow to log in to: how slow, its file says.
+            self.links.wait_for_boot(None, self.file.timeouts.boot, already_on=not switched)
 
     def off(self) -> None:
         """Cut the power as pulling the plug would."""
@@ -59,13 +56,16 @@ class PowerSwitch:
 
     def on(self, *, timeout: float | None = None) -> None:
         """Switch on and wait until the board is ready; needs no consent."""
-        self._switch_on(self.driver.on, after=None, timeout=timeout, until_ready=True)
+        # One that was already on goes on in its boot.
+        was_off = self.driver.state() is PowerState.OFF
+        before = self.links.last_boot if was_off else None
+        self._switch_on(self.driver.on, after=before, timeout=timeout, until_ready=True)
 
     def cycle(self, *, timeout: float | None = None, until_ready: bool = True) -> None:
         """Cut the power, switch it on, wait until the board is ready, or with ``until_ready``
         false until it answers."""
         self.consent(Consent.POWER_CYCLE)
-        before = self.links.boot.id
+        before = self.links.last_boot
         self.links.forget_boot()
         self._switch_on(self.driver.cycle, after=before, timeout=timeout, until_ready=until_ready)
 
@@ -91,18 +91,27 @@ class PowerSwitch:
             self.links.expect_boot()
             switch(self.file.timeouts.power)
             self.links.find(just_switched_on=True)
-        self._wait_for_boot(after=after, timeout=timeout, until_ready=until_ready)
+        self._wait_for_boot(
+            after=after, timeout=timeout, until_ready=until_ready, without_power=True
+        )
 
     def _wait_for_boot(
-        self, *, after: str | None, timeout: float | None, until_ready: bool
+        self,
+        *,
+        after: str | None,
+        timeout: float | None,
+        until_ready: bool,
+        without_power: bool = False,
     ) -> None:
         """Wait until a boot other than ``after`` (a boot id) answers, check that it is the right
-        board, and with ``until_ready`` wait until it is ready."""
+        board, and with ``until_ready`` wait until it is ready. A board ``without_power`` in between
+        cannot answer in its old boot: then :class:`PowerError` at once."""
         self.links.forget_boot()
         limits = self.file.timeouts
         with of_board(self.file.name):
-            patience = timeout or limits.boot + (limits.shutdown if after else 0)
-            self.links.wait_for_boot(after, patience)
+            goes_down = after is not None and not without_power
+            patience = timeout or limits.boot + (limits.shutdown if goes_down else 0)
+            self.links.wait_for_boot(after, patience, without_power=without_power)
             check_right_board(self.file, self.links, [self.links.chosen])
             if until_ready:
                 self.standard.wait()

@@ -21,6 +21,7 @@ from harness.errors import (
     LinkError,
     LinkRefused,
     MissingCapability,
+    PowerError,
     WrongBoard,
     of_board,
 )
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 
 _POLL_SECONDS = 0.05
+_LISTENS_SECONDS = 5.0
 _BOOT_ID = "cat /proc/sys/kernel/random/boot_id"
 
 
@@ -86,6 +88,8 @@ class Links:
         self.boot = ThisBoot()
         # The boot that goes on unless somebody restarts the board.
         self._expected: str | None = None
+        self.last_boot: str | None = None
+        """The boot id that was read last, however long ago: no other boot has the same."""
 
     @property
     def chosen(self) -> LinkName:
@@ -235,7 +239,7 @@ class Links:
         if before in (None, answering):
             return None
         self._forget()
-        self.boot.id = answering
+        self.boot.id = self.last_boot = answering
         return before
 
     def _forget(self) -> None:
@@ -247,7 +251,7 @@ class Links:
     def boot_id(self) -> str:
         """The kernel's random id of this boot; read once a boot."""
         if self.boot.id is None:
-            self.boot.id = _read_boot_id(self.shell)
+            self.boot.id = self.last_boot = _read_boot_id(self.shell)
         return self.boot.id
 
     def compare(self, names: Collection[LinkName]) -> str:
@@ -260,15 +264,28 @@ class Links:
         _check_same_boot(seen)
         return seen[self.chosen]
 
-    def wait_for_boot(self, after: str | None, timeout: float) -> None:
+    def wait_for_boot(
+        self,
+        after: str | None,
+        timeout: float,
+        *,
+        without_power: bool = False,
+        already_on: bool = False,
+    ) -> None:
         """Until a command is answered by a boot other than ``after``. Raises the link's error,
-        :class:`LabError` at the deadline."""
+        :class:`LabError` at the deadline; :class:`PowerError` where ``after`` answers although its
+        board was ``without_power``. One that is ``already_on`` has its SSH port open, or will not
+        have it: that is waited for some seconds only, a login for all of them."""
         deadline = time.monotonic() + timeout
         last: HilError | None = None
         while (left := deadline - time.monotonic()) > 0:
-            last = self._try_boot(after, left)
+            soon = already_on and last is None and self.chosen == "ssh"
+            last = self._try_boot(after, min(left, _LISTENS_SECONDS) if soon else left)
             if last is None:
                 return
+            if without_power and isinstance(last, _OldBoot):
+                self.close()  # its console waits for a boot that does not come
+                raise _lives_on(after)
             Event().wait(_POLL_SECONDS)
         if isinstance(last, LinkError):
             raise last
@@ -289,14 +306,14 @@ class Links:
         except LinkError as error:
             return error
         try:
-            self.boot.id = _read_boot_id(self.shell)
+            self.boot.id = self.last_boot = _read_boot_id(self.shell)
         except (LinkError, CommandFailed) as error:
             # A board that goes down, or comes up, may hang up on who has just connected.
             return error
         if self.boot.id != after:
             self._expected = self.boot.id
             return None
-        return LabError("the old boot still answers", remedy="does `reboot` work on it?")
+        return _OldBoot("the old boot still answers", remedy="does `reboot` work on it?")
 
     def _prove(self, name: LinkName, shell: SshShell | SerialShell | None) -> None:
         """At the first use of a link in a new boot: log in again, and compare."""
@@ -318,6 +335,18 @@ class Links:
             remedy=f"give its board file an [{name}] table, or choose the other link with --link",
             board=self._file.name,
         )
+
+
+class _OldBoot(LabError):
+    """The boot answers that should be over."""
+
+
+def _lives_on(boot_id: str | None) -> PowerError:
+    return PowerError(
+        f"the board lives on: boot {boot_id} answers before and after its power was cut",
+        remedy="does [power] name the outlet that this board is plugged into? Has it a second"
+        " supply (USB, PoE, a battery, the serial adapter)? Is off_seconds too short?",
+    )
 
 
 def _read_boot_id(shell: Shell) -> str:

@@ -133,6 +133,17 @@ class PromptsSection(Table):
     password: Pattern | None = None
     shell: Pattern | None = None
     firmware: Pattern | None = None
+    interrupt_text: Pattern | None = Field(
+        default=None,
+        description="what a firmware shows while it counts down; default: what U-Boot and its "
+        "vendors say",
+    )
+    interrupt_key: str | None = Field(
+        default=None,
+        min_length=1,
+        description='what stops the count-down, e.g. "\\u0003" for ^C; default: the key that the '
+        "firmware names, else a blank",
+    )
 
 
 class SerialSection(Table):

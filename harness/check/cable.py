@@ -24,6 +24,7 @@ from harness.lab.lease import BoardHeld, lease_board
 from harness.lab.things import things_of
 from harness.links.address import SerialAddress
 from harness.links.console import Console, Stage
+from harness.links.device import others_with
 from harness.links.rates import ERASE_LINE, RateSearch, correction
 from harness.power.driver import PowerState
 
@@ -47,7 +48,10 @@ def lease(survey: Survey) -> Finding:
 def power(survey: Survey) -> Finding:
     """The verified state. A board that is off is switched on where its owner allows it."""
     driver, name = survey.board.power, survey.file.power.driver
-    state = driver.state()
+    try:
+        state = driver.verify()
+    except (PowerError, HostError) as error:
+        return fail(f"unknown, by driver {name!r}", cause=error.what, remedy=error.remedy)
     if state is PowerState.UNKNOWN:
         return ok(f"driver {name!r} cannot tell; not switched")
     if state is PowerState.ON:
@@ -101,11 +105,21 @@ def adapter(survey: Survey) -> Finding:
             if survey.switched_on:
                 wait_for_port(survey.serial.url, timeout=survey.file.timeouts.adapter)
             Console(survey.serial).close()
+        others = "" if "://" in survey.serial.url else "; ".join(others_with(survey.serial.url))
     except HilError as error:
         name = survey.serial or "[serial]"
         survey.without_serial()
         survey.serial = None
         return fail(f"{name} cannot be opened", cause=error.what, remedy=error.remedy)
+    if others:
+        url = survey.serial.url
+        survey.without_serial()
+        survey.serial = None
+        return fail(
+            f"{url} is read by others, too",
+            cause=f"whoever reads first gets the bytes: {others}",
+            remedy="end that program, or keep it from this adapter",
+        )
     return ok(f"{survey.serial.url} can be opened, nobody else has it open")
 
 
@@ -165,7 +179,7 @@ def _listen_to_boot(survey: Survey) -> Finding | None:
     deadline = time.monotonic() + survey.file.timeouts.boot
     rates = RateSearch(recording, end=deadline)
     try:
-        while recording.stage not in {Stage.LOGIN, Stage.SHELL}:
+        while recording.stage not in {Stage.LOGIN, Stage.PASSWORD, Stage.SHELL}:
             left = deadline - time.monotonic()
             if left <= 0:
                 break
@@ -207,7 +221,7 @@ def _staged(
             evidence=lines,
             remedy=f"set baud = {baud} in [serial]",
         )
-    if stage in {Stage.LOGIN, Stage.SHELL}:
+    if stage in {Stage.LOGIN, Stage.PASSWORD, Stage.SHELL}:
         return ok(f"{baud} baud, a {stage} prompt")
     return warn(
         f"{baud} baud, no login prompt (stage: {stage})",

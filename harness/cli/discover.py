@@ -179,7 +179,7 @@ def _console(options: argparse.Namespace, present: list[DiscoveredDevice]) -> Se
         address = SerialAddress(port, options.baud, login=Login(options.user, password))
         report = probe_console(address)
         heard.append(f"{port}: {report}")
-        if report.baud is not None and report.stage in {Stage.LOGIN, Stage.SHELL}:
+        if report.baud is not None and report.stage in {Stage.LOGIN, Stage.PASSWORD, Stage.SHELL}:
             answering.append(replace(address, baud=report.baud))
     if len(answering) != 1:
         raise LabError(

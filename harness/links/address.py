@@ -42,13 +42,17 @@ class Login:
 
 @dataclass(frozen=True, slots=True)
 class Prompts:
-    """Regular expressions (bytes are decoded as Latin-1) that end the last line on a console
-    when the board waits for input. Escape sequences are removed before matching."""
+    """Regular expressions that end the last line on a console when the board waits for input
+    (decoded as UTF-8, and what is none as Latin-1; escape sequences are removed before).
+    ``interrupt_text`` is what a firmware shows while it counts down to the boot, and
+    ``interrupt_key`` what stops it; empty for what U-Boot and its vendors say."""
 
     login: str = r"\blogin: ?$"
     password: str = r"[Pp]assword: ?$"
-    shell: str = r"[#$>] ?$"
+    shell: str = r"(?:[$>]|(?<![#\d])[#%]) ?$"
     firmware: str = r"^(=>|U-Boot>|[\w-]+=>) ?$"
+    interrupt_text: str = ""
+    interrupt_key: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,7 +47,7 @@ from enum import StrEnum
 from harness.errors import OutputWithoutEnd
 from harness.links import posix
 from harness.links.channel import OUTPUT_LIMIT
-from harness.links.readable import without_escapes
+from harness.links.readable import decoded, without_escapes
 
 START, END = b"\x1e", b"\x1f"
 SMALL = 120  # bytes of a stream that travel with R; longer ones cost the target more processes
@@ -186,7 +186,7 @@ take() {
       b=$w$b$x; run "$j" ;;
   esac
 }
-trap '[ "$k" ] && slay "$k"' INT
+trap 'if [ "$k" ]; then slay "$k"; else say "Pidle.$s.$f.$d"; fi' INT
 trap '' QUIT TSTP
 last= i= n=0 g= p= k= u=0 l= _m=
 read -r last 2>/dev/null <"$d/last"
@@ -320,13 +320,18 @@ def frames(data: bytes) -> tuple[list[Frame], int]:
     for match in _FRAME.finditer(data):
         position = match.end()
         body = match[0] if match[1] is None else match[1]
-        found.append(Frame(without_noise(body).replace("\r", "").replace("\n", "")))
+        text = _quiet(body).decode("latin-1")
+        found.append(Frame(text.replace("\r", "").replace("\n", "")))
     return found, position
 
 
 def without_noise(data: bytes) -> str:
-    """Console output without escape sequences and time-stamped kernel messages, as Latin-1."""
-    return _PRINTK.sub(b"", without_escapes(data)).decode("latin-1")
+    """Console output without escape sequences and time-stamped kernel messages."""
+    return decoded(_quiet(data))
+
+
+def _quiet(data: bytes) -> bytes:
+    return _PRINTK.sub(b"", without_escapes(data))
 
 
 @dataclass(frozen=True, slots=True)

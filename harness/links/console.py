@@ -5,13 +5,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import grp
 import os
 import re
 import threading
 import time
 from dataclasses import replace
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +24,10 @@ from harness.errors import (
 from harness.foreign import escaped
 from harness.links.address import SerialAddress
 from harness.links.capture import FIRMWARE_START, Capture
-from harness.links.readable import is_garbled, without_escapes
+from harness.links.device import check_device, holders_of, others_with
+from harness.links.readable import decoded, without_escapes
+from harness.links.reading import RESCUE, RESCUED, Reader
+from harness.links.reading import Stage as Stage
 
 if TYPE_CHECKING:
     from serial import Serial
@@ -39,18 +40,8 @@ _RATE_NEGOTIATION = 6.0
 _WAKE = 0.2  # seconds between looks at the stop flag where a read cannot be cancelled
 
 _FIRMWARE_LATER = re.compile(rb"^[IDM]/TC:|NOTICE: +BL3|^(?:DRAM|MMC|Hit any key)")
+_SYSTEM = re.compile(rb"^\[  OK  \]|^\s*Starting .*\.\.\.\s*$|^Welcome to |^INIT: |: Run /s?b?init")
 _KERNEL_START = re.compile(rb"Starting kernel|Booting Linux|Linux version \d|^\[ {4}0\.0+\] ")
-
-
-class Stage(StrEnum):
-    """What is at the other end of the console, as far as its output tells."""
-
-    SILENT = "silent"
-    BOOTING = "booting"
-    FIRMWARE = "firmware"
-    KERNEL = "kernel"
-    LOGIN = "login"
-    SHELL = "shell"
 
 
 class Console:
@@ -65,17 +56,12 @@ class Console:
         self.address = replace(address, baud=baud or address.baud)
         self.configured_baud = address.baud
         self._proved_bauds: list[int] = []
-        prompts = address.prompts
-        self._prompts = [
-            (re.compile(prompts.firmware.encode(), re.M), Stage.FIRMWARE),
-            (re.compile(prompts.login.encode()), Stage.LOGIN),
-            (re.compile(prompts.password.encode()), Stage.LOGIN),
-            (re.compile(prompts.shell.encode()), Stage.SHELL),
-        ]
+        self.reader = Reader(address.prompts)
         self._news = threading.Condition()
         self._data = bytearray()
         self._dropped = 0
         self._stage = Stage.SILENT
+        self._rescue = False
         self._heard = time.monotonic()
         self._line = b""
         self._boot_began = 0
@@ -117,6 +103,11 @@ class Console:
         return time.monotonic() - self._heard
 
     @property
+    def others(self) -> list[str]:
+        """Who else reads this device, as far as this user may see: named, with what ends it."""
+        return [] if "://" in self.address.url else others_with(self.address.url)
+
+    @property
     def proved_bauds(self) -> list[int]:
         """The rates at which something readable came, the last one first (bit/s)."""
         return self._proved_bauds
@@ -150,7 +141,7 @@ class Console:
             self.address = replace(self.address, baud=baud)
             self._line = b""
             self._rate_began = self._dropped + len(self._data)
-            if self._stage in (Stage.LOGIN, Stage.SHELL):
+            if self._stage in (Stage.LOGIN, Stage.PASSWORD, Stage.SHELL):
                 self._stage = Stage.SILENT
             elif self._stage is Stage.FIRMWARE:
                 self._stage = Stage.BOOTING  # it has handed over to what speaks at another rate
@@ -181,6 +172,7 @@ class Console:
         nothing should be typed before that."""
         with self._news:
             self._stage = Stage.BOOTING
+            self._rescue = False
             self._line = b""
             self._boot_began = self._dropped + len(self._data)
             self._heard = time.monotonic()
@@ -239,12 +231,12 @@ class Console:
         ``LinkLost`` when the adapter is gone."""
         deadline = time.monotonic() + timeout
         start = self.mark() if since is None else since
-        compiled = re.compile(pattern.encode("utf-8"), re.M)
+        compiled = re.compile(pattern, re.M)
         while True:
             mark = self.mark()
-            found = compiled.search(without_escapes(self.since(start)))
+            found = compiled.search(decoded(without_escapes(self.since(start))))
             if found:
-                return found[0].decode("utf-8", "backslashreplace")
+                return found[0]
             if not self.wait_for_data(mark, timeout=deadline - time.monotonic()):
                 raise LinkTimeout(
                     f"the console did not show {pattern!r} within {timeout:g} s; {self.tail()}",
@@ -364,14 +356,31 @@ class Console:
             if self._track_line(line):
                 self._boot_began = end
         self._line = without_escapes(last[-4096:])
-        prompt = self._line.rsplit(b"\r", 1)[-1]
-        for pattern, stage in self._prompts:
-            if prompt and pattern.search(prompt) and not is_garbled(prompt):
-                self._stage = stage
-                return
+        shown = decoded(self._line)
+        waiting = self.reading(shown)
+        if waiting is not None:
+            self._stage = waiting
+            self._rescue = self._rescue and waiting not in (Stage.LOGIN, Stage.PASSWORD)
+        elif self.reader.key_for(shown) is not None:
+            self._stage = Stage.FIRMWARE
+
+    def reading(self, shown: str) -> Stage | None:
+        """What waits for input where ``shown`` ends, at the place that the board is in."""
+        firmware = self._stage is Stage.FIRMWARE
+        return self.reader.waiting(shown, firmware=firmware, rescue=self._rescue)
 
     def _track_line(self, line: bytes) -> bool:
         """Whether a boot, or its next part, begins with this line."""
+        began = self._began(line)
+        if began or RESCUED.search(line):
+            self._rescue = False
+        elif RESCUE.search(line):
+            self._rescue = True
+        if self._stage in (Stage.MENU, Stage.QUESTION) and line.strip():
+            self._stage = Stage.BOOTING  # answered, by somebody
+        return began
+
+    def _began(self, line: bytes) -> bool:
         if FIRMWARE_START.search(line):
             self._stage = Stage.FIRMWARE
             return True
@@ -380,6 +389,8 @@ class Console:
             return True
         if self._stage in (Stage.SILENT, Stage.BOOTING) and _FIRMWARE_LATER.search(line):
             self._stage = Stage.FIRMWARE
+        elif self._stage is Stage.FIRMWARE and _SYSTEM.search(line):
+            self._stage = Stage.KERNEL  # one that said nothing while it began
         return False
 
 
@@ -402,7 +413,7 @@ def _open(address: SerialAddress) -> tuple[Serial, bytes]:
 
     local = "://" not in address.url
     if local:
-        _check_device(address)
+        check_device(address)
     waiting = _waiting(address.url) if local else b""
     try:
         port = serial.serial_for_url(
@@ -439,37 +450,6 @@ def _waiting(device: str) -> bytes:
     return data
 
 
-def _check_device(address: SerialAddress) -> None:
-    path = Path(address.url)
-    if not path.exists():
-        present = sorted(
-            str(node)
-            for pattern in ("ttyUSB*", "ttyACM*", "serial/by-id/*")
-            for node in Path("/dev").glob(pattern)
-        )
-        raise HostError(
-            f"the serial device {path} does not exist",
-            remedy="plug the adapter in or correct `serial` in the board file; present: "
-            + (", ".join(present) or "none"),
-            link=f"serial {address}",
-        )
-    if not os.access(path, os.R_OK | os.W_OK):
-        group = _group_of(path)
-        raise HostError(
-            f"no permission to open the serial device {path}",
-            remedy=f"add yourself to the group {group} (`sudo usermod -aG {group} $USER`) and log"
-            " in again",
-            link=f"serial {address}",
-        )
-
-
-def _group_of(path: Path) -> str:
-    gid = path.stat().st_gid
-    with contextlib.suppress(KeyError):
-        return grp.getgrgid(gid).gr_name
-    return str(gid)
-
-
 def _refusal(address: SerialAddress, error: BaseException, local: bool) -> HilError:
     link = f"serial {address}"
     if not local:
@@ -480,7 +460,7 @@ def _refusal(address: SerialAddress, error: BaseException, local: bool) -> HilEr
         )
     busy = "lock" in str(error) or getattr(error, "errno", None) == errno.EBUSY
     if busy:
-        holders = ", ".join(_holders(Path(address.url))) or "a process of another user"
+        holders = ", ".join(holders_of(Path(address.url))) or "a process of another user"
         return LinkRefused(
             f"the serial device {address} is busy: held by {holders}",
             remedy="end that program (a terminal program, another test run) and try again",
@@ -491,15 +471,3 @@ def _refusal(address: SerialAddress, error: BaseException, local: bool) -> HilEr
         remedy="check that it is a serial port and that its driver works (`dmesg`)",
         link=link,
     )
-
-
-def _holders(path: Path) -> list[str]:
-    """Who has the device open, as far as /proc lets this user see: ``name (pid n)``."""
-    target = path.resolve()
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if any(fd.readlink() == target for fd in (process / "fd").iterdir()):
-                name = (process / "comm").read_text(encoding="utf-8").strip()
-                found.append(f"{name} (pid {process.name})")
-    return found

@@ -14,15 +14,14 @@ from harness.errors import CommandFailed, LinkTimeout, SerialDamage
 from harness.links.console import Console, Stage
 from harness.links.patience import Patience
 from harness.links.rates import RateSearch
-from harness.links.readable import without_escapes
+from harness.links.readable import decoded, without_escapes
 
-STOP_KEY = b" "
 PIECE = 16  # characters typed at once: the FIFO of a UART that firmware polls
 TRIES = 20  # of a line whose echo came damaged
 LONGEST_LINE = 200  # characters; CONFIG_SYS_CBSIZE is 256 on small boards
 
 _INTERRUPT = b"\x03"
-_COUNT_DOWN = re.compile(rb"(?:Hit any key to stop autoboot|Press .* to abort autoboot)[^\n]*$")
+_COUNTED = re.compile(r":[\s\d\x08]*\n\s*$")  # a count-down that is over; others end their line
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +47,12 @@ class FirmwareResult:
 
 
 class FirmwarePrompt:
-    """The prompt that ``prompts.firmware`` of the console's address describes."""
+    """The prompt that ``prompts.firmware`` of the console's address describes, or one that vendors
+    are known to have; a count-down is stopped by the key that it names, or ``interrupt_key``."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._patience = Patience()
-        self._prompt = re.compile(console.address.prompts.firmware.encode("latin-1"))
 
     def reach(self, *, timeout: float, since: int | None = None) -> None:
         """After power on: stop the count-down and wait for the prompt. A count-down before the
@@ -67,19 +66,21 @@ class FirmwarePrompt:
             if rates.moved():
                 start, stopped = rates.start, -1
             mark = console.mark()
-            shown = without_escapes(console.since(start))
-            counting = _COUNT_DOWN.search(shown)
+            shown = decoded(without_escapes(console.since(start)))
+            before, _, line = (shown if _COUNTED.search(shown) else shown.rstrip()).rpartition("\n")
+            key = console.reader.key_for(line)
             # one key for each count-down: another would be the first of the next command
-            if counting and counting.start() != stopped:
-                stopped = counting.start()
-                console.write(STOP_KEY)
+            if key is not None and len(before) != stopped:
+                stopped = len(before)
+                console.write(key)
             if not console.wait_for_data(mark, timeout=deadline - time.monotonic()):
                 rates.give_up()
                 raise LinkTimeout(
                     f"no firmware prompt within {timeout:g} s; stage {console.stage}; "
                     f"{console.tail()}{rates.told}",
                     remedy="is its bootdelay above 0, and serial.prompts.firmware of the board "
-                    "file the prompt that it shows?",
+                    "file the prompt that it shows? What stops its count-down: interrupt_text and "
+                    "interrupt_key",
                     link=console.name,
                 )
 
@@ -91,13 +92,13 @@ class FirmwarePrompt:
         deadline = time.monotonic() + timeout
         start = self._type_line(line, deadline)
         # its echo has $? where the answer has a number
-        answer = re.compile(rf"{nonce}=(\d+)\r*\n".encode())
+        answer = re.compile(rf"{nonce}=(\d+)\r*\n")
         while True:
             mark = self._console.mark()
-            shown = without_escapes(self._console.since(start))
+            shown = decoded(without_escapes(self._console.since(start)))
             found = answer.search(shown)
             if found and self._stands():
-                text = shown[: found.start()].decode("utf-8", "backslashreplace")
+                text = shown[: found.start()]
                 text = text.replace("\r", "").removeprefix("\n")
                 return FirmwareResult(command, int(found[1]), text)
             if not self._console.wait_for_data(mark, timeout=deadline - time.monotonic()):
@@ -125,7 +126,7 @@ class FirmwarePrompt:
 
     def _stands(self) -> bool:
         """Whether the last line is the prompt."""
-        return bool(self._prompt.search(self._console.last_line.rsplit(b"\r", 1)[-1]))
+        return self._console.reading(decoded(self._console.last_line)) is Stage.FIRMWARE
 
     def _type_line(self, line: str, deadline: float) -> int:
         """Type a line, each piece checked by its echo, and end it; returns the console's position

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 
 ENOUGH_TO_READ = 4  # bytes, at a rate that is only looked at
@@ -9,8 +10,25 @@ ENOUGH_TO_READ = 4  # bytes, at a rate that is only looked at
 _READABLE_SHARE = 0.9
 _GARBLED_SHARE = 0.5
 
-# CSI and OSC sequences and two-byte escapes (ECMA-48); what readline and coloured prompts add
-_ESCAPES = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
+# CSI and OSC sequences and two-byte escapes (ECMA-48); what readline and coloured prompts add, and
+# how fish goes back to where it was
+_ESCAPES = re.compile(
+    rb"\r\x1b\[\d+C|\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_]|[ -/]+[0-~])"
+    rb"\x00*"  # padding for slow terminals
+)
+
+
+def _as_latin_1(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeDecodeError)
+    return error.object[error.start : error.end].decode("latin-1"), error.end
+
+
+codecs.register_error("hil-latin-1", _as_latin_1)
+
+
+def decoded(data: bytes) -> str:
+    """``data`` as text: UTF-8, and what is none as Latin-1."""
+    return data.decode("utf-8", "hil-latin-1")
 
 
 def without_escapes(data: bytes) -> bytes:

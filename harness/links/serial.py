@@ -7,6 +7,8 @@ commands, results and files travel in its checked frames.
 from __future__ import annotations
 
 import contextlib
+import math
+import re
 import secrets
 import threading
 import time
@@ -28,14 +30,16 @@ from harness.links.agent import Frame, Kind, Outcome, Tools
 from harness.links.console import Console, Stage
 from harness.links.fragments import Fragments
 from harness.links.framed import KILL_LINE, LONG_FRAME, SHORT_FRAME, TRIES, Blocks, FramedLine
-from harness.links.login import INTERRUPT, ConsoleLogin, last_line
+from harness.links.login import INTERRUPT, ConsoleLogin
 from harness.links.rates import RateSearch
+from harness.links.reading import last_line
 from harness.shell import Result
 
 LOOK_AGAIN = 0.5  # seconds until the result of a command that runs is asked for
 SHORTEST_PIECE, LONGEST_PIECE = 16, 1024  # characters of a command in one line
 UPLOAD_BLOCK = 1536  # bytes of a file in one command
 INLINE_STDIN = 256  # bytes of standard input inside the command
+_DIRECTORY = re.compile(r"/(?:run|dev/shm|tmp)/hil-[0-9a-f]{8}")
 TYPED_PIECE = 24  # characters typed at once at an interactive prompt, echo-checked
 
 
@@ -46,7 +50,7 @@ class SerialShell:
     background job: a command is ended from outside by its timeout.
     """
 
-    def __init__(self, console: Console, *, login_timeout: float = 30.0) -> None:
+    def __init__(self, console: Console, *, login_timeout: float = math.inf) -> None:
         self.console = console
         self.login_timeout = login_timeout
         self.least_timeout = 0.0
@@ -349,10 +353,22 @@ class SerialShell:
             self.login_baud = self.console.address.baud
         except (LinkTimeout, SerialDamage) as error:
             rates.give_up()
-            raise LinkLost(
-                f"no shell on the console within the time given: {error.what}",
-                remedy=error.remedy,
-            ) from error
+            raise self._no_shell(error) from error
+
+    def _no_shell(self, error: HilError) -> LinkError:
+        if shell := self._login.foreign_shell:
+            return LinkLost(
+                f"the login shell {shell} is no POSIX shell, and did not become one by `exec sh`;"
+                f" {self.console.tail()}",
+                remedy="give the account one (`chsh -s /bin/sh`), or log in as another user",
+            )
+        what, remedy = error.what, error.remedy
+        if isinstance(error, SerialDamage) and (others := self.console.others):
+            what += f"; it is read by others, too, who get a part of it: {', '.join(others)}"
+        return LinkLost(
+            f"no shell on the console within the time given: {what}",
+            remedy=remedy,
+        )
 
     def _ping(self, end: float) -> bool:
         """Whether the receiver answers; interrupts what may still occupy it."""
@@ -380,7 +396,8 @@ class SerialShell:
             return False
         _, self._directory_state, encoding, directory = frame.fields
         if not directory.endswith(f"/{self._directory_name}"):
-            self._line.write(f"{KILL_LINE}q")  # left by a harness that was killed
+            if _DIRECTORY.fullmatch(directory):  # whole: left by a harness that was killed
+                self._line.write(f"{KILL_LINE}q")
             return False
         tools = Tools.named(encoding)
         if tools is None:
@@ -399,7 +416,11 @@ class SerialShell:
                 remedy="check cable and baud rate; the account needs a POSIX shell, stty, cksum",
             )
         self._line.start_afresh()
-        if not (self._login.fresh_prompt(end) and self._type_loader(end) and self._load(end)):
+        if not (self._login.fresh_prompt(end) and self._type_loader(end)):
+            if self.console.stage is Stage.SHELL:
+                self._login.replace_shell(end)
+            return False
+        if not self._load(end):
             return False
         self._knowledge_lost = self._directory_state != "old"
         return True
@@ -413,12 +434,18 @@ class SerialShell:
         lines = [f"{name}='{piece}'" for name, piece in zip(names, pieces, strict=True)]
         lines.append('sh -c "' + "".join(f"${name}" for name in names) + '"')
         for line in lines:
+            tries = 0
             while not self._login.type(line, end):
+                tries += 1
+                if tries > TRIES:
+                    return False
                 while not self._login.fresh_prompt(end):
                     if time.monotonic() >= end or self.console.stage is not Stage.SHELL:
                         return False
             mark = self.console.mark()
             self.console.write(b"\n")
+            if line is lines[0] and not self._login.assigns(mark, end):
+                return False
             if not self._login.shows(lambda shown: "\n" in shown, mark, 8, end):
                 self.console.write(b"\n")
         return True

@@ -61,16 +61,28 @@ class CommandPower(PowerDriver):
         self.on(timeout)
 
     def state(self) -> PowerState:
+        try:
+            return self.verify()
+        except PowerError:
+            return PowerState.UNKNOWN
+
+    def verify(self) -> PowerState:
         if self._options.status is None:
             return PowerState.UNKNOWN
-        try:
-            return PowerState(self._run("status", self._options.timeout).lower())
-        except (PowerError, ValueError):
-            return PowerState.UNKNOWN
+        said = self._run("status", self._options.timeout).lower()
+        if said not in {PowerState.ON, PowerState.OFF}:
+            known = redacted(said, *_words(self._options.status.get_secret_value()))
+            raise PowerError(
+                f"the status command printed {known[:80]!r} and not `on` or `off`",
+                remedy="run it by hand, then mend it or the board file's [power.options]",
+                board=self._board,
+                command="power.options.status",
+            )
+        return PowerState(said)
 
     def _switch(self, option: str, wanted: PowerState, timeout: float) -> None:
         self._run(option, min(timeout, self._options.timeout))
-        seen = self.state()
+        seen = self.verify()
         if seen not in {wanted, PowerState.UNKNOWN}:
             raise PowerError(
                 f"power is {seen} after the command that switches it {wanted}",
@@ -142,6 +154,9 @@ def _digest(command: str) -> str:
 DRIVER = Driver(
     section=CommandPowerSection,
     open=lambda section, context: CommandPower(section.options, board=context.board),
+    cannot_tell=lambda section: (
+        "" if section.options.status is not None else "[power.options] has no status command"
+    ),
     # Which outlet it is nobody can tell but by its command: named by a digest, as locks are seen.
     things=lambda section: [f"outlet {_digest(section.options.on.get_secret_value())}"],
 )

@@ -59,6 +59,11 @@ class PowerDriver(Protocol):
         """The verified state; never raises."""
         ...
 
+    def verify(self) -> PowerState:
+        """As :meth:`state`, but a hardware that could tell and does not raises
+        :class:`harness.errors.PowerError`: UNKNOWN is left for one that cannot."""
+        return self.state()
+
     def endpoints(self) -> Endpoints:
         """Where the board's links are now; valid after :meth:`on`."""
         return Endpoints()
@@ -91,7 +96,8 @@ class Outlet(Protocol):
         ...
 
     def read(self, timeout: float) -> PowerState:
-        """What the hardware says it is; UNKNOWN where it cannot say."""
+        """What the hardware says it is; UNKNOWN only where it has no means to say. An answer that
+        says neither is an error: nothing was confirmed."""
         ...
 
     def __str__(self) -> str: ...
@@ -123,6 +129,8 @@ class Driver(Generic[SectionT]):
     """For a board in software: its section for another configuration (None: as it is), with or
     without a supplicant that the userland starts, with its flash kept in a directory (None: as it
     is) or made afresh at each start. None where that cannot be chosen."""
+    cannot_tell: Callable[[SectionT], str] = lambda section: ""
+    """Why the hardware has no means to say whether it is on; empty where it has."""
     needs_place: bool = False
     """Whether the board must be in a labgrid place."""
     starts_by: str = ""

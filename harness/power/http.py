@@ -7,7 +7,7 @@ Sources: Tasmota "Commands" (Power, web requests by ``/cm?cmnd=``), Shelly API (
 from __future__ import annotations
 
 import json
-from http.client import HTTPException
+import time
 from typing import TYPE_CHECKING, Any, Literal, assert_never
 from urllib.parse import quote, urlencode
 
@@ -20,7 +20,7 @@ from harness.power.outlet import OutletPower
 from harness.power.section import OutletOptions, Section
 
 if TYPE_CHECKING:
-    from urllib.request import BaseHandler, OpenerDirector
+    from requests import Response, Session
 
 _LARGEST_ANSWER = 65536
 
@@ -48,11 +48,10 @@ class HttpPowerSection(Section):
 
 class HttpOutlet:
     """See :class:`harness.power.driver.Outlet`; the state is what the device reports of its
-    relay."""
+    relay. A password is answered as the device asks for it: digest (MD5, SHA-256), else basic."""
 
     def __init__(self, options: HttpPowerOptions) -> None:
         self._options = options
-        self._opener = _opener(options)
 
     def switch(self, on: bool, timeout: float) -> None:
         number = self._options.outlet
@@ -74,14 +73,13 @@ class HttpOutlet:
                 answer = self._tasmota(f"Power{number + 1}", timeout)
                 # A device with one relay leaves its number out.
                 state = answer.get(f"POWER{number + 1}", answer.get("POWER"))
-                return {"ON": PowerState.ON, "OFF": PowerState.OFF}.get(
-                    str(state), PowerState.UNKNOWN
-                )
+                return self._state({"ON": True, "OFF": False}.get(str(state)), answer)
             case "shelly":
                 answer = self._get(f"/rpc/Switch.GetStatus?id={number}", timeout)
-                return _state(answer.get("output"))
+                return self._state(answer.get("output"), answer)
             case "shelly-gen1":
-                return _state(self._get(f"/relay/{number}", timeout).get("ison"))
+                answer = self._get(f"/relay/{number}", timeout)
+                return self._state(answer.get("ison"), answer)
             case _:
                 assert_never(self._options.kind)
 
@@ -96,56 +94,72 @@ class HttpOutlet:
             query |= {"user": self._options.user, "password": password}
         return self._get(f"/cm?{urlencode(query, quote_via=quote)}", timeout)
 
+    def _state(self, on: object, answer: dict[str, Any]) -> PowerState:
+        """Raises :class:`PowerError` where the answer does not say it: a refusal, mostly."""
+        if not isinstance(on, bool):
+            raise self._no_answer(f"it says {json.dumps(answer)[:200]}")
+        return PowerState.ON if on else PowerState.OFF
+
     def _get(self, path: str, timeout: float) -> dict[str, Any]:
-        try:
-            with self._opener.open(
-                f"http://{self._options.host}{path}", timeout=timeout
-            ) as response:
-                answer = json.loads(response.read(_LARGEST_ANSWER))
-        except (OSError, ValueError, HTTPException) as error:
-            reason = self._redacted(getattr(error, "reason", error))
-            raise PowerError(
-                f"{self}: no usable answer ({reason})",
-                remedy="check its address, its password and that it is the kind that "
-                "power.options.kind says; where it redirects to is not followed",
-            ) from None
-        if not isinstance(answer, dict):
-            raise PowerError(
-                f"{self}: it answered {self._redacted(answer)[:80]!r}",
-                remedy="check that it is the kind that power.options.kind says",
-            )
+        # Late: it costs more than a whole `hil --help`.
+        import requests
+
+        with requests.Session() as session:
+            # Straight to the device, whatever proxy or .netrc the environment names.
+            session.trust_env = False
+            try:
+                status, text = self._ask(session, f"http://{self._options.host}{path}", timeout)
+                answer = json.loads(text)
+            except (OSError, ValueError, RecursionError) as error:
+                raise self._no_answer(error) from None
+        if status >= 400 or not isinstance(answer, dict):
+            raise self._no_answer(f"status {status}: {text[:80]!r}")
         return answer
 
-    def _redacted(self, text: object) -> str:
+    def _ask(self, session: Session, url: str, timeout: float) -> tuple[int, str]:
+        """Status and text. Where it redirects to is not asked: it would get the password."""
+        from requests.auth import HTTPBasicAuth, HTTPDigestAuth
+
+        deadline = time.monotonic() + timeout
+        name, password = self._options.user, self._options.password
+        # Tasmota takes it in the request only.
+        if password is None or self._options.kind == "tasmota":
+            return self._read(session.get(url, **_LIMITS, timeout=timeout), deadline)
+        digest = HTTPDigestAuth(name, password.get_secret_value())
+        answer = session.get(url, **_LIMITS, timeout=timeout, auth=digest)
+        asked = answer.headers.get("WWW-Authenticate", "").lower()
+        if answer.status_code == 401 and "basic" in asked and "digest" not in asked:
+            basic = HTTPBasicAuth(name, password.get_secret_value())
+            answer = session.get(url, **_LIMITS, timeout=timeout, auth=basic)
+        return self._read(answer, deadline)
+
+    def _read(self, answer: Response, deadline: float) -> tuple[int, str]:
+        text = b""
+        with answer:
+            if answer.is_redirect:
+                raise OSError(f"status {answer.status_code}, a redirect")
+            for piece in answer.iter_content(4096):
+                text += piece
+                if len(text) > _LARGEST_ANSWER:
+                    raise OSError("an answer without end")
+                if time.monotonic() > deadline:
+                    raise TimeoutError("it did not end within the time for a request")
+        if answer.status_code == 401:
+            given = "not the one given" if self._options.password else "not given"
+            raise OSError(f"status 401: it wants a password, and it was {given}")
+        return answer.status_code, text.decode("utf-8", "replace")
+
+    def _no_answer(self, why: object) -> PowerError:
         password = self._options.password
-        return redacted(str(text), password.get_secret_value() if password else "")
+        secret = password.get_secret_value() if password else ""
+        return PowerError(
+            f"{self}: no usable answer ({redacted(str(why), secret, quote(secret))})",
+            remedy="check its address, its password and that it is the kind that "
+            "power.options.kind says; where it redirects to is not followed",
+        )
 
 
-def _opener(options: HttpPowerOptions) -> OpenerDirector:
-    """Straight to the device, whatever proxy the environment names."""
-    # Late: it costs as much as a whole `hil --help`.
-    import urllib.request
-
-    class NoRedirect(urllib.request.HTTPRedirectHandler):
-        """The password is in the request, and another host would get it."""
-
-        def redirect_request(self, *of: object) -> None:
-            return None
-
-    handlers: list[BaseHandler] = [urllib.request.ProxyHandler({}), NoRedirect()]
-    if options.password is not None and options.kind != "tasmota":
-        passwords = urllib.request.HTTPPasswordMgrWithDefaultRealm()
-        secret = options.password.get_secret_value()
-        passwords.add_password(None, f"http://{options.host}/", options.user, secret)
-        handlers += [
-            urllib.request.HTTPDigestAuthHandler(passwords),
-            urllib.request.HTTPBasicAuthHandler(passwords),
-        ]
-    return urllib.request.build_opener(*handlers)
-
-
-def _state(on: object) -> PowerState:
-    return PowerState.UNKNOWN if on is None else PowerState.ON if on else PowerState.OFF
+_LIMITS: Any = {"allow_redirects": False, "stream": True}
 
 
 DRIVER = Driver(

@@ -23,5 +23,9 @@ def _open(section: LabgridPowerSection, context: Context) -> OutletPower:
     return OutletPower(context.place_outlet, section.options, board=context.board)
 
 
+def _cannot_tell(section: LabgridPowerSection) -> str:
+    return "labgrid's driver for this outlet reads no state"
+
+
 # The place's exporters lock its outlets with it.
-DRIVER = Driver(section=LabgridPowerSection, open=_open, needs_place=True)
+DRIVER = Driver(section=LabgridPowerSection, open=_open, needs_place=True, cannot_tell=_cannot_tell)

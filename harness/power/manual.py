@@ -86,4 +86,5 @@ def _line_read(terminal: int) -> bool:
 DRIVER = Driver(
     section=ManualPowerSection,
     open=lambda section, context: ManualPower(board=context.board, assume_yes=context.assume_yes),
+    cannot_tell=lambda section: "a person switches it, and nobody was asked yet",
 )

@@ -10,6 +10,10 @@ from harness.power.section import OutletOptions
 _POLL_SECONDS = 0.1
 
 
+class StateUnclear(PowerError):
+    """The hardware says neither on nor off: not yet, or never."""
+
+
 class OutletPower(PowerDriver):
     """The power driver over an outlet: each switch is verified by asking, until the hardware
     agrees or the time is over."""
@@ -38,14 +42,20 @@ class OutletPower(PowerDriver):
         except PowerError:
             return PowerState.UNKNOWN
 
+    def verify(self) -> PowerState:
+        try:
+            return self._outlet.read(self._request_timeout)
+        except PowerError as error:
+            raise error.located(board=self._board) from error.__cause__
+
     def _switch(self, wanted: PowerState, timeout: float) -> None:
         deadline = time.monotonic() + timeout
         try:
             self._outlet.switch(wanted is PowerState.ON, min(self._request_timeout, timeout))
-            seen = self._outlet.read(self._request_timeout)
+            seen = self._read(deadline)
             while seen not in {wanted, PowerState.UNKNOWN} and time.monotonic() < deadline:
                 threading.Event().wait(_POLL_SECONDS)
-                seen = self._outlet.read(self._request_timeout)
+                seen = self._read(deadline)
         except PowerError as error:
             raise error.located(board=self._board) from error.__cause__
         if seen not in {wanted, PowerState.UNKNOWN}:
@@ -54,3 +64,13 @@ class OutletPower(PowerDriver):
                 remedy="is it the right outlet, and may this user switch it?",
                 board=self._board,
             )
+
+    def _read(self, deadline: float) -> PowerState:
+        """What it says; one that is unclear is asked again until ``deadline``."""
+        while True:
+            try:
+                return self._outlet.read(self._request_timeout)
+            except StateUnclear:
+                if time.monotonic() >= deadline:
+                    raise
+            threading.Event().wait(_POLL_SECONDS)

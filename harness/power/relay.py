@@ -103,4 +103,5 @@ DRIVER = Driver(
         RelayOutlet(section.options), section.options, board=context.board
     ),
     things=_things,
+    cannot_tell=lambda section: "this relay board does not answer; those with one channel cannot",
 )

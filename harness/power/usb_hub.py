@@ -39,7 +39,10 @@ class UsbHubOutlet:
         shown = self._uhubctl(timeout=timeout)
         line = re.search(rf"^\s*Port {self._options.port}: [0-9a-f]{{4}}(.*)$", shown, re.M)
         if line is None:
-            return PowerState.UNKNOWN
+            raise PowerError(
+                f"{self}: uhubctl shows no such port: {shown[-200:]}",
+                remedy="run it by hand; not every hub can switch its ports (uhubctl's README)",
+            )
         # A hub that switches its ports says `power`; `off` stands alone.
         return PowerState.ON if " power" in line[1] else PowerState.OFF
 

@@ -147,7 +147,7 @@ def test_a_board_that_comes_up_late_is_waited_for(tmp_path: Path) -> None:
 def test_a_board_that_stays_away_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("harness.board.boot._ALREADY_ON_SECONDS", 0.5)
+    monkeypatch.setattr("harness.board.links._LISTENS_SECONDS", 0.5)
     server = openssh(tmp_path)
     with pytest.raises(LinkTimeout, match=str(server.address.port)), Board(file_for(server)):
         pass

@@ -69,6 +69,10 @@ class PlacePower(PowerDriver):
         except HilError:
             return PowerState.UNKNOWN
 
+    def verify(self) -> PowerState:
+        self.hold()
+        return self._driver.verify()
+
     def endpoints(self) -> Endpoints:
         """What the place exports."""
         return Endpoints(
