@@ -63,7 +63,7 @@ def test_a_computer_is_told_from_a_board_in_one_line(server: Server, tmp_path: P
     left_out = [line for line in done.stdout.splitlines() if line.startswith("not looked at")]
     assert len(left_out) == 2, done.stdout
     below = [step.name for step in STEPS[[step.name for step in STEPS].index("identity") + 1 :]]
-    assert left_out[1].endswith(f"because identity failed: {', '.join(below)}")
+    assert left_out[1].endswith(f"because identity failed ({', '.join(below)})")
 
 
 def test_for_machines_every_step_is_there(server: Server, tmp_path: Path) -> None:
