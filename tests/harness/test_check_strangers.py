@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from harness.check.target import MACHINE, NO_EMMC
 from harness.check.walk import STEPS
 from tests.harness.support.servers import Server, need, openssh
 from tests.pace import HANGS
@@ -90,6 +89,8 @@ def test_a_login_that_runs_something_else_is_the_cause(
 
 
 def test_a_container_says_so() -> None:
+    from harness.check.target import MACHINE, NO_EMMC
+
     unshare = need("unshare", "util-linux")
     alone = ["--user", "--map-root-user", "--pid", "--fork", "--mount-proc"]
     path = f"PATH={os.environ['PATH']}"
