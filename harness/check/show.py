@@ -53,7 +53,7 @@ class Screen:
         """What was not looked at, and the last line."""
         for reason, steps in taken.left_out.items():
             one = len(steps) == 1
-            told = reason if one else f"{reason}: {', '.join(steps)}"
+            told = reason if one else f"{reason} ({', '.join(steps)})"
             self._say(not_looked_at(told).at(steps[0] if one else f"{len(steps)} steps", 0.0))
         failure = taken.first_failure
         outcome = f"stops at {failure.step}: {failure.cause}" if failure else "nothing failed"

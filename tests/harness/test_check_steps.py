@@ -62,6 +62,17 @@ def test_nodes_that_a_container_was_not_given() -> None:
         assert "a container (podman)" in finding.cause
 
 
+@pytest.mark.parametrize("said", ["", "hello\n", "pi\nuid=1000(pi)\n", "This account is closed\n"])
+def test_a_shell_that_does_not_tell_its_user_is_none(said: str) -> None:
+    answer = SimpleNamespace(check=lambda: SimpleNamespace(text=said))
+    shown = survey()
+    shown.shell = SimpleNamespace(name="ssh", run=lambda command: answer)
+    shown.board = SimpleNamespace(links=SimpleNamespace(chosen="ssh"))
+    finding = cable.login(shown)
+    assert finding.found == "no POSIX shell over ssh"
+    assert finding.evidence[0].endswith(said.strip() or "nothing")
+
+
 def test_only_root_goes_on() -> None:
     shown = survey()
     shown.user, shown.shell = ("pi", "1000"), SimpleNamespace(name="ssh")
