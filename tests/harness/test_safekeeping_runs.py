@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness.support.killed_runs import QUICK, ROOT, SEED, End, EndedRuns, planned
+from tests.harness.support.killed_runs import ALL, QUICK, ROOT, SEED, End, EndedRuns, planned
 from tests.pace import HANGS
 
 pytestmark = pytest.mark.long
@@ -131,7 +131,7 @@ def test_collecting_touches_nothing(runs: EndedRuns, duration: float) -> None:
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory: pytest.TempPathFactory) -> tuple[EndedRuns, float]:
     """Of few runs each is a short one."""
-    runs = EndedRuns(tmp_path_factory.mktemp("ended"), QUICK if KILLS <= 2 else "")
+    runs = EndedRuns(tmp_path_factory.mktemp("ended"), QUICK if KILLS <= 2 else ALL)
     return runs, runs.duration()
 
 

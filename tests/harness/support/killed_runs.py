@@ -47,7 +47,8 @@ from tests.pace import until
 ROOT = Path(__file__).parents[3]
 FOREIGN = UUID("3b9f4a52-1d60-4a7e-8f0e-0c9d2e7a6b15")
 SEED = 20250717
-QUICK = "test_own or test_somebodys"
+ALL = ("test_killed.py",)
+QUICK = ("test_killed.py::test_own[0]", "test_killed.py::test_somebodys")
 """Tests of a short run."""
 _RUN_SECONDS = 240.0
 _POLL_SECONDS = 0.01
@@ -153,10 +154,10 @@ class EndedRuns:
     """One emulated board whose flash outlives its runs, in ``folder``, where leases and temporary
     files of the runs are, too."""
 
-    def __init__(self, folder: Path, chosen: str = "") -> None:
-        """``chosen``: only the tests that this `-k` expression chooses."""
+    def __init__(self, folder: Path, tests: Sequence[str] = ALL) -> None:
+        """``tests`` are the arguments with which pytest chooses them."""
         self._folder = folder
-        self._chosen = ("-k", chosen) if chosen else ()
+        self._tests = tests
         self.board_file = folder / "keeping.toml"
         self.snapshot = folder / "flash" / "safekeeping" / "snapshot.json"
         self._temporary = folder / "tmp"
@@ -196,7 +197,7 @@ class EndedRuns:
         """pytest on the tests, in a session of its own."""
         command = [sys.executable, "-m", "pytest", "-p", "harness.pytest_plugin", "-vv"]
         command += ["-p", "no:cacheprovider", "--rootdir", str(self._folder), "-c", "/dev/null"]
-        command += ["--board", str(self.board_file), "test_killed.py", *self._chosen, *arguments]
+        command += ["--board", str(self.board_file), *self._tests, *arguments]
         return subprocess.Popen(
             command,
             cwd=self._folder,
@@ -293,7 +294,7 @@ class EndedRuns:
         if how is End.TWICE and pending and "waits for: hil restore" not in output:
             yield f"nobody said that something waits:\n{output[-2000:]}"
         if how in {End.TERM, End.HUP, End.INT, End.TWICE}:
-            after_its_end = "passed in " in output and -status in {0, _SIGNALS[how]}
+            after_its_end = " passed" in output and -status in {0, _SIGNALS[how]}
             if status != pytest.ExitCode.INTERRUPTED and not (over and after_its_end):
                 yield f"exit status {status}:\n{output[-2000:]}"
         if "\nTraceback" in output or "INTERNALERROR" in output:
@@ -494,7 +495,7 @@ def _during(output: str) -> str:
     shown = [line for line in output.splitlines() if line.startswith("test_killed.py::")]
     if not shown:
         return "before the first test"
-    if " passed in " in output:
+    if "given back ====" in output:
         return "after the end"
     test = shown[-1].partition("::")[2].partition(" ")[0]
     # The outcome of a test is printed before its clean-up.
@@ -557,7 +558,7 @@ def _page(results: Sequence[Ended], durations: Sequence[float], options: str) ->
     yield "| ended by | after, s | during | back | by | wrong |"
     yield "|---|---|---|---|---|---|"
     for one in sorted(results, key=lambda one: (list(End).index(one.how), one.after)):
-        wrong = "; ".join(one.wrong).replace("\n", " ").replace("|", "\\|") or "nothing"
+        wrong = "; ".join(one.wrong).replace("\n", " ").replace("|", "\\|")[:160] or "nothing"
         back = f"{one.back} of {one.restorable}"
         yield f"| {one.how} | {one.after:.1f} | {one.during} | {back} | {one.by} | {wrong} |"
 
