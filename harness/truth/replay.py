@@ -11,7 +11,7 @@ from typing import Any
 
 from harness.consents import Consent
 from harness.errors import ConsentMissing, HilError, MissingCapability
-from harness.truth import compare, needs, space
+from harness.truth import compare, needs, space, tools
 from harness.truth.calls import Calls
 from harness.truth.needs import Needs, Phase
 from harness.truth.recipes import PLATFORM_KEY, Recipes
@@ -53,6 +53,7 @@ class GroupReplay:
         self._touched: dict[str, int] = {}
         self._numbers = {row.number for row in rows}
         self._guessed = False
+        self._tools: dict[str, bool] = {}
 
     def run(self) -> Iterator[RowResult]:
         """The result of every given row that counts, as it comes."""
@@ -90,8 +91,10 @@ class GroupReplay:
             return RowResult(row, Agreement.SKIPPED, reason=str(error))
         except (MissingCapability, ConsentMissing) as error:
             return RowResult(row, Agreement.SKIPPED, reason=error.what)
-        except HilError as error:
-            differences = (Difference("the row itself", "an outcome", error.what),)
+        except Exception as error:
+            # An instrument, or a text of the board, that nobody foresaw: this row's, and on.
+            said = error.what if isinstance(error, HilError) else f"{type(error).__name__}: {error}"
+            differences = (Difference("the row itself", "an outcome", said),)
         if differences and self._guessed:
             reason = "state unknown: the row before, which left it, is missing"
             return RowResult(row, Agreement.SKIPPED, reason=reason)
@@ -236,8 +239,7 @@ class GroupReplay:
         self._touch(row, mentioned)
         self._consents(wanted)
         shell = self._state.board.shell
-        if not shell.run("command -v bash").ok:
-            raise CannotTake("the board has no bash, whose messages were recorded")
+        self._tools_of(row)
         if wanted.user and not shell.run(f"id {wanted.user}").ok:
             raise CannotTake(f"the board has no user {wanted.user}")
         self._state.settle(
@@ -256,6 +258,27 @@ class GroupReplay:
         )
         during = compare.without_noise(log.since(mark)) if mark else []
         return list(self._compare_command(row, result, compare.without_noise(before), during))
+
+    def _tools_of(self, row: Row) -> None:
+        """Raises :class:`CannotTake` for a program that the board lacks and the recorder's had."""
+        asked = [one for one in ("bash", *tools.programs(row.op[0])) if one not in self._tools]
+        if asked:
+            words = " ".join(map(quote, asked))
+            result = self._state.board.shell.run(
+                "command -v bash >/dev/null || { echo bash; exit; }; "
+                # bash also names a file that it could not run
+                'bash -c \'for t; do p=$(command -v $t) && { test "${p#/}" = "$p" || test -x $p; }'
+                f" || echo $t; done' find {words}"
+            )
+            absent = result.text.split()
+            self._tools.update((one, one not in absent) for one in asked)
+        lacking = [
+            one
+            for one in ("bash", *tools.programs(row.op[0]))
+            if not self._tools[one] and f"{one}: command not found" not in row.output
+        ]
+        if lacking:
+            raise CannotTake(tools.missing(lacking))
 
     def _compare_command(
         self, row: Row, result: Any, before: list[str], during: list[str]
