@@ -17,7 +17,7 @@ import pytest
 from harness.links.ssh import SshShell
 from harness.probe import steps as do
 from harness.probe.probe import Probe
-from harness.truth import compare, tools
+from harness.truth import compare
 from harness.truth.rows import OWN_ROWS, load
 from tests.harness.support.servers import openssh
 
@@ -39,7 +39,7 @@ def replay(folder: Path, rows: list[dict[str, Any]], *words: str) -> dict[str, d
     return {row["id"]: row for row in json.loads(done.stdout)["rows"]}
 
 
-STEPS = {
+STEPS: dict[str, tuple[list[str], list[Any]]] = {
     "fsync": (["fsync(fd)"], ["-EINVAL"]),
     "fdatasync": (["fdatasync(fd)"], ["-EINVAL"]),
     "fallocate": (["fallocate(fd,0,0,100)"], ["-EOPNOTSUPP"]),
@@ -86,7 +86,7 @@ def test_every_step_of_the_vocabulary_is_taken(tmp_path: Path) -> None:
 @pytest.mark.fault("P3")
 def test_zero_bytes_of_a_read_are_zero(tmp_path: Path) -> None:
     op = [f"fd=open('{FILE}',O_RDONLY)", "read(fd,100)", "read(fd,100)", "close(fd)"]
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"id": "g-001", "op": MAKE, "outcome": ["ok", 5, 0]},
         {"id": "g-002", "op": op, "outcome": ["ok", 5, 0, 0]},
         {"id": "g-003", "op": op, "outcome": ["ok", 4, 1, 0]},
@@ -97,7 +97,7 @@ def test_zero_bytes_of_a_read_are_zero(tmp_path: Path) -> None:
 
 @pytest.mark.fault("P2")
 def test_what_goes_wrong_within_a_row_is_that_row_s(tmp_path: Path) -> None:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"id": "g-001", "op": MAKE, "outcome": ["ok", 5, 0]},
         {"id": "g-002", "op": [MAKE[0], "pread(fd,3)"], "outcome": ["ok", "3 bytes 070000"]},
         {"id": "g-003", "op": ["stat"], "outcome": 5, "free_before": ["a", "b", "c"]},
@@ -115,7 +115,11 @@ def test_what_goes_wrong_within_a_row_is_that_row_s(tmp_path: Path) -> None:
 @pytest.mark.skipif(not shutil.which("mmc"), reason="no mmc here: apt install mmc-utils")
 def test_a_tool_that_the_board_lacks_is_a_skip_that_names_its_package(tmp_path: Path) -> None:
     """In a mount namespace in which these programs are no programs, as on a host without them."""
-    hidden = [found for one in ("mmc", "chattr", "lsattr", "efivar", "xxd") if (found := shutil.which(one))]
+    hidden = [
+        found
+        for one in ("mmc", "chattr", "lsattr", "efivar", "xxd")
+        if (found := shutil.which(one))
+    ]
     over = "; ".join(f"mount --bind /dev/null {one}" for one in hidden)
     report = tmp_path / "report"
     groups = "--group imm --group rpmb --group p2a"
@@ -236,11 +240,15 @@ def test_texts_that_do_not(recorded: str, seen: str) -> None:
     ],
 )
 def test_programs_of_a_command_line(line: str, expected: list[str]) -> None:
+    from harness.truth import tools
+
     assert tools.programs(line) == expected
 
 
 def test_programs_of_the_record_are_programs() -> None:
-    """None of them is a word of a text; what is missing in every Debian is none."""
+    """None of them is a word of a text."""
+    from harness.truth import tools
+
     others = "bash echo efibootmgr efivar exec grep kill pidof printf python3 wait xxd"
     known = {*tools.PACKAGE, *others.split()}
     rows = [row for group in load(OWN_ROWS).values() for row in group if row.is_command]

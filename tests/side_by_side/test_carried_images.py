@@ -18,7 +18,6 @@ from pathlib import Path
 import pytest
 
 from emulation.emmc.image import RpmbImage
-from emulation.qemu.catalogue import OWN_KEY_HUK
 from harness.errors import ConfigurationError
 from harness.power.qemu import QemuPower, QemuPowerOptions
 from harness.power.qemu_images import with_images
@@ -29,6 +28,8 @@ RPMB_BYTES = 2 << 20
 EMMC_BYTES = 68 << 20
 BOOT_SECONDS = 300.0
 COMMAND_SECONDS = 120.0
+OWN_KEY_HUK = bytes(range(0x11, 0x21))
+"""That of emulation/qemu/catalogue.py."""
 BOARDS: dict[str, dict[str, object]] = {
     "mm-query": {},
     "mm-own-key": {"rpmb_test_key": False, "huk": OWN_KEY_HUK.hex()},
