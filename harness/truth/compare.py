@@ -56,7 +56,7 @@ _LINE_RULES: tuple[tuple[re.Pattern[str], str], ...] = (
         re.compile(
             r"(\butil-linux|\bkmod version|\b(?:lib)?efivar(?: version:?)?"
             r"|\befibootmgr(?: version)?|\bmmc-utils|^version:?)"
-            r" +v?\d+(?:[.~+-][\w.]+)*(?= *$|[,;:) ])"
+            r" +v?\d+(?:[.~+-][\w.]+)*(?= *$|[,;:) ])(?: \(libmount [^)]*\))?"
         ),
         r"\1 VERSION",
     ),
@@ -66,8 +66,10 @@ _LINE_RULES: tuple[tuple[re.Pattern[str], str], ...] = (
 )
 _DROPPED = re.compile(
     r"^(real|user|sys)\s+\d+m[\d.]+s$|^ *(dp|data): |^\s*$"
-    # hints that util-linux prints since 2.36 and 2.39
+    # hints of newer mounts of util-linux
     r"|^ *dmesg\(1\) may have more information|^mount: \(hint\) |^ +the old version; use 'systemctl"
+    # what kmod was built with
+    r"|^[-+][A-Z0-9]+(?: [-+][A-Z0-9]+)+$"
 )
 _SAME_ERROR = {"-EOPNOTSUPP": "-ENOTSUP", "-EWOULDBLOCK": "-EAGAIN", "-EDEADLOCK": "-EDEADLK"}
 _UNDECODABLE = re.compile("[\ud800-\udfff\ufffd]+")

@@ -22,6 +22,7 @@ from harness.truth.state import State, StateUnknown
 from harness.truth.steps import (
     AUTHENTICATED,
     GLOBAL_GUID,
+    RECORDER_GUID,
     CannotTake,
     NotUnderstood,
     Plan,
@@ -54,6 +55,7 @@ class GroupReplay:
         self._numbers = {row.number for row in rows}
         self._guessed = False
         self._tools: dict[str, bool] = {}
+        self._left_out: dict[str, str] = {}
 
     def run(self) -> Iterator[RowResult]:
         """The result of every given row that counts, as it comes."""
@@ -85,12 +87,11 @@ class GroupReplay:
         try:
             differences = tuple(self._take(row))
         except StateUnknown as error:
-            self._numbers.discard(row.number)  # what follows it is after a gap
-            return RowResult(row, Agreement.SKIPPED, reason=f"state unknown: {error}")
+            return self._skipped(row, f"state unknown: {error}")
         except (CannotTake, NotUnderstood) as error:
-            return RowResult(row, Agreement.SKIPPED, reason=str(error))
+            return self._skipped(row, str(error))
         except (MissingCapability, ConsentMissing) as error:
-            return RowResult(row, Agreement.SKIPPED, reason=error.what)
+            return self._skipped(row, error.what)
         except Exception as error:
             # An instrument, or a text of the board, that nobody foresaw: this row's, and on.
             said = error.what if isinstance(error, HilError) else f"{type(error).__name__}: {error}"
@@ -98,8 +99,17 @@ class GroupReplay:
         if differences and self._guessed:
             reason = "state unknown: the row before, which left it, is missing"
             return RowResult(row, Agreement.SKIPPED, reason=reason)
+        before = next((self._left_out[one] for one in _files(row) if one in self._left_out), None)
+        if differences and before:
+            reason = f"state unknown: {before}, which was skipped, is about the same variable"
+            return RowResult(row, Agreement.SKIPPED, reason=reason)
         verdict = Agreement.DIFFERED if differences else Agreement.AGREED
         return RowResult(row, verdict, differences)
+
+    def _skipped(self, row: Row, reason: str) -> RowResult:
+        self._numbers.discard(row.number)  # what follows it is after a gap
+        self._left_out.update(dict.fromkeys(_files(row), row.id))
+        return RowResult(row, Agreement.SKIPPED, reason=reason)
 
     def _take(self, row: Row) -> list[Difference]:
         if not row.op or row.outcome is None:
@@ -333,6 +343,13 @@ class GroupReplay:
                 if part.endswith(f"> {name}"):
                     return part
         return None
+
+
+def _files(row: Row) -> set[str]:
+    """The recorder's own variables that a row is about, or shows."""
+    told = "\n".join((*row.op, row.output))
+    found = re.findall(rf"([\w.]+)-{RECORDER_GUID}|{RECORDER_GUID}-(\w+)", told)
+    return {before or after for before, after in found}
 
 
 def _phases(rows: Sequence[Row]) -> dict[str, Phase]:

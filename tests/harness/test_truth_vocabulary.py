@@ -195,7 +195,7 @@ def test_poll_and_a_signal_are_python_s_alone(shell: SshShell, tmp_path: Path) -
             "drwxr-xr-x 4 root root 0 Nov 23 14:02 ..",
         ),
         ("mount from util-linux 2.41.5 (libmount 2.41.5: x)", "mount from util-linux 2.38.1"),
-        ("kmod version 34.2", "kmod version 30"),
+        ("kmod version 34.2\n+ZSTD +XZ -EXPERIMENTAL", "kmod version 30"),
         ("efivar 39", "efivar 37"),
         ("version 18", "version 17"),
         ("----i----------------- /x", "----i--------------- /x"),
@@ -206,8 +206,6 @@ def test_poll_and_a_signal_are_python_s_alone(shell: SshShell, tmp_path: Path) -
     ],
 )
 def test_texts_that_say_the_same(recorded: str, seen: str) -> None:
-    if "libmount" in recorded:
-        recorded = recorded.partition(" (")[0]
     assert compare.output("", recorded, seen, "") is None
 
 
