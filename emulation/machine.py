@@ -33,7 +33,7 @@ from emulation.linux.sysfs import Sysfs
 from emulation.linux.tee_bus import BusDriver, TeeDevice
 from emulation.linux.tee_ioctl import TeeNode
 from emulation.linux.tee_stmm_efi import DEVICE_UUID, DRIVER_NAME, TeeStmmEfi
-from emulation.optee.config import OpTeeConfig
+from emulation.optee.config import HUK_SIZE, OpTeeConfig
 from emulation.optee.optee import OpTee
 from emulation.options import BoardOptions, DriverLoading
 from emulation.rpmb_transport import RpmbTransport
@@ -220,14 +220,22 @@ class Machine:
     # Boot
 
     def _optee_config(self) -> OpTeeConfig:
-        routed = self.options.kernel_routed_rpmb
-        return OpTeeConfig(
-            release=self.options.optee,
-            write_key=self.options.write_key,
-            stmm=self.options.stmm,
+        options = self.options
+        routed = options.kernel_routed_rpmb
+        config = OpTeeConfig(
+            release=options.optee,
+            test_key=options.rpmb_test_key,
+            write_key=options.write_key,
+            huk=bytes.fromhex(options.huk) or bytes(HUK_SIZE),
+            huk_compat=options.huk_compat,
+            stmm=options.stmm,
             announce_probe=routed,
             listed_devices=(_TEST_PTA,) if routed else (),
         )
+        if not options.die_id:
+            return config
+        derived = options.die_id == "derived"
+        return replace(config, die_id=None if derived else bytes.fromhex(options.die_id))
 
     def _run_firmware(self, optee: OpTee, console: Console) -> FirmwareTables:
         def say(line: str) -> None:

@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Final, Literal, Self, get_args, get_origin, get_type_hints
 
 from emulation.faults import Fault, FaultSpecError
@@ -57,8 +57,20 @@ class BoardOptions:
     """MMC commands wait as long as their sender asks for: 20 ms a write with tee-supplicant."""
     write_key: bool = True
     """OP-TEE programs the RPMB key of a blank part (CFG_RPMB_WRITE_KEY)."""
-    rpmb_key: str = ""
+    rpmb_key: str = field(default="", repr=False)
     """Key that somebody programmed before the first power-on, 64 hexadecimal digits."""
+    rpmb_test_key: bool = True
+    """OP-TEE was built with CFG_RPMB_TESTKEY; otherwise its RPMB key comes from ``huk`` and
+    ``cid``."""
+    huk: str = field(default="", repr=False)
+    """Hardware unique key, 32 hexadecimal digits; zero by default. One made up for the purpose:
+    that of a real board is a secret that opens its storage, and stays in it."""
+    huk_compat: bool = True
+    """OP-TEE derives its keys with CFG_CORE_HUK_SUBKEY_COMPAT, its default (stack 2.5)."""
+    die_id: str = ""
+    """Nothing: OP-TEE puts "BEEF" repeated into its storage key; 64 hexadecimal digits: this
+    (CFG_CORE_HUK_SUBKEY_COMPAT_USE_OTP_DIE_ID); ``derived``: the same where the platform has
+    none."""
     rpmb_node: bool = True
     """Whether udev made /dev/mmcblk0rpmb."""
     stmm: bool = True
@@ -100,7 +112,7 @@ class BoardOptions:
     """MiB that each of /, /run, /tmp and /dev/shm of the board holds."""
     file: int = 1024
     """MiB that one file of the board may have."""
-    root_password: str = ""
+    root_password: str = field(default="", repr=False)
     """What login on the console asks root for; nothing by default."""
     mutant: str = ""
     """The one thing that is broken, of docs/mutants.md; nothing by default. Whoever runs the board
@@ -123,6 +135,12 @@ class BoardOptions:
             raise OptionError(f"cid={self.cid}: must be 32 hexadecimal digits")
         if self.rpmb_key and not _is_hex(self.rpmb_key, 32):
             raise OptionError("rpmb_key: must be 64 hexadecimal digits")
+        if self.huk and not _is_hex(self.huk, 16):
+            raise OptionError("huk: must be 32 hexadecimal digits")
+        if self.die_id not in ("", "derived") and not _is_hex(self.die_id, 32):
+            raise OptionError(f"die_id={self.die_id}: must be 64 hexadecimal digits, or derived")
+        if self.die_id and not self.huk_compat:
+            raise OptionError("die_id: is part of no key with huk_compat=no")
         for spec in self.fault:
             try:
                 Fault.parse(spec)
@@ -148,9 +166,11 @@ class BoardOptions:
             key, equals, text = word.partition("=")
             key = key.replace("-", "_")
             if not equals:
-                raise OptionError(f"{word}: write it as key=value; keys are {', '.join(names)}")
+                # Never the whole word: its other half may be a HUK.
+                shown = word.partition(":")[0].partition(" ")[0]
+                raise OptionError(f"{shown}: write it as key=value; keys are {', '.join(names)}")
             if key not in names:
-                raise OptionError(f"{word}: no option {key}{nearest(key, names)}")
+                raise OptionError(f"{key}: no such option{nearest(key, names)}")
             if key == "fault":
                 values[key] = (*values.get(key, ()), *text.split(","))
             else:

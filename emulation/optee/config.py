@@ -1,12 +1,17 @@
 """How an OP-TEE was built."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Literal
+from typing import Final, Literal
 from uuid import UUID
 
 Release = Literal["4.10", "4.1"]
+
+HUK_SIZE: Final = 16
+"""HW_UNIQUE_KEY_LENGTH."""
+DIE_ID_SIZE: Final = 32
+"""TEE_FS_KM_CHIP_ID_LENGTH."""
 
 
 @dataclass(frozen=True)
@@ -24,10 +29,14 @@ class OpTeeConfig:
     """CFG_RPMB_RESET_FAT: format the RPMB file system at every boot."""
     announce_probe: bool = False
     """CFG_RPMB_ANNOUNCE_PROBE_CAP: the kernel routes RPMB, no device needs the supplicant."""
-    huk: bytes = bytes(16)
-    """Hardware unique key."""
-    chip_id: bytes = bytes(32)
-    """What tee_otp_get_die_id answers."""
+    huk: bytes = field(default=bytes(HUK_SIZE), repr=False)
+    """Hardware unique key: zero where the platform has none (core/kernel/otp_stubs.c)."""
+    huk_compat: bool = True
+    """CFG_CORE_HUK_SUBKEY_COMPAT: RPMB and storage key as before OP-TEE 3.7."""
+    die_id: bytes | None = b"BEEF" * (DIE_ID_SIZE // 4)
+    """What the storage key is derived from in compat mode: this pattern, or with
+    CFG_CORE_HUK_SUBKEY_COMPAT_USE_OTP_DIE_ID the platform's; None: its default, which OP-TEE
+    derives from ``huk``."""
     stmm: bool = True
     """CFG_STMM_PATH: StandaloneMM is part of the image."""
     listed_devices: tuple[UUID, ...] = ()

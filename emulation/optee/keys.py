@@ -1,6 +1,7 @@
 """Keys that OP-TEE derives, and the encryption of file blocks in the RPMB.
 
-Source: stack 1.8 and 2.5; OT41 core/tee/tee_fs_key_manager.c, core/kernel/huk_subkey.c.
+Source: stack 1.8 and 2.5; OT41 and OP-TEE 4.10 core/tee/tee_fs_key_manager.c,
+core/kernel/huk_subkey.c, otp_stubs.c.
 """
 
 from __future__ import annotations
@@ -11,12 +12,11 @@ from hashlib import sha256
 from typing import Final
 from uuid import UUID
 
-from emulation.optee.config import OpTeeConfig
+from emulation.optee.config import DIE_ID_SIZE, OpTeeConfig
 from harness.formats.rpmb import OPTEE_TEST_KEY
 from harness.formats.rpmb_fs import FEK_SIZE
 
-_USAGE_RPMB: Final = (0).to_bytes(4, "little")
-_USAGE_SSK: Final = (1).to_bytes(4, "little")
+_USAGE_RPMB, _USAGE_SSK, _USAGE_DIE_ID = (usage.to_bytes(4, "little") for usage in range(3))
 _SSK_LABEL: Final = b"ONLY_FOR_tee_fs_ssk\0"
 _AES_BLOCK: Final = 16
 
@@ -28,15 +28,29 @@ def rpmb_key(config: OpTeeConfig, cid: bytes) -> bytes:
     # Product revision and CRC change with a firmware update of the card.
     stable = bytearray(cid)
     stable[9] = stable[15] = 0
-    return hmac.digest(config.huk, _USAGE_RPMB + stable, "sha256")
+    return _derive(config, b"" if config.huk_compat else _USAGE_RPMB, bytes(stable))
+
+
+def storage_key(config: OpTeeConfig) -> bytes:
+    """The secure storage key (SSK) from which all keys of files are derived, 32 bytes."""
+    if not config.huk_compat:
+        return _derive(config, _USAGE_SSK)
+    die_id = config.die_id
+    if die_id is None:
+        die_id = _derive(config, _USAGE_DIE_ID)[:DIE_ID_SIZE]
+    return _derive(config, die_id, _SSK_LABEL)
+
+
+def _derive(config: OpTeeConfig, *parts: bytes) -> bytes:
+    """huk_subkey_derive."""
+    return hmac.digest(config.huk, b"".join(parts), "sha256")
 
 
 class FileKeys:
     """The file encryption keys of one trusted application."""
 
     def __init__(self, config: OpTeeConfig, owner: UUID) -> None:
-        secret = hmac.digest(config.huk, _USAGE_SSK + config.chip_id + _SSK_LABEL, "sha256")
-        self._storage_key = hmac.digest(secret, owner.bytes_le, "sha256")
+        self._storage_key = hmac.digest(storage_key(config), owner.bytes_le, "sha256")
 
     def generate(self) -> bytes:
         """A fresh key as the file table keeps it: encrypted."""

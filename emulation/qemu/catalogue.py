@@ -20,6 +20,8 @@ class Configuration:
     """Which U-Boot: ``mm`` and ``mm-query`` keep variables in StandaloneMM, ``file`` in a file."""
     routing: str
     """Who takes RPMB frames from OP-TEE to the eMMC: ``supplicant`` or ``kernel``."""
+    optee: str = ""
+    """Which OP-TEE, if not that of the routing; ``own-key`` has no test key and a HUK."""
 
 
 CONFIGURATIONS = (
@@ -27,7 +29,11 @@ CONFIGURATIONS = (
     Configuration("mm", "mm", "supplicant"),
     Configuration("file", "file", "supplicant"),
     Configuration("mm-kernel-rpmb", "mm", "kernel"),
+    Configuration("mm-own-key", "mm-query", "supplicant", "own-key"),
 )
+
+OWN_KEY_HUK = bytes(range(0x11, 0x21))
+"""The hardware unique key of ``mm-own-key``: known to all, so no board may have it."""
 
 # What maintainer scripts would have done in the tree of tools.
 _TOOLS_CONFIGURED = """
@@ -101,15 +107,23 @@ cp "$(find source build -name fiptool -type f -perm -100 | head -n 1)" /out/fipt
 
 # 15 MiB of secure memory need a heap for the image of StandaloneMM and the blocks of the RPMB.
 _OPTEE_COMPILE = """
-make -C source -j"$JOBS" O=/work/%(routing)s PLATFORM=vexpress-qemu_armv8a \
+make -C source -j"$JOBS" O=/work/%(name)s PLATFORM=vexpress-qemu_armv8a \
     CROSS_COMPILE64=aarch64-linux-gnu- CFG_ARM64_core=y CFG_USER_TA_TARGETS=ta_arm64 \
     CFG_ARM_GICV3=y CFG_CORE_HEAP_SIZE=524288 CFG_SCTLR_ALIGNMENT_CHECK=n \
-    CFG_REE_FS=n CFG_RPMB_FS=y CFG_RPMB_TESTKEY=y CFG_RPMB_WRITE_KEY=y \
+    CFG_REE_FS=n CFG_RPMB_FS=y CFG_RPMB_TESTKEY=%(test_key)s CFG_RPMB_WRITE_KEY=y \
     CFG_RPMB_ANNOUNCE_PROBE_CAP=%(announce)s CFG_STMM_PATH=/in/stmm/BL32_AP_MM.fd \
     CFG_BUILD_IN_TREE_TA=n CFG_TEE_CORE_EMBED_INTERNAL_TESTS=n CFG_TEE_CORE_LOG_LEVEL=2
-mkdir -p /out/%(routing)s
-cp %(routing)s/core/tee-header_v2.bin %(routing)s/core/tee-pager_v2.bin \
-    %(routing)s/core/tee-pageable_v2.bin /out/%(routing)s/
+mkdir -p /out/%(name)s
+cp %(name)s/core/tee-header_v2.bin %(name)s/core/tee-pager_v2.bin \
+    %(name)s/core/tee-pageable_v2.bin /out/%(name)s/
+"""
+
+# The HUK of this platform is zero (core/kernel/otp_stubs.c).
+_OPTEE_HUK = f"""
+huk='(uint8_t []){{ {", ".join(map(hex, OWN_KEY_HUK))} }}'
+sed -i "s/^\tmemset(&hwkey->data.*/\tmemcpy(hwkey->data, $huk, sizeof(hwkey->data));/" \\
+    source/core/kernel/otp_stubs.c
+grep -q 'memcpy(hwkey' source/core/kernel/otp_stubs.c
 """
 
 _STMM_COMPILE = """
@@ -119,9 +133,9 @@ STMM_TARGET=RELEASE bash /own/build.sh /work/source /work/build /out/BL32_AP_MM.
 # BL1 is where the CPU starts, the package of the other images 256 KiB above (TF-A, plat/qemu).
 _FIRMWARE = """
 /in/tf-a/fiptool create --tb-fw /in/tf-a/bl2.bin --soc-fw /in/tf-a/bl31.bin \
-    --tos-fw /in/optee-os/%(routing)s/tee-header_v2.bin \
-    --tos-fw-extra1 /in/optee-os/%(routing)s/tee-pager_v2.bin \
-    --tos-fw-extra2 /in/optee-os/%(routing)s/tee-pageable_v2.bin \
+    --tos-fw /in/optee-os/%(optee)s/tee-header_v2.bin \
+    --tos-fw-extra1 /in/optee-os/%(optee)s/tee-pager_v2.bin \
+    --tos-fw-extra2 /in/optee-os/%(optee)s/tee-pageable_v2.bin \
     --nt-fw /in/u-boot/%(u_boot)s/u-boot.bin fip.bin
 cp /in/tf-a/bl1.bin /out/%(name)s.bin
 dd if=fip.bin of=/out/%(name)s.bin bs=64K seek=4 conv=notrunc
@@ -294,18 +308,28 @@ STMM = Piece(
     megabytes=1200,
 )
 
+
+def _optee_compile(
+    step: str, name: str, before: str = "", *, announce: str = "n", test_key: str = "y"
+) -> Script:
+    values = {"name": name, "announce": announce, "test_key": test_key}
+    return Script(step, before + _OPTEE_COMPILE % values)
+
+
 OPTEE_OS = Piece(
     name="optee-os",
-    says="OP-TEE 4.10 with StandaloneMM, RPMB file system and test key, for both routings",
+    says="OP-TEE 4.10 with StandaloneMM and RPMB file system: test key, both routings; own key",
     needs=("tools", "stmm"),
     groups=("optee-os",),
     steps=(
         Script("unpack", _SOURCE),
-        Script("compile", _OPTEE_COMPILE % {"routing": "supplicant", "announce": "n"}),
-        Script("compile-kernel-rpmb", _OPTEE_COMPILE % {"routing": "kernel", "announce": "y"}),
+        _optee_compile("compile", "supplicant"),
+        _optee_compile("compile-kernel-rpmb", "kernel", announce="y"),
+        # Last: it changes the source.
+        _optee_compile("compile-own-key", "own-key", _OPTEE_HUK, test_key="n"),
     ),
-    outputs=("supplicant/tee-pager_v2.bin", "kernel/tee-pager_v2.bin"),
-    megabytes=500,
+    outputs=tuple(f"{name}/tee-pager_v2.bin" for name in ("supplicant", "kernel", "own-key")),
+    megabytes=600,
 )
 
 FIRMWARE = Piece(
@@ -318,7 +342,12 @@ FIRMWARE = Piece(
         *(
             Script(
                 f"assemble-{one.name}",
-                _FIRMWARE % {"name": one.name, "routing": one.routing, "u_boot": one.u_boot},
+                _FIRMWARE
+                % {
+                    "name": one.name,
+                    "optee": one.optee or one.routing,
+                    "u_boot": one.u_boot,
+                },
             )
             for one in CONFIGURATIONS
         ),

@@ -75,6 +75,8 @@ def _paths(step: Step) -> tuple[str, ...]:
             return (source, target)
         case do.Unlink(path) | do.Truncate(path) | do.Mknod(path):
             return (path,)
+        case do.SystemCall("lsetxattr" | "lremovexattr", (bytes() as raw, *_)):
+            return (raw.rstrip(b"\0").decode("utf-8", "surrogateescape"),)
         case do.Mkdir(path) | do.Rmdir(path) | do.Symlink(_, path):
             return (path,)
         case _:

@@ -106,6 +106,8 @@ class Translator:
                 return _utility("rmdir", quote(path))
             case do.ListDir(path):
                 return _utility("ls", f"-1a {quote(path)}/")
+            case do.SystemCall(name):
+                return f"!make the call {name}"
             case _:
                 return f"!take the step {type(step).__name__}"
 

@@ -162,6 +162,17 @@ class StaticCodec:
                 self._ask(step, _Call("ioctl", (self._open[fd], _FS_IOC_SETFLAGS, word)))
             case do.ListDir(path):
                 self._list(step, path)
+            case do.Mmap(fd, size, protection, sharing):
+                arguments = (0, size, protection, sharing, self._open[fd], 0)
+                self._ask(step, _Call("mmap", arguments))
+            case do.SystemCall(name, arguments, fd, room):
+                if name not in self.machine.calls:
+                    raise ValueError(f"the helper does not know the call {name}")
+                buffer = arguments.index(None) + (fd is not None) if None in arguments else 0
+                first = () if fd is None else (self._open[fd],)
+                rest = (0 if one is None else one for one in arguments)
+                call = _Call(name, (*first, *rest), room, buffer)
+                self._ask(step, call, value=True)
             case _:
                 self._ask(step, _path_call(step))
 

@@ -195,6 +195,53 @@ class ListDir(Step):
 
 
 @dataclass(frozen=True, slots=True)
+class SystemCall(Step):
+    """Any other call, by its name in the C library (the helper knows those of ``MACHINES``); value
+    = its result.
+
+    Arguments: the descriptor ``fd`` first, if there is one; numbers; bytes stand for their address;
+    None, once at most, for that of a buffer of ``room`` bytes, of which ``data`` has as many as
+    the call returned.
+    """
+
+    name: str
+    arguments: tuple[int | bytes | None, ...] = ()
+    fd: str | None = None
+    room: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Mmap(Step):
+    """``mmap(2)`` of the first ``size`` bytes; ``protection`` and ``sharing`` are PROT_ and MAP_
+    flags."""
+
+    fd: str
+    size: int
+    protection: int = 1
+    sharing: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Poll(Step):
+    """``poll(2)`` of one descriptor, in milliseconds; value = the events that came back. Only
+    python3 takes it."""
+
+    fd: str
+    events: int
+    timeout: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SignalledWrite(Step):
+    """``write(2)`` during which a signal with a handler arrives, ``after`` microseconds; value =
+    bytes written. Only python3 takes it."""
+
+    fd: str
+    data: bytes
+    after: int = 1000
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """What one step returned on the target.
 

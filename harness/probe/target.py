@@ -109,11 +109,7 @@ class Steps:
         fcntl.ioctl(self.fd(step), FS_IOC_SETFLAGS, struct.pack("l", step["flags"]))
 
     def do_statfs(self, step: Any) -> Any:
-        try:
-            import ctypes
-        except ImportError:
-            raise Unsupported("python3 without ctypes cannot call statfs") from None
-        libc = ctypes.CDLL(None, use_errno=True)
+        ctypes, libc = self.libc()
         # f_type is the first member of struct statfs everywhere, a machine word
         buffer = (ctypes.c_long * 64)()
         if libc.statfs(os.fsencode(step["path"]), buffer) != 0:
@@ -134,6 +130,68 @@ class Steps:
     def do_listdir(self, step: Any) -> Any:
         names = sorted(os.listdir(os.fsencode(step["path"])))
         return {"value": len(names), "names": [name.hex() for name in names]}
+
+    def do_systemcall(self, step: Any) -> Any:
+        ctypes, libc = self.libc()
+        if not hasattr(libc, step["name"]):
+            raise Unsupported("the C library has no " + step["name"])
+        buffer = ctypes.create_string_buffer(step["room"] or 1)
+        arguments = [] if step["fd"] is None else [ctypes.c_long(self.fd(step))]
+        for one in step["arguments"]:
+            if one is None:
+                arguments.append(buffer)
+            else:
+                number = isinstance(one, int)
+                arguments.append(ctypes.c_long(one) if number else bytes.fromhex(one))
+        call = getattr(libc, step["name"])
+        call.restype = ctypes.c_long
+        result = self.checked(ctypes, call(*arguments))
+        return {"value": result, "data": buffer.raw[: max(0, result)].hex() if step["room"] else ""}
+
+    def do_mmap(self, step: Any) -> Any:
+        ctypes, libc = self.libc()
+        libc.mmap.restype = ctypes.c_long
+        size, protection, sharing = step["size"], step["protection"], step["sharing"]
+        words = [0, size, protection, sharing, self.fd(step), 0]
+        self.checked(ctypes, libc.mmap(*map(ctypes.c_long, words)))
+
+    def do_poll(self, step: Any) -> Any:
+        import select
+
+        poll = select.poll()
+        poll.register(self.fd(step), step["events"])
+        return {"value": sum(events for _, events in poll.poll(step["timeout"]))}
+
+    def do_signalledwrite(self, step: Any) -> Any:
+        ctypes, libc = self.libc()
+        data, fd = bytes.fromhex(step["data"]), self.fd(step)
+        libc.write.restype = ctypes.c_long
+        before = signal.signal(signal.SIGUSR1, lambda *_: None)
+        pid = os.getpid()
+        child = os.fork()
+        if child == 0:
+            # not a timer: the alarm of serve() is one
+            libc.usleep(step["after"])
+            os.kill(pid, signal.SIGUSR1)
+            os._exit(0)
+        try:
+            # not os.write, which would write again when it was interrupted
+            return {"value": self.checked(ctypes, libc.write(fd, data, len(data)))}
+        finally:
+            os.waitpid(child, 0)
+            signal.signal(signal.SIGUSR1, before)
+
+    def libc(self) -> Any:
+        try:
+            import ctypes
+        except ImportError:
+            raise Unsupported("this python3 has no ctypes") from None
+        return ctypes, ctypes.CDLL(None, use_errno=True)
+
+    def checked(self, ctypes: Any, result: int) -> int:
+        if result == -1:
+            raise OSError(ctypes.get_errno(), "failed")
+        return result
 
     def take(self, step: Any) -> Any:
         kind = step["kind"]

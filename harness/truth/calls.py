@@ -12,6 +12,10 @@ from harness.truth.results import Difference, caused, differs
 from harness.truth.rows import Row
 from harness.truth.state import State
 from harness.truth.steps import GLOBAL_GUID, READ_BYTES, CannotTake, Plan
+from harness.truth.tools import PACKAGE
+
+_CONTENTS = ("after", "readback", "back", "read")
+_MODES = ("SetupMode", "SecureBoot", "VendorKeys", "AuditMode", "DeployedMode")
 
 
 @dataclass
@@ -76,7 +80,9 @@ class Calls:
         outcomes = self.state.take(steps)
         unsupported = next((one.unsupported for one in outcomes if one.unsupported), None)
         if unsupported:
-            raise CannotTake(f"this board's probe cannot take it: {unsupported}")
+            lacking = unsupported.rpartition("lacks the tool: ")[2].strip()
+            package = f" (package {PACKAGE[lacking]})" if lacking in PACKAGE else ""
+            raise CannotTake(f"this board's probe cannot take it: {unsupported}{package}")
         return (
             [outcomes[begin:end] for begin, end in spans],
             outcomes[look_at : look_at + len(looks)],

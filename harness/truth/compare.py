@@ -36,6 +36,8 @@ _LS = re.compile(
     r"^([-dlbcps][-rwxsStT]{9})[.+@]? +(\d+) (\S+) +(\S+) +(\d+|\d+, +\d+) "
     r"(?:\w{3} +\d+ +[\d:]+|\d{4}-\d\d-\d\d [\d:]+) (.*)$"
 )
+# As many columns as its version knows letters.
+_LSATTR = re.compile(r"^([-a-zA-Z]{10,}) (/.*)$")
 _LINE_RULES: tuple[tuple[re.Pattern[str], str], ...] = (
     # a time, or a time in seconds printed by itself
     (re.compile(r"^\d+\.\d+$"), "SECONDS"),
@@ -45,22 +47,55 @@ _LINE_RULES: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"^\d+ \d+ \d+:\d+ (.*?) (?:shared:\d+ )?- "), r"MOUNT \1 - "),
     # the file system's id in `stat -f`
     (re.compile(r"^ *ID: [0-9a-f]+ "), "ID: "),
+    # how long dd took, and how it tells amounts
+    (re.compile(r"^(\d+) bytes? (?:\([^)]*\) )*copied, .*"), r"\1 bytes copied"),
+    # versions of the tools, printed by themselves
+    (
+        re.compile(
+            r"(\butil-linux|\bkmod version|\b(?:lib)?efivar(?: version:?)?"
+            r"|\befibootmgr(?: version)?|\bmmc-utils|^version:?)"
+            r" +v?\d+(?:[.~+-][\w.]+)*(?= *$|[,;:) ])(?: \(libmount [^)]*\))?"
+        ),
+        r"\1 VERSION",
+    ),
     # a boot entry's device path, and how the tool prints optional data
     (re.compile(r"^(Boot[0-9A-F]{4}\*?) ([^\t]*)\t.*$"), r"\1 \2"),
     (_COUNTER, "Counter value: N"),
 )
-_DROPPED = re.compile(r"^(real|user|sys)\s+\d+m[\d.]+s$|^ *(dp|data): |^\s*$")
+_DROPPED = re.compile(
+    r"^(real|user|sys)\s+\d+m[\d.]+s$|^ *(dp|data): |^\s*$"
+    # hints of newer mounts of util-linux
+    r"|^ *dmesg\(1\) may have more information|^mount: \(hint\) |^ +the old version; use 'systemctl"
+    # what kmod was built with
+    r"|^[-+][A-Z0-9]+(?: [-+][A-Z0-9]+)+$"
+)
+_SAME_ERROR = {"-EOPNOTSUPP": "-ENOTSUP", "-EWOULDBLOCK": "-EAGAIN", "-EDEADLOCK": "-EDEADLK"}
+_UNDECODABLE = re.compile("[\ud800-\udfff\ufffd]+")
 
 
 def value(expected: Any, seen: Any) -> bool:
     """Whether one step's outcome agrees."""
     if expected is None:
         return seen in (None, 0)
+    expected, seen = _named(expected), _named(seen)
     if isinstance(seen, Mapping):
         return _space(expected, seen)
     if isinstance(expected, str) and isinstance(seen, str):
         return _text(expected, seen)
-    return bool(expected == seen)
+    return bool(expected == seen) or _count(expected) == _count(seen) is not None
+
+
+def _named(outcome: Any) -> Any:
+    """An error by one of its names, where Linux has two for one number."""
+    return _SAME_ERROR.get(outcome, outcome) if isinstance(outcome, str) else outcome
+
+
+def _count(outcome: Any) -> int | None:
+    """What a read returned: a number, or where its bytes are told, how many."""
+    if isinstance(outcome, int):
+        return outcome
+    told = re.fullmatch(r"(\d+) bytes?( .*)?", outcome, re.DOTALL) if type(outcome) is str else None
+    return int(told[1]) if told else None
 
 
 def _text(expected: str, seen: str) -> bool:
@@ -94,7 +129,7 @@ def content(expected: Any, seen: bytes | None, error: str | None) -> bool:
     if expected is None:
         return seen is None
     if isinstance(expected, str) and expected.startswith("-E"):
-        return error == expected[1:]
+        return error is not None and _named(f"-{error}") == _named(expected)
     wanted = content_of(expected)
     if wanted is None or seen is None:
         return False
@@ -175,9 +210,16 @@ def _lines(command: str, text: str) -> list[str]:
 
 
 def _by_line_rules(line: str) -> str:
+    # Recorders decode in their own ways what is no UTF-8.
+    line = _UNDECODABLE.sub("\ufffd", line)
     listed = _LS.match(line)
     if listed:
-        return " ".join(listed.groups())
+        mode, links, *rest, name = listed.groups()
+        # A directory above has as many links as the kernel has directories in it.
+        return " ".join((mode, "LINKS" if name == ".." else links, *rest, name))
+    attributes = _LSATTR.match(line)
+    if attributes:
+        return f"{attributes[1].replace('-', '')} {attributes[2]}"
     for pattern, replacement in _LINE_RULES:
         line = pattern.sub(replacement, line)
     return line

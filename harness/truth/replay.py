@@ -9,7 +9,7 @@ from typing import Any
 
 from harness.consents import Consent
 from harness.errors import ConsentMissing, HilError, MissingCapability
-from harness.truth import compare, needs, space
+from harness.truth import compare, needs, space, tools
 from harness.truth.calls import Calls
 from harness.truth.needs import Needs, Phase
 from harness.truth.recipes import PLATFORM_KEY, Recipes
@@ -20,6 +20,7 @@ from harness.truth.state import State, StateUnknown
 from harness.truth.steps import (
     AUTHENTICATED,
     GLOBAL_GUID,
+    RECORDER_GUID,
     CannotTake,
     NotUnderstood,
     Plan,
@@ -50,6 +51,8 @@ class GroupReplay:
         self._touched: dict[str, int] = {}
         self._numbers = {row.number for row in rows}
         self._guessed = False
+        self._tools: dict[str, bool] = {}
+        self._left_out: dict[str, str] = {}
 
     def run(self) -> Iterator[RowResult]:
         """The result of every given row that counts, as it comes."""
@@ -81,19 +84,29 @@ class GroupReplay:
         try:
             differences = tuple(self._take(row))
         except StateUnknown as error:
-            self._numbers.discard(row.number)  # what follows it is after a gap
-            return RowResult(row, Agreement.SKIPPED, reason=f"state unknown: {error}")
+            return self._skipped(row, f"state unknown: {error}")
         except (CannotTake, NotUnderstood) as error:
-            return RowResult(row, Agreement.SKIPPED, reason=str(error))
+            return self._skipped(row, str(error))
         except (MissingCapability, ConsentMissing) as error:
-            return RowResult(row, Agreement.SKIPPED, reason=error.what)
-        except HilError as error:
-            differences = (Difference("the row itself", "an outcome", error.what),)
+            return self._skipped(row, error.what)
+        except Exception as error:
+            # An instrument, or a text of the board, that nobody foresaw: this row's, and on.
+            said = error.what if isinstance(error, HilError) else f"{type(error).__name__}: {error}"
+            differences = (Difference("the row itself", "an outcome", said),)
         if differences and self._guessed:
             reason = "state unknown: the row before, which left it, is missing"
             return RowResult(row, Agreement.SKIPPED, reason=reason)
+        before = next((self._left_out[one] for one in _files(row) if one in self._left_out), None)
+        if differences and before:
+            reason = f"state unknown: {before}, which was skipped, is about the same variable"
+            return RowResult(row, Agreement.SKIPPED, reason=reason)
         verdict = Agreement.DIFFERED if differences else Agreement.AGREED
         return RowResult(row, verdict, differences)
+
+    def _skipped(self, row: Row, reason: str) -> RowResult:
+        self._numbers.discard(row.number)  # what follows it is after a gap
+        self._left_out.update(dict.fromkeys(_files(row), row.id))
+        return RowResult(row, Agreement.SKIPPED, reason=reason)
 
     def _take(self, row: Row) -> list[Difference]:
         if not row.op or row.outcome is None:
@@ -233,8 +246,7 @@ class GroupReplay:
         self._touch(row, mentioned)
         self._consents(wanted)
         shell = self._state.board.shell
-        if not shell.run("command -v bash").ok:
-            raise CannotTake("the board has no bash, whose messages were recorded")
+        self._tools_of(row)
         if wanted.user and not shell.run(f"id {wanted.user}").ok:
             raise CannotTake(f"the board has no user {wanted.user}")
         self._state.settle(
@@ -253,6 +265,27 @@ class GroupReplay:
         )
         during = compare.without_noise(log.since(mark)) if mark else []
         return list(self._compare_command(row, result, compare.without_noise(before), during))
+
+    def _tools_of(self, row: Row) -> None:
+        """Raises :class:`CannotTake` for a program that the board lacks and the recorder's had."""
+        asked = [one for one in ("bash", *tools.programs(row.op[0])) if one not in self._tools]
+        if asked:
+            words = " ".join(map(quote, asked))
+            result = self._state.board.shell.run(
+                "command -v bash >/dev/null || { echo bash; exit; }; "
+                # bash also names a file that it could not run
+                'bash -c \'for t; do p=$(command -v $t) && { test "${p#/}" = "$p" || test -x $p; }'
+                f" || echo $t; done' find {words}"
+            )
+            absent = result.text.split()
+            self._tools.update((one, one not in absent) for one in asked)
+        lacking = [
+            one
+            for one in ("bash", *tools.programs(row.op[0]))
+            if not self._tools[one] and f"{one}: command not found" not in row.output
+        ]
+        if lacking:
+            raise CannotTake(tools.missing(lacking))
 
     def _compare_command(
         self, row: Row, result: Any, before: list[str], during: list[str]
@@ -307,6 +340,13 @@ class GroupReplay:
                 if part.endswith(f"> {name}"):
                     return part
         return None
+
+
+def _files(row: Row) -> set[str]:
+    """The recorder's own variables that a row is about, or shows."""
+    told = "\n".join((*row.op, row.output))
+    found = re.findall(rf"([\w.]+)-{RECORDER_GUID}|{RECORDER_GUID}-(\w+)", told)
+    return {before or after for before, after in found}
 
 
 def _phases(rows: Sequence[Row]) -> dict[str, Phase]:

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 
 from harness.board.board import Board
 from harness.capabilities import EFIVARS_PATH, STMM_DRIVER, VENDOR_GUID
-from harness.errors import HilError
+from harness.errors import HilError, HostError
 from harness.instruments.tee import routing_model
 from harness.probe import steps as do
+from harness.probe.probe import Probe
 from harness.probe.steps import Outcome, Step
 from harness.store.records import LARGEST_FILLER, RECORDED, SMALLEST_RECORD, data_for, record_size
 from harness.truth import space
@@ -88,8 +89,16 @@ class State:
     # --- looking ------------------------------------------------------------------------------
 
     def take(self, steps: Sequence[Step]) -> list[Outcome]:
-        """Probe steps with the time that a slow store needs."""
-        return self.board.probe.steps(steps, timeout=STEP_SECONDS)
+        """Probe steps with the time that a slow store needs. Raises :class:`CannotTake` where only
+        python3 can take one and the board has none."""
+        if not any(isinstance(step, do.Poll | do.SignalledWrite) for step in steps):
+            return self.board.probe.steps(steps, timeout=STEP_SECONDS)
+        guard = self.board.foreign_writes.check
+        with Probe(self.board.shell, backend="python3", guard=guard) as probe:
+            try:
+                return probe.steps(steps, timeout=STEP_SECONDS)
+            except HostError as error:
+                raise CannotTake(f"only python3 can take it: {error.what}") from error
 
     def look(self, file: str) -> Found:
         """Size and content of a file."""

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness.capabilities import EFIVARS_PATH
-from harness.instruments.efivars import IMMUTABLE
 from harness.probe import steps as do
 from harness.probe.steps import Outcome, Step
+from harness.truth import syscalls
 from harness.truth.rows import Row
 
 RECORDER_GUID = "12345678-1234-1234-1234-123456789abc"
@@ -162,24 +162,39 @@ def plan(row: Row, file: str, auth: Sequence[Path]) -> Plan:
     outcomes = row.outcomes
     for number, text in enumerate(row.op):
         expected = outcomes[number] if number < len(outcomes) else None
-        made.actions.append(_action(row, text, number, expected, made, auth))
+        try:
+            made.actions.append(_action(row, text, number, expected, made, auth))
+        except (ValueError, LookupError, StopIteration) as error:
+            raise NotUnderstood(f"the step {text!r}: {error}") from None
     return made
 
 
 def _action(
     row: Row, text: str, number: int, expected: object, made: Plan, auth: Sequence[Path]
 ) -> Action:
-    file = made.file
-    where = path(file)
+    where = path(made.file)
     opened = _OPEN.fullmatch(text)
     if opened or _CUT_OPEN.match(text):
         fd, flags = _opening(text)
         hidden = _clear(where) if expected == "ok" and "RDONLY" not in flags else ()
         return Action(text, (do.Open(fd, where, flags),), _ok, hidden)
+    changed = syscalls.flags_set(text)
+    if changed is not None:
+        return Action(text, *syscalls.set_flags(where, changed))
+    context = _Context(row, text, number, expected, made, auth)
+    interrupted = syscalls.signalled(text)
+    if interrupted is not None:
+        fd, data = interrupted
+        context.note(data)
+        return Action(text, (do.SignalledWrite(fd, data),), _value)
     call = _CALL.fullmatch(text)
-    if call and call[1] in _CALLS:
+    if call:
         arguments = [one.strip() for one in _arguments(call[2])] if call[2] else []
-        return _CALLS[call[1]](_Context(row, text, number, expected, made, auth), arguments)
+        rarer = syscalls.call(call[1], arguments, where, expected)
+        if rarer is not None:
+            return Action(text, *rarer)
+        if call[1] in _CALLS:
+            return _CALLS[call[1]](context, arguments)
     return _abstract(row, text, number, expected, made)
 
 
@@ -236,14 +251,25 @@ class _Context:
         hidden = _clear(path(self.plan.file)) if clear and self.expected != "-EPERM" else ()
         return Action(self.text, steps, result, hidden)
 
+    def note(self, data: bytes) -> None:
+        """One buffer for efivarfs, which is one SetVariable."""
+        if len(data) >= 4:
+            attributes = int.from_bytes(data[:4], "little")
+            self.plan.writes.append(Written(self.plan.file, attributes, data[4:], self.number))
+
 
 def _write(context: _Context, arguments: list[str]) -> Action:
     fd, content = arguments[0], ",".join(arguments[1:])
     data = _content(content, context)
-    if len(data) >= 4:
-        attributes = int.from_bytes(data[:4], "little")
-        context.plan.writes.append(Written(context.plan.file, attributes, data[4:], context.number))
+    context.note(data)
     return context.act(do.Write(fd, data), result=_value)
+
+
+def _pwrite(context: _Context, arguments: list[str]) -> Action:
+    """efivarfs does not look at the offset."""
+    data = _content(",".join(arguments[1:-1]), context)
+    context.note(data)
+    return context.act(do.Pwrite(arguments[0], data, int(arguments[-1], 0)), result=_value)
 
 
 def _writev(context: _Context, arguments: list[str]) -> Action:
@@ -252,6 +278,8 @@ def _writev(context: _Context, arguments: list[str]) -> Action:
     fd, listed = (arguments[0], arguments[1:]) if named else ("fd", arguments)
     words = [word.strip(" []") for part in listed for word in part.split(",")]
     parts = tuple(_content(word, context) for word in words)
+    for part in parts:
+        context.note(part)
     return context.act(do.Writev(fd, parts), result=_value)
 
 
@@ -311,6 +339,7 @@ _CALLS: dict[str, Callable[[_Context, list[str]], Action]] = {
     "write": _write,
     "writev": _writev,
     "read": lambda row, told: row.act(do.Read(told[0], int(told[1])), result=_bytes),
+    "pwrite": _pwrite,
     "pread": lambda row, told: row.act(
         do.Pread(told[0], int(told[1]), int(told[2])), result=_bytes
     ),
@@ -354,9 +383,6 @@ def _abstract(row: Row, text: str, number: int, expected: object, made: Plan) ->
             return Action(text, (do.Stat(where),), _value)
         case "exists":
             return Action(text, (do.Stat(where),), lambda seen: seen[0].ok)
-        case "chattr -i" | "chattr +i":
-            wanted = 0 if text == "chattr -i" else IMMUTABLE
-            return Action(text, _set_flags(where, wanted), _first_error)
         case "GETFLAGS":
             return _get_flags(text, where)
         case "ioctl":
@@ -385,11 +411,7 @@ def _set_data(row: Row, expected: object) -> tuple[int, bytes]:
 def _clear(where: str) -> tuple[Step, ...]:
     """The recorder cleared the immutable flag before whatever it did not expect to be refused
     with EPERM."""
-    return _set_flags(where, 0)
-
-
-def _set_flags(where: str, flags: int) -> tuple[Step, ...]:
-    return (do.Open("f", where), do.SetFlags("f", flags), do.Close("f"))
+    return syscalls.set_flags(where, 0)[0]
 
 
 def _get_flags(text: str, where: str) -> Action:

@@ -6,6 +6,8 @@ A test here may crash the kernel, so it needs the consent for that and ends with
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from harness.board.board import Board
@@ -17,17 +19,20 @@ from harness.store.records import record_size
 
 _READERS = 3
 _ROUNDS = 12
-_SECONDS = 20
+"""At least so many."""
+_SECONDS = 10
+"""The longest that the race is waited for."""
 _HANGS_SECONDS = 2.0
 
 
 @pytest.mark.cases(321, 323)
+@pytest.mark.fault("P5")
 @pytest.mark.pain(22)
 @pytest.mark.xfail(
     reason="who reads between unregister and register finds no efivars: the kernel oopses "
     "(fs/efivarfs, drivers/firmware/efi/vars.c: __efivars is NULL after efivar_lock)",
     raises=AssertionError,
-    strict=False,
+    strict=True,
 )
 @pytest.mark.needs("driver_bound", "writable", "kernel_log")
 @pytest.mark.consents("unbind_driver", "crash_kernel", "power_cycle")
@@ -37,22 +42,26 @@ _HANGS_SECONDS = 2.0
 @pytest.mark.destructive
 def test_readers_while_the_driver_goes_and_comes(board: Board, power: PowerSwitch) -> None:
     mark = board.kernel_log.mark()
+    rounds, said = 0, list[str]()
+    until = time.monotonic() + _SECONDS
     board.shell.run_isolated(
         f"for r in $(seq {_READERS}); do (timeout {_SECONDS} sh -c 'while :; do "
         f"cat {board.efivars.path}/* >/dev/null 2>&1; done') </dev/null >/dev/null 2>&1 & done"
     ).check()
     try:
-        for _ in range(_ROUNDS):
+        while not bad_lines(said) and (rounds < _ROUNDS or time.monotonic() < until):
             board.tee.unbind(timeout=_HANGS_SECONDS)
             board.tee.bind(timeout=_HANGS_SECONDS)
-            if bad_lines(board.kernel_log.since(mark)):
-                break
-        said = board.kernel_log.since(mark)
+            said = board.kernel_log.since(mark)
+            rounds += 1
     except HilError:
         # A crashed kernel may do nothing any more, or hang up.
         said = ["BUG: the board stopped answering"]
     finally:
         power.cycle()
+    if not bad_lines(said):
+        # A race that was not hit shows neither that the defect is there nor that it is mended.
+        pytest.skip(f"{rounds} times unbound and bound in {_SECONDS} s of reading: no oops seen")
     assert bad_lines(said) == []
 
 

@@ -96,6 +96,8 @@ MACHINES: Mapping[str, Machine] = {
             "close": 3, "unlinkat": 263, "truncate": 76, "ftruncate": 77, "renameat2": 316,
             "linkat": 265, "symlinkat": 266, "mkdirat": 258, "mknodat": 259, "ioctl": 16,
             "statfs": 137, "getdents64": 217, "statx": 332,
+            "fsync": 74, "fdatasync": 75, "fallocate": 285, "mmap": 9,
+            "lsetxattr": 189, "lgetxattr": 192, "llistxattr": 195, "lremovexattr": 198,
         },
         {
             **_COMMON_FLAGS,
@@ -112,6 +114,8 @@ MACHINES: Mapping[str, Machine] = {
             "close": 57, "unlinkat": 35, "truncate": 45, "ftruncate": 46, "renameat2": 276,
             "linkat": 37, "symlinkat": 36, "mkdirat": 34, "mknodat": 33, "ioctl": 29,
             "statfs": 43, "getdents64": 61, "statx": 291,
+            "fsync": 82, "fdatasync": 83, "fallocate": 47, "mmap": 222,
+            "lsetxattr": 6, "lgetxattr": 9, "llistxattr": 12, "lremovexattr": 15,
         },
         {
             **_COMMON_FLAGS,
