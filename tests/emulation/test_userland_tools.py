@@ -323,3 +323,66 @@ def test_busybox_tells_init_to_reboot(boot: Callable[..., EmulatedBoard], need_t
                 board.run("cat /proc/sys/kernel/random/boot_id", timeout=3).out.strip() or before
             )
     assert boot_id != before
+
+
+@pytest.mark.fault("U1")
+@pytest.mark.parametrize(
+    "line",
+    ["systemctl reboot", "systemctl poweroff", "reboot", "poweroff", "halt", "shutdown now"],
+)
+def test_help_ends_nothing(emulated: EmulatedBoard, line: str) -> None:
+    boot_id = emulated.ok("cat /proc/sys/kernel/random/boot_id")
+    for option in ("--help", "--frob", "--he"):
+        emulated.run(f"{line} {option}")
+        assert emulated.ok("cat /proc/sys/kernel/random/boot_id") == boot_id
+    assert f"{line.split()[0]} [OPTIONS" in emulated.ok(f"{line} --help")
+    refused = emulated.run(f"{line} --frob")
+    assert (refused.status, refused.out) == (1, "")
+    assert refused.err == f"{line.split()[0]}: unrecognized option '--frob'\n"
+
+
+@pytest.mark.fault("U1")
+def test_what_warns_only_ends_nothing(emulated: EmulatedBoard) -> None:
+    boot_id = emulated.ok("cat /proc/sys/kernel/random/boot_id")
+    for line in ("shutdown -k now", "reboot -w", "reboot one two", "systemctl reboot more"):
+        emulated.run(line)
+        assert emulated.ok("cat /proc/sys/kernel/random/boot_id") == boot_id
+
+
+_REFUSED = (
+    "--frob", "-Z", "-p", "--lines", "-n", "show --property", "--force=3", "-o", "--quiet=1",
+    "reboot --frob", "show -qZ", "--no-p=1",
+)  # fmt: skip
+
+
+@pytest.mark.fault("U1")
+@pytest.mark.parametrize("command", ["systemctl", "journalctl"])
+def test_options_are_refused_as_systemd_does(
+    emulated: EmulatedBoard, need_tool: Need, command: str
+) -> None:
+    """Beside the host's own program, which reads its options before it looks for systemd."""
+    real = need_tool(command, "systemd")
+    ours = ("--frob", "-Z", "-u", "--unit", "-o", "--no-pager=1", "-kZ")
+    for line in _REFUSED if command == "systemctl" else ours:
+        theirs = subprocess.run(
+            [command, *line.split()], executable=real, capture_output=True, text=True, timeout=20
+        )
+        refused = emulated.run(f"{command} {line}")
+        assert (refused.status, refused.err) == (theirs.returncode, theirs.stderr), line
+
+
+@pytest.mark.fault("U1")
+@pytest.mark.parametrize("command", ["systemctl", "journalctl"])
+def test_version_is_systemds(emulated: EmulatedBoard, command: str) -> None:
+    assert re.match(r"systemd \d+ \(.*\)\n\+PAM ", emulated.ok(f"{command} --version"))
+
+
+@pytest.mark.fault("U1")
+def test_options_that_choose(emulated: EmulatedBoard) -> None:
+    shown = emulated.ok("systemctl -P LoadState show tee-supplicant")
+    assert shown == "loaded\n"
+    assert "tee-supplicant" not in emulated.ok("systemctl list-units --state=failed")
+    assert "tee-supplicant" in emulated.ok("systemctl list-units --state=active,failed")
+    emulated.ok("echo one of a kind > /dev/kmsg")
+    assert emulated.ok("journalctl -k -n 2 -g 'of a kind' -o cat -b 0") == "one of a kind\n"
+    assert emulated.run("journalctl -b -1").status == 1
