@@ -1,7 +1,7 @@
 """The user area of the eMMC: what ``/dev/mmcblk0`` shows, in a sparse file.
 
-A card comes from the factory with a partition table, an EFI system partition and a root partition,
-both of them blank.  The system partition is the one that the recorded boot entry names (truth
+A card comes from the factory with a partition table, an EFI system partition, which is an empty
+FAT, and a root partition, which is blank.  The system partition is the one that the recorded boot entry names (truth
 special-051).  As with the RPMB (:mod:`emulation.emmc.image`), what was written survives the death
 of this process at any instruction.
 """
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final, Self
 from uuid import UUID
 
+from emulation.emmc.fat import write_fat16
 from emulation.emmc.gpt import ESP, ROOT_ARM64, Partition, write_table
 from emulation.emmc.image import ImageError
 from harness.formats.mmc import MMC_SECTOR
@@ -33,7 +34,9 @@ class UserArea:
         self.sectors = sectors
         # The last sector is written last, so a file that is too short was never finished.
         if os.fstat(descriptor).st_size < sectors * MMC_SECTOR:
-            write_table(self, _DISK, _factory_partitions(sectors))
+            partitions = _factory_partitions(sectors)
+            write_fat16(self, partitions[0], _DISK.int & 0xFFFFFFFF)
+            write_table(self, _DISK, partitions)
 
     @classmethod
     def open(cls, path: Path, sectors: int) -> Self:

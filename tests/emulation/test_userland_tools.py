@@ -386,3 +386,62 @@ def test_options_that_choose(emulated: EmulatedBoard) -> None:
     emulated.ok("echo one of a kind > /dev/kmsg")
     assert emulated.ok("journalctl -k -n 2 -g 'of a kind' -o cat -b 0") == "one of a kind\n"
     assert emulated.run("journalctl -b -1").status == 1
+
+
+@pytest.mark.fault("U2")
+def test_machine_id_is_kept(boot: Callable[..., EmulatedBoard]) -> None:
+    board = boot("variant=mm")
+    first = board.ok("cat /etc/machine-id")
+    assert re.fullmatch(r"[0-9a-f]{32}\n", first)
+    board.disconnect()
+    board.control("off")
+    board.control("on")
+    assert board.ok("cat /etc/machine-id") == first
+    assert boot("variant=mm").ok("cat /etc/machine-id") != first
+
+
+@pytest.mark.fault("U2")
+def test_processors_and_device_tree_are_an_arm64_boards(emulated: EmulatedBoard) -> None:
+    cpus = "/sys/devices/system/cpu"
+    assert emulated.ok(f"cat {cpus}/online {cpus}/present") == "0-1\n0-1\n"
+    assert emulated.ok(f"cat {cpus}/cpu1/regs/identification/midr_el1") == "0x00000000411fd070\n"
+    assert emulated.ok("getconf _NPROCESSORS_ONLN") == "2\n"
+    for base in ("/sys/firmware/devicetree/base", "/proc/device-tree"):
+        assert emulated.ok(f"cat {base}/model") == "linux,dummy-virt\0"
+        assert emulated.ok(f"cat {base}/compatible | tr '\\0' '\\n'") == "linux,dummy-virt\n"
+        assert re.fullmatch(r"[0-9a-f]{16}\0", emulated.ok(f"cat {base}/serial-number"))
+    assert emulated.ok("cat /sys/firmware/devicetree/base/firmware/optee/compatible") == (
+        "linaro,optee-tz\0"
+    )
+
+
+@pytest.mark.fault("U2")
+def test_csd_tells_the_size(emulated: EmulatedBoard) -> None:
+    """JESD84-B51 7.3: capacity = (C_SIZE + 1) * 2^(C_SIZE_MULT + 2) * 2^READ_BL_LEN."""
+    csd = int(emulated.ok("cat /sys/class/mmc_host/mmc0/mmc0:0001/csd"), 16)
+    size = (csd >> 62 & 0xFFF) + 1 << (csd >> 47 & 7) + 2 << (csd >> 80 & 0xF)
+    assert size == int(emulated.ok("blockdev --getsize64 /dev/mmcblk0"))
+    assert (csd >> 126, csd & 0xFF) == (3, 0)
+
+
+@pytest.mark.fault("U2")
+def test_the_system_partition_is_a_fat(emulated: EmulatedBoard, need_tool: Need) -> None:
+    need_tool("blkid", "util-linux")
+    shown = emulated.ok("blkid -p -o export /dev/mmcblk0p1").split()
+    assert {"TYPE=vfat", "VERSION=FAT16", "LABEL_FATBOOT=ESP", "LABEL=ESP"} <= set(shown)
+
+
+@pytest.mark.fault("U2")
+def test_fsck_finds_nothing(emulated: EmulatedBoard, need_tool: Need) -> None:
+    need_tool("fsck.fat", "dosfstools")
+    assert "0 files, 0/" in emulated.ok("fsck.fat -n -v /dev/mmcblk0p1")
+
+
+@pytest.mark.fault("U5")
+def test_the_host_is_not_shown(emulated: EmulatedBoard) -> None:
+    cpuinfo = emulated.ok("cat /proc/cpuinfo")
+    assert cpuinfo.count("CPU part\t: 0xd07\n") == 2
+    assert "vendor_id" not in cpuinfo
+    assert emulated.ok("systemd-detect-virt") == "qemu\n"
+    inside = emulated.run("systemd-detect-virt --container")
+    assert (inside.status, inside.out) == (1, "none\n")

@@ -34,7 +34,7 @@ REQUEST_SECONDS: Final = 10.0
 
 COMMANDS: Final = (
     "systemctl", "journalctl", "modprobe", "rmmod", "udevadm",
-    "reboot", "poweroff", "halt", "shutdown",
+    "reboot", "poweroff", "halt", "shutdown", "systemd-detect-virt",
 )  # fmt: skip
 """Names under which the client program is installed."""
 
@@ -58,6 +58,13 @@ _SHUTDOWN: Final = CommandLine(
     "shutdown [OPTIONS...] [TIME] [WALL...]",
     "",
     "Shut down the system.",
+)
+_DETECT_VIRT: Final = CommandLine(
+    "systemd-detect-virt",
+    "-c --container -v --vm -r --chroot --private-users -q --quiet",
+    "systemd-detect-virt [OPTIONS...]",
+    "",
+    "Detect execution in a virtualized environment.",
 )
 _UDEVADM: Final = CommandLine(
     "udevadm",
@@ -128,6 +135,7 @@ class Manager:
             "halt": self._end("halt"),
             "shutdown": self._shutdown,
             "udevadm": self._udevadm,
+            "systemd-detect-virt": self._detect_virt,
         }
 
     async def listen(self, path: Path) -> None:
@@ -287,6 +295,13 @@ class Manager:
         return Reply(
             err=[f"{action.capitalize()} scheduled in {minutes} min, use 'shutdown -c' to cancel."]
         )
+
+    async def _detect_virt(self, uid: int, arguments: Sequence[str]) -> Reply:
+        """The recorded board is QEMU's, which DMI tells (boot log)."""
+        words = _DETECT_VIRT.read(arguments)
+        inside = not words.has("container", "chroot", "private-users")
+        shown = [] if words.has("quiet", "chroot", "private-users") else ["qemu"]
+        return Reply(out=shown if inside or not shown else ["none"], status=int(not inside))
 
     # ---------------------------------------------------------------- udev
 

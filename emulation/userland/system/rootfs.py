@@ -43,7 +43,9 @@ _SERVICES: Final = Path(__file__).parent / "services"
 _DISGUISES: Final = ("tee-supplicant", "agetty")
 """Names under which processes of the board's Python show themselves."""
 
-_COVERED: Final = ("/usr/bin/systemctl", "/usr/bin/journalctl", "/usr/bin/udevadm")
+_COVERED: Final = tuple(
+    f"/usr/bin/{name}" for name in ("systemctl", "journalctl", "udevadm", "systemd-detect-virt")
+)
 """The host's own: they would talk to a service manager that is not there."""
 
 
@@ -170,9 +172,7 @@ def _machine_id(state: Path) -> str:
     return file.read_text()
 
 
-def _etc(
-    options: BoardOptions, accounts: object, path: str, machine_id: str
-) -> list[PlacedFile]:
+def _etc(options: BoardOptions, accounts: object, path: str, machine_id: str) -> list[PlacedFile]:
     known = list(accounts)  # type: ignore[call-overload]
     shadow = {None: "*", "": ""}
     passwd = [f"{a.name}:x:{a.uid}:{a.gid}:{a.gecos or a.name}:{a.home}:{a.shell}" for a in known]
