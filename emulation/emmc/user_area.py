@@ -6,6 +6,7 @@ special-051).  As with the RPMB (:mod:`emulation.emmc.image`), what was written 
 of this process at any instruction.
 """
 
+import errno
 import os
 import weakref
 from pathlib import Path
@@ -32,6 +33,7 @@ class UserArea:
         self._descriptor = descriptor
         self._close = weakref.finalize(self, os.close, descriptor)
         self.sectors = sectors
+        self.protected: tuple[range, ...] = ()
         # The last sector is written last, so a file that is too short was never finished.
         if os.fstat(descriptor).st_size < sectors * MMC_SECTOR:
             partitions = _factory_partitions(sectors)
@@ -60,7 +62,11 @@ class UserArea:
         return os.pread(self._descriptor, size, offset)
 
     def write(self, offset: int, data: bytes) -> None:
-        """Store ``data`` at byte ``offset``, all of it within the area."""
+        """Store ``data`` at byte ``offset``, all of it within the area; OSError EIO where the card
+        protects any of it (``protected``: ranges of bytes)."""
+        end = offset + len(data)
+        if any(part.start < end and offset < part.stop for part in self.protected):
+            raise OSError(errno.EIO, "the card protects it from writing")
         os.pwrite(self._descriptor, data, offset)
 
     def close(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import shlex
 import subprocess
 import time
 from collections.abc import Callable
@@ -445,3 +446,131 @@ def test_the_host_is_not_shown(emulated: EmulatedBoard) -> None:
     assert emulated.ok("systemd-detect-virt") == "qemu\n"
     inside = emulated.run("systemd-detect-virt --container")
     assert (inside.status, inside.out) == (1, "none\n")
+
+
+_XATTR = """
+import errno, os
+for call in (os.listxattr, lambda p: os.setxattr(p, "user.x", b"1"), lambda p: os.getxattr(p, "user.x"),
+             lambda p: os.removexattr(p, "user.x")):
+    try:
+        print(call(PATH))
+    except OSError as error:
+        print(errno.errorcode[error.errno])
+"""
+
+
+@pytest.mark.fault("U4")
+def test_extended_attributes_of_a_variable(emulated: EmulatedBoard, need_tool: Need) -> None:
+    need_tool("python3", "python3")
+    name = f"{EFIVARS}/Xattr-{VENDOR}"
+    emulated.ok(f"printf '\\007\\000\\000\\000x' > {name}")
+    try:
+        program = _XATTR.replace("PATH", repr(name)).encode()
+        shown = emulated.ok("python3 -", stdin=program)
+        assert shown.split() == ["[]", "EPERM", "ENOTSUP", "EPERM"]
+        emulated.ok(f"chattr -i {name}")
+        shown = emulated.ok("python3 -", stdin=program)
+        assert shown.split() == ["[]", "ENOTSUP", "ENOTSUP", "ENOTSUP"]
+    finally:
+        emulated.run(f"chattr -i {name}; rm {name}")
+
+
+@pytest.mark.fault("U4")
+@pytest.mark.parametrize(
+    "line",
+    [
+        "mount -t efivarfs none /mnt",
+        f"mount -o remount,rw {EFIVARS}",
+        f"umount {EFIVARS}",
+        "rmmod -f efi_pstore || python3 -c 'import ctypes; "
+        'l = ctypes.CDLL(None, use_errno=True); exit(l.delete_module(b"efi_pstore", 0) != 0)\'',
+    ],
+)
+def test_root_of_another_user_namespace_is_nobody(
+    emulated: EmulatedBoard, need_tool: Need, line: str
+) -> None:
+    need_tool("unshare", "util-linux")
+    if "python3" in line:
+        line = line.partition(" || ")[2]
+    table = emulated.ok(f"grep {EFIVARS} /proc/mounts; lsmod")
+    refused = emulated.run(f"unshare -Urm sh -c {shlex.quote(line)}")
+    assert refused.status != 0
+    assert emulated.ok(f"grep {EFIVARS} /proc/mounts; lsmod") == table
+
+
+@pytest.mark.fault("U5")
+def test_erase_and_write_protection_answer(emulated: EmulatedBoard, need_tool: Need) -> None:
+    need_tool("mmc", "mmc-utils")
+    need_tool("python3", "python3")
+    shown = emulated.ok("python3 -", stdin=_MMC_COMMANDS.encode())
+    assert shown.splitlines() == [
+        "38 10000900 -",  # no start, no end
+        "35 00000900 -", "36 00000900 -", "38 00000900 -", "erased True",
+        "35 80000900 -",  # behind the end
+        "31 00000900 0000000000000000", "28 00000900 -", "31 00000900 0000000000000001",
+        "30 00000900 00000001", "write EIO", "35 00000900 -", "36 00000900 -", "38 00008900 -",
+        "29 00000900 -", "30 00000900 00000000", "write ok",
+    ]  # fmt: skip
+
+
+_MMC_COMMANDS = """
+import ctypes, errno, fcntl, os, struct
+disk = os.open("/dev/mmcblk0", os.O_RDWR)
+AT = 96 << 20
+def command(opcode, arg, size=0):
+    data = ctypes.create_string_buffer(max(size, 1))
+    record = bytearray(struct.pack("<iiII4IIIIIIIIIQ", 0, 0, opcode, arg, 0, 0, 0, 0, 0x15,
+                                   size, int(size > 0), 0, 0, 0, 0, 0, ctypes.addressof(data)))
+    fcntl.ioctl(disk, 0xC048B300, record)
+    shown = data.raw[:size].hex() if size else "-"
+    print(opcode, "%08x" % struct.unpack_from("<I", record, 16), shown)
+def write():
+    try:
+        other = os.open("/dev/mmcblk0", os.O_WRONLY | os.O_DSYNC)
+        os.pwrite(other, bytes(512), AT)
+        os.close(other)
+        print("write ok")
+    except OSError as error:
+        print("write", errno.errorcode[error.errno])
+os.pwrite(disk, bytes(512), AT)
+command(38, 0)
+command(35, AT); command(36, AT); command(38, 0)
+print("erased", os.pread(disk, 512, AT) == b"\\xff" * 512)
+command(35, 128 << 20)
+command(31, AT, 8); command(28, AT); command(31, AT, 8); command(30, AT, 4)
+write()
+command(35, AT); command(36, AT); command(38, 0)
+command(29, AT); command(30, AT, 4)
+write()
+"""
+
+
+@pytest.mark.fault("U6")
+def test_eight_entries_at_once(emulated: EmulatedBoard, need_tool: Need) -> None:
+    """efibootmgr finds a free number and the order first and writes then: some are told EINVAL by
+    libefivar's two reads of what another changes meanwhile. What came through is there whole, and
+    nobody else's entry is harmed."""
+    need_tool("efibootmgr", "efibootmgr")
+    before = emulated.ok("efibootmgr")
+    order = re.search(r"^BootOrder: (\S+)$", before, re.MULTILINE)
+    assert order
+    create = r"efibootmgr -q -c -d /dev/mmcblk0 -p 1 -l '\EFI\X.EFI' -L many$n"
+    try:
+        said = emulated.ok(
+            f"for n in 1 2 3 4 5 6 7 8; do ({create} 2>&1 || echo failed $n) & done; wait",
+            timeout=60,
+        )
+        assert "Traceback" not in said
+        after = emulated.ok("efibootmgr -v")
+        entries = re.findall(
+            r"^Boot(\w{4})\* many\d\tHD\(1,.*\)/File\(\\EFI\\X.EFI\)$", after, re.M
+        )
+        made = re.findall(r"many\d", after)
+        assert 1 <= len(made) == len(entries)
+        for line in before.splitlines():
+            if re.match(r"Boot\w{4}\*", line):
+                assert line in after
+    finally:
+        for number in re.findall(r"^Boot(\w{4})\* many", emulated.ok("efibootmgr"), re.M):
+            emulated.run(f"efibootmgr -q -b {number} -B")
+        emulated.ok(f"efibootmgr -q -o {order[1]}")

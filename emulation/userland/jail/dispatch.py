@@ -66,6 +66,7 @@ class Dispatcher:
         mounts over that."""
         self._maps = maps
         self._init_pid = init_pid
+        self._home = ""
         self._shared = Shared(
             supervisor=supervisor,
             listener=listener,
@@ -89,6 +90,9 @@ class Dispatcher:
         if notification.pid == self._init_pid:
             shared.listener.proceed(notification.id)
             return
+        if not self._home:
+            # Of the first program of the board, which cannot have made a namespace yet.
+            self._home = Caller(notification.pid, self._maps).user_namespace()
         kind = self._calls[notification.number]
         if kind.path is not None:
             # Nearly all of them, and nearly all of these are the kernel's own business.
@@ -99,7 +103,8 @@ class Dispatcher:
         elif kind.of_disks and not shared.tree.handles:
             shared.listener.proceed(notification.id)
             return
-        call = Call(kind.name, notification, Caller(notification.pid, self._maps), shared)
+        caller = Caller(notification.pid, self._maps, self._home)
+        call = Call(kind.name, notification, caller, shared)
         call.settle(lambda: kind.answer(call))
 
     def poke(self) -> None:
