@@ -574,3 +574,51 @@ def test_eight_entries_at_once(emulated: EmulatedBoard, need_tool: Need) -> None
         for number in re.findall(r"^Boot(\w{4})\* many", emulated.ok("efibootmgr"), re.M):
             emulated.run(f"efibootmgr -q -b {number} -B")
         emulated.ok(f"efibootmgr -q -o {order[1]}")
+
+
+_CHARACTER_DEVICE = """
+import errno, os, stat, sys
+for _ in range(2):
+    fd = os.open(sys.argv[1], os.O_RDWR)
+for call in (lambda: os.read(fd, 512), lambda: os.write(fd, bytes(512)), lambda: os.write(fd, b"x"),
+             lambda: os.lseek(fd, 0, os.SEEK_SET), lambda: os.lseek(fd, 0, os.SEEK_END)):
+    try:
+        print(call())
+    except OSError as error:
+        print(errno.errorcode[error.errno])
+status = os.fstat(fd)
+print(stat.S_ISCHR(status.st_mode), status.st_rdev == os.stat(sys.argv[1]).st_rdev)
+"""
+
+
+@pytest.mark.fault("U3")
+@pytest.mark.parametrize("node", ["mmcblk0rpmb", "tee0"])
+def test_character_devices_are_not_read(
+    emulated: EmulatedBoard, need_tool: Need, node: str
+) -> None:
+    """Recorded of the RPMB: opened twice, EINVAL, EINVAL, ESPIPE."""
+    need_tool("python3", "python3")
+    shown = emulated.ok(f"python3 - /dev/{node}", stdin=_CHARACTER_DEVICE.encode())
+    assert shown.split() == ["EINVAL"] * 3 + ["ESPIPE"] * 2 + ["True", "True"]
+
+
+@pytest.mark.fault("U3")
+@pytest.mark.parametrize("node", ["mmcblk0rpmb", "tee0", "mmcblk0p1"])
+def test_fuser_shows_who_holds_a_device(
+    emulated: EmulatedBoard, need_tool: Need, node: str
+) -> None:
+    need_tool("fuser", "psmisc")
+    lines = f"exec 7</dev/{node}; echo $$; fuser /dev/{node} 2>/dev/null"
+    pid, *holders = emulated.ok(f"bash -c '{lines}'").split()
+    assert pid in holders
+    assert pid not in emulated.run(f"fuser /dev/{node} 2>/dev/null").out.split()
+
+
+@pytest.mark.fault("U3")
+def test_closed_devices_are_free_again(emulated: EmulatedBoard) -> None:
+    """More opens than may be at once, one after the other and at once."""
+    emulated.ok("for i in $(seq 300); do : </dev/tee0 || exit 1; done", timeout=60)
+    many = "for i in $(seq 300); do exec {fd}</dev/tee0 || exit 1; done"
+    refused = emulated.run(f"bash -c '{many}'", timeout=60)
+    assert "Too many open files in system" in refused.err
+    emulated.until(": </dev/tee0")
