@@ -300,6 +300,7 @@ class Machine:
             boot_id=boot_id,
             configuration=kernel_config(self.options),
             disks=mmc.disks.values(),
+            cid=card.cid,
         )
         sysfs = Sysfs(
             sysfs_tree.build(driver, card, tuple(mmc.disks.values()), modules), booted=time.time()

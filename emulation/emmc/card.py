@@ -8,6 +8,7 @@ import errno
 import struct
 from typing import Final
 
+from emulation.emmc import groups
 from emulation.emmc.image import RpmbImage
 from emulation.emmc.rpmb import QEMU, Profile, RpmbPartition
 from emulation.emmc.user_area import UserArea
@@ -42,6 +43,11 @@ _ENHANCED_RPMB: Final = 1 << 4
 """EN_RPMB_REL_WR in EXT_CSD[166]."""
 _ENHANCED_RELIABLE_WRITE: Final = 1 << 2
 """EN_REL_WR in EXT_CSD[166]."""
+_USER_WP: Final = 171
+_OF_GROUPS: Final = (
+    groups.SET_WRITE_PROT, groups.CLR_WRITE_PROT, groups.SEND_WRITE_PROT,
+    groups.SEND_WRITE_PROT_TYPE, groups.ERASE_GROUP_START, groups.ERASE_GROUP_END, groups.ERASE,
+)  # fmt: skip
 _READ_ONLY_FROM: Final = 192
 """EXT_CSD from here on is the properties segment."""
 
@@ -87,6 +93,7 @@ class EmmcCard:
             raise ValueError("a CID has 16 bytes")
         self.cid = cid
         self.user_area = user_area or UserArea.in_memory(USER_SECTORS)
+        self._groups = groups.Groups(self.user_area)
         self.rpmb = RpmbPartition(
             image,
             rel_wr_sec_c=rel_wr_sec_c,
@@ -101,6 +108,14 @@ class EmmcCard:
         self._ext_csd = bytearray(self._reset_values)
 
     @property
+    def csd(self) -> bytes:
+        """The 16 bytes of CSD, without their checksum as a host controller hands them on."""
+        groups = min(self.user_area.sectors >> 9, 1 << 12)  # of 512 sectors: C_SIZE_MULT is 7
+        fields = {126: 3, 122: 4, 112: 0x0F, 96: 0x32, 84: 0x0F5, 80: 9, 62: groups - 1, 47: 7}
+        fields |= {42: 31, 37: 31, 32: 31, 31: 1, 26: 2, 22: 9}
+        return sum(value << bit for bit, value in fields.items()).to_bytes(16, "big")
+
+    @property
     def ext_csd(self) -> bytes:
         """The 512 bytes of EXT_CSD."""
         return bytes(self._ext_csd)
@@ -109,6 +124,7 @@ class EmmcCard:
         """The power went and came back: volatile registers have their reset values."""
         self._ext_csd[:] = self._reset_values
         self.rpmb.power_cycle()
+        self._groups.power_cycle()
 
     def execute(
         self,
@@ -125,8 +141,8 @@ class EmmcCard:
 
         ``write_flag`` bit 31 is reliable write, which the kernel passes on in CMD23.  Returns the
         data read and the four response words.  A command that the card does not know gets no
-        answer: OSError ETIMEDOUT.  Commands read and write the RPMB only; the block device has the
-        rest from ``user_area``.
+        answer: OSError ETIMEDOUT.  Commands read and write the RPMB only (and erase and protect
+        the rest, which the block device has from ``user_area``).
         """
         if opcode == MMC_SEND_EXT_CSD:
             return self.ext_csd[: blksz * blocks], _r1()
@@ -134,6 +150,9 @@ class EmmcCard:
             return b"", _r1()
         if opcode == MMC_SWITCH:
             return b"", _r1(self._switch(arg))
+        if opcode in _OF_GROUPS:
+            answer, errors = self._groups.execute(opcode, arg, self._ext_csd[_USER_WP])
+            return answer[: blksz * blocks], _r1(errors)
         if rpmb_selected and opcode in (MMC_READ_MULTIPLE_BLOCK, MMC_WRITE_MULTIPLE_BLOCK):
             if blksz != MMC_SECTOR or blocks < 1:
                 return bytes(blksz * blocks), _r1(_BLOCK_LENGTH_ERROR)

@@ -1,17 +1,19 @@
 """The user area of the eMMC: what ``/dev/mmcblk0`` shows, in a sparse file.
 
-A card comes from the factory with a partition table, an EFI system partition and a root partition,
-both of them blank.  The system partition is the one that the recorded boot entry names (truth
+A card comes from the factory with a partition table, an EFI system partition, which is an empty
+FAT, and a root partition, which is blank.  The system partition is the one that the recorded boot entry names (truth
 special-051).  As with the RPMB (:mod:`emulation.emmc.image`), what was written survives the death
 of this process at any instruction.
 """
 
+import errno
 import os
 import weakref
 from pathlib import Path
 from typing import Final, Self
 from uuid import UUID
 
+from emulation.emmc.fat import write_fat16
 from emulation.emmc.gpt import ESP, ROOT_ARM64, Partition, write_table
 from emulation.emmc.image import ImageError
 from harness.formats.mmc import MMC_SECTOR
@@ -31,9 +33,12 @@ class UserArea:
         self._descriptor = descriptor
         self._close = weakref.finalize(self, os.close, descriptor)
         self.sectors = sectors
+        self.protected: tuple[range, ...] = ()
         # The last sector is written last, so a file that is too short was never finished.
         if os.fstat(descriptor).st_size < sectors * MMC_SECTOR:
-            write_table(self, _DISK, _factory_partitions(sectors))
+            partitions = _factory_partitions(sectors)
+            write_fat16(self, partitions[0], _DISK.int & 0xFFFFFFFF)
+            write_table(self, _DISK, partitions)
 
     @classmethod
     def open(cls, path: Path, sectors: int) -> Self:
@@ -57,7 +62,11 @@ class UserArea:
         return os.pread(self._descriptor, size, offset)
 
     def write(self, offset: int, data: bytes) -> None:
-        """Store ``data`` at byte ``offset``, all of it within the area."""
+        """Store ``data`` at byte ``offset``, all of it within the area; OSError EIO where the card
+        protects any of it (``protected``: ranges of bytes)."""
+        end = offset + len(data)
+        if any(part.start < end and offset < part.stop for part in self.protected):
+            raise OSError(errno.EIO, "the card protects it from writing")
         os.pwrite(self._descriptor, data, offset)
 
     def close(self) -> None:

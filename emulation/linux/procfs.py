@@ -7,6 +7,7 @@ import gzip
 from collections.abc import Callable, Iterable
 from typing import Final
 
+from emulation.linux import cpu, device_tree
 from emulation.linux.kernel import Kernel, Task
 from emulation.linux.mmc_ioctl import Disk
 from emulation.linux.modules import ModuleLoader
@@ -53,6 +54,7 @@ def proc_files(
     boot_id: str,
     configuration: str,
     disks: Iterable[Disk],
+    cid: bytes,
 ) -> dict[str, ProcFile]:
     """Absolute path -> what is read there at this moment. ``configuration``: what the kernel was
     built with (CONFIG_IKCONFIG_PROC)."""
@@ -68,6 +70,11 @@ def proc_files(
     return {
         "/proc/cmdline": constant(f"{command_line}\n"),
         "/proc/config.gz": lambda task: packed,
+        "/proc/cpuinfo": constant(cpu.cpuinfo()),
+        **{
+            f"/proc/device-tree/{name}": constant(value.decode("latin-1"))
+            for name, value in device_tree.properties(cid).items()
+        },
         "/proc/version": constant(banner),
         "/proc/sys/kernel/osrelease": constant(f"{release}\n"),
         "/proc/sys/kernel/version": constant(f"{version}\n"),

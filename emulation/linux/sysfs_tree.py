@@ -9,6 +9,7 @@ from functools import partial
 from typing import Final
 
 from emulation.emmc.card import EmmcCard
+from emulation.linux import cpu, device_tree
 from emulation.linux.kernel import Task
 from emulation.linux.mmc_ioctl import Disk
 from emulation.linux.modules import Module, ModuleLoader
@@ -66,11 +67,12 @@ class _Tree:
                 "dev": self._device_numbers(),
                 "devices": self._devices(),
                 "firmware": {
+                    "devicetree": {"base": device_tree.tree(self._card.cid)},
                     "efi": {
                         "efivars": Directory.mount_point(),
                         "fw_platform_size": text("64"),
                         "systab": Attribute(lambda: "SMBIOS3=0xbe6fb000\n", mode=0o400),
-                    }
+                    },
                 },
                 "fs": {"cgroup": Directory.mount_point(), "pstore": Directory.mount_point()},
                 "kernel": _kernel(),
@@ -172,6 +174,7 @@ class _Tree:
         return {
             "block": {self._whole.name: self._block_device()},
             "cid": text(cid.hex()),
+            "csd": text(self._card.csd.hex()),
             "date": text(f"{cid[14] >> 4:02d}/{1997 + (cid[14] & 0xF)}"),
             "driver": Link(_up(_CARD_PATH, "bus/mmc/drivers/mmcblk")),
             "enhanced_rpmb_supported": text("0"),
@@ -267,7 +270,9 @@ class _Tree:
         platform: Tree = {"mmc0": self._mmc_host()}
         for name in reversed(_HOST_PARENT):
             platform = {name: platform}
-        fixed = Directory.of({**platform, "virtual": {"tee": self._tee_nodes()}})
+        fixed = Directory.of(
+            {**platform, "system": {"cpu": cpu.tree()}, "virtual": {"tee": self._tee_nodes()}}
+        )
 
         def content() -> Mapping[str, Node]:
             on_bus: dict[str, Node] = {

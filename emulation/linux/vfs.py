@@ -10,7 +10,8 @@ from emulation.linux.kernel import Task
 
 @dataclass(frozen=True)
 class Attr:
-    """What stat(2) shows; ``mtime`` in seconds since the epoch, ``rdev`` as makedev() has it."""
+    """What stat(2) shows; ``mtime`` in seconds since the epoch, ``rdev`` as makedev() has it;
+    ``shown``: st_ino where it is another's."""
 
     ino: int
     mode: int
@@ -20,6 +21,7 @@ class Attr:
     size: int
     mtime: float
     rdev: int = 0
+    shown: int = 0
 
 
 @dataclass(frozen=True)

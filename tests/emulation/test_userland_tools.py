@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import shlex
 import subprocess
 import time
 from collections.abc import Callable
@@ -323,3 +324,301 @@ def test_busybox_tells_init_to_reboot(boot: Callable[..., EmulatedBoard], need_t
                 board.run("cat /proc/sys/kernel/random/boot_id", timeout=3).out.strip() or before
             )
     assert boot_id != before
+
+
+@pytest.mark.fault("U1")
+@pytest.mark.parametrize(
+    "line",
+    ["systemctl reboot", "systemctl poweroff", "reboot", "poweroff", "halt", "shutdown now"],
+)
+def test_help_ends_nothing(emulated: EmulatedBoard, line: str) -> None:
+    boot_id = emulated.ok("cat /proc/sys/kernel/random/boot_id")
+    for option in ("--help", "--frob", "--he"):
+        emulated.run(f"{line} {option}")
+        assert emulated.ok("cat /proc/sys/kernel/random/boot_id") == boot_id
+    assert f"{line.split()[0]} [OPTIONS" in emulated.ok(f"{line} --help")
+    refused = emulated.run(f"{line} --frob")
+    assert (refused.status, refused.out) == (1, "")
+    assert refused.err == f"{line.split()[0]}: unrecognized option '--frob'\n"
+
+
+@pytest.mark.fault("U1")
+def test_what_warns_only_ends_nothing(emulated: EmulatedBoard) -> None:
+    boot_id = emulated.ok("cat /proc/sys/kernel/random/boot_id")
+    for line in ("shutdown -k now", "reboot -w", "reboot one two", "systemctl reboot more"):
+        emulated.run(line)
+        assert emulated.ok("cat /proc/sys/kernel/random/boot_id") == boot_id
+
+
+_REFUSED = (
+    "--frob", "-Z", "-p", "--lines", "-n", "show --property", "--force=3", "-o", "--quiet=1",
+    "reboot --frob", "show -qZ", "--no-p=1",
+)  # fmt: skip
+
+
+@pytest.mark.fault("U1")
+@pytest.mark.parametrize("command", ["systemctl", "journalctl"])
+def test_options_are_refused_as_systemd_does(
+    emulated: EmulatedBoard, need_tool: Need, command: str
+) -> None:
+    """Beside the host's own program, which reads its options before it looks for systemd."""
+    real = need_tool(command, "systemd")
+    ours = ("--frob", "-Z", "-u", "--unit", "-o", "--no-pager=1", "-kZ")
+    for line in _REFUSED if command == "systemctl" else ours:
+        theirs = subprocess.run(
+            [command, *line.split()], executable=real, capture_output=True, text=True, timeout=20
+        )
+        refused = emulated.run(f"{command} {line}")
+        assert (refused.status, refused.err) == (theirs.returncode, theirs.stderr), line
+
+
+@pytest.mark.fault("U1")
+@pytest.mark.parametrize("command", ["systemctl", "journalctl"])
+def test_version_is_systemds(emulated: EmulatedBoard, command: str) -> None:
+    assert re.match(r"systemd \d+ \(.*\)\n\+PAM ", emulated.ok(f"{command} --version"))
+
+
+@pytest.mark.fault("U1")
+def test_options_that_choose(emulated: EmulatedBoard) -> None:
+    shown = emulated.ok("systemctl -P LoadState show tee-supplicant")
+    assert shown == "loaded\n"
+    assert "tee-supplicant" not in emulated.ok("systemctl list-units --state=failed")
+    assert "tee-supplicant" in emulated.ok("systemctl list-units --state=active,failed")
+    emulated.ok("echo one of a kind > /dev/kmsg")
+    assert emulated.ok("journalctl -k -n 2 -g 'of a kind' -o cat -b 0") == "one of a kind\n"
+    assert emulated.run("journalctl -b -1").status == 1
+
+
+@pytest.mark.fault("U2")
+def test_machine_id_is_kept(boot: Callable[..., EmulatedBoard]) -> None:
+    board = boot("variant=mm")
+    first = board.ok("cat /etc/machine-id")
+    assert re.fullmatch(r"[0-9a-f]{32}\n", first)
+    board.disconnect()
+    board.control("off")
+    board.control("on")
+    assert board.ok("cat /etc/machine-id") == first
+    assert boot("variant=mm").ok("cat /etc/machine-id") != first
+
+
+@pytest.mark.fault("U2")
+def test_processors_and_device_tree_are_an_arm64_boards(emulated: EmulatedBoard) -> None:
+    cpus = "/sys/devices/system/cpu"
+    assert emulated.ok(f"cat {cpus}/online {cpus}/present") == "0-1\n0-1\n"
+    assert emulated.ok(f"cat {cpus}/cpu1/regs/identification/midr_el1") == "0x00000000411fd070\n"
+    assert emulated.ok("getconf _NPROCESSORS_ONLN") == "2\n"
+    for base in ("/sys/firmware/devicetree/base", "/proc/device-tree"):
+        assert emulated.ok(f"cat {base}/model") == "linux,dummy-virt\0"
+        assert emulated.ok(f"cat {base}/compatible | tr '\\0' '\\n'") == "linux,dummy-virt\n"
+        assert re.fullmatch(r"[0-9a-f]{16}\0", emulated.ok(f"cat {base}/serial-number"))
+    assert emulated.ok("cat /sys/firmware/devicetree/base/firmware/optee/compatible") == (
+        "linaro,optee-tz\0"
+    )
+
+
+@pytest.mark.fault("U2")
+def test_csd_tells_the_size(emulated: EmulatedBoard) -> None:
+    """JESD84-B51 7.3: capacity = (C_SIZE + 1) * 2^(C_SIZE_MULT + 2) * 2^READ_BL_LEN."""
+    csd = int(emulated.ok("cat /sys/class/mmc_host/mmc0/mmc0:0001/csd"), 16)
+    size = (csd >> 62 & 0xFFF) + 1 << (csd >> 47 & 7) + 2 << (csd >> 80 & 0xF)
+    assert size == int(emulated.ok("blockdev --getsize64 /dev/mmcblk0"))
+    assert (csd >> 126, csd & 0xFF) == (3, 0)
+
+
+@pytest.mark.fault("U2")
+def test_the_system_partition_is_a_fat(emulated: EmulatedBoard, need_tool: Need) -> None:
+    need_tool("blkid", "util-linux")
+    shown = emulated.ok("blkid -p -o export /dev/mmcblk0p1").split()
+    assert {"TYPE=vfat", "VERSION=FAT16", "LABEL_FATBOOT=ESP", "LABEL=ESP"} <= set(shown)
+
+
+@pytest.mark.fault("U2")
+def test_fsck_finds_nothing(emulated: EmulatedBoard, need_tool: Need) -> None:
+    need_tool("fsck.fat", "dosfstools")
+    assert "0 files, 0/" in emulated.ok("fsck.fat -n -v /dev/mmcblk0p1")
+
+
+@pytest.mark.fault("U5")
+def test_the_host_is_not_shown(emulated: EmulatedBoard) -> None:
+    cpuinfo = emulated.ok("cat /proc/cpuinfo")
+    assert cpuinfo.count("CPU part\t: 0xd07\n") == 2
+    assert "vendor_id" not in cpuinfo
+    assert emulated.ok("systemd-detect-virt") == "qemu\n"
+    inside = emulated.run("systemd-detect-virt --container")
+    assert (inside.status, inside.out) == (1, "none\n")
+
+
+_XATTR = """
+import errno, os
+for call in (os.listxattr, lambda p: os.setxattr(p, "user.x", b"1"), lambda p: os.getxattr(p, "user.x"),
+             lambda p: os.removexattr(p, "user.x")):
+    try:
+        print(call(PATH))
+    except OSError as error:
+        print(errno.errorcode[error.errno])
+"""
+
+
+@pytest.mark.fault("U4")
+def test_extended_attributes_of_a_variable(emulated: EmulatedBoard, need_tool: Need) -> None:
+    need_tool("python3", "python3")
+    name = f"{EFIVARS}/Xattr-{VENDOR}"
+    emulated.ok(f"printf '\\007\\000\\000\\000x' > {name}")
+    try:
+        program = _XATTR.replace("PATH", repr(name)).encode()
+        shown = emulated.ok("python3 -", stdin=program)
+        assert shown.split() == ["[]", "EPERM", "ENOTSUP", "EPERM"]
+        emulated.ok(f"chattr -i {name}")
+        shown = emulated.ok("python3 -", stdin=program)
+        assert shown.split() == ["[]", "ENOTSUP", "ENOTSUP", "ENOTSUP"]
+    finally:
+        emulated.run(f"chattr -i {name}; rm {name}")
+
+
+@pytest.mark.fault("U4")
+@pytest.mark.parametrize(
+    "line",
+    [
+        "mount -t efivarfs none /mnt",
+        f"mount -o remount,rw {EFIVARS}",
+        f"umount {EFIVARS}",
+        "rmmod -f efi_pstore || python3 -c 'import ctypes; "
+        'l = ctypes.CDLL(None, use_errno=True); exit(l.delete_module(b"efi_pstore", 0) != 0)\'',
+    ],
+)
+def test_root_of_another_user_namespace_is_nobody(
+    emulated: EmulatedBoard, need_tool: Need, line: str
+) -> None:
+    need_tool("unshare", "util-linux")
+    if "python3" in line:
+        line = line.partition(" || ")[2]
+    table = emulated.ok(f"grep {EFIVARS} /proc/mounts; lsmod")
+    refused = emulated.run(f"unshare -Urm sh -c {shlex.quote(line)}")
+    assert refused.status != 0
+    assert emulated.ok(f"grep {EFIVARS} /proc/mounts; lsmod") == table
+
+
+@pytest.mark.fault("U5")
+def test_erase_and_write_protection_answer(emulated: EmulatedBoard, need_tool: Need) -> None:
+    need_tool("mmc", "mmc-utils")
+    need_tool("python3", "python3")
+    shown = emulated.ok("python3 -", stdin=_MMC_COMMANDS.encode())
+    assert shown.splitlines() == [
+        "38 10000900 -",  # no start, no end
+        "35 00000900 -", "36 00000900 -", "38 00000900 -", "erased True",
+        "35 80000900 -",  # behind the end
+        "31 00000900 0000000000000000", "28 00000900 -", "31 00000900 0000000000000001",
+        "30 00000900 00000001", "write EIO", "35 00000900 -", "36 00000900 -", "38 00008900 -",
+        "29 00000900 -", "30 00000900 00000000", "write ok",
+    ]  # fmt: skip
+
+
+_MMC_COMMANDS = """
+import ctypes, errno, fcntl, os, struct
+disk = os.open("/dev/mmcblk0", os.O_RDWR)
+AT = 96 << 20
+def command(opcode, arg, size=0):
+    data = ctypes.create_string_buffer(max(size, 1))
+    record = bytearray(struct.pack("<iiII4IIIIIIIIIQ", 0, 0, opcode, arg, 0, 0, 0, 0, 0x15,
+                                   size, int(size > 0), 0, 0, 0, 0, 0, ctypes.addressof(data)))
+    fcntl.ioctl(disk, 0xC048B300, record)
+    shown = data.raw[:size].hex() if size else "-"
+    print(opcode, "%08x" % struct.unpack_from("<I", record, 16), shown)
+def write():
+    try:
+        other = os.open("/dev/mmcblk0", os.O_WRONLY | os.O_DSYNC)
+        os.pwrite(other, bytes(512), AT)
+        os.close(other)
+        print("write ok")
+    except OSError as error:
+        print("write", errno.errorcode[error.errno])
+os.pwrite(disk, bytes(512), AT)
+command(38, 0)
+command(35, AT); command(36, AT); command(38, 0)
+print("erased", os.pread(disk, 512, AT) == b"\\xff" * 512)
+command(35, 128 << 20)
+command(31, AT, 8); command(28, AT); command(31, AT, 8); command(30, AT, 4)
+write()
+command(35, AT); command(36, AT); command(38, 0)
+command(29, AT); command(30, AT, 4)
+write()
+"""
+
+
+@pytest.mark.fault("U6")
+def test_eight_entries_at_once(emulated: EmulatedBoard, need_tool: Need) -> None:
+    """efibootmgr finds a free number and the order first and writes then: some are told EINVAL by
+    libefivar's two reads of what another changes meanwhile. What came through is there whole, and
+    nobody else's entry is harmed."""
+    need_tool("efibootmgr", "efibootmgr")
+    before = emulated.ok("efibootmgr")
+    order = re.search(r"^BootOrder: (\S+)$", before, re.MULTILINE)
+    assert order
+    create = r"efibootmgr -q -c -d /dev/mmcblk0 -p 1 -l '\EFI\X.EFI' -L many$n"
+    try:
+        said = emulated.ok(
+            f"for n in 1 2 3 4 5 6 7 8; do ({create} 2>&1 || echo failed $n) & done; wait",
+            timeout=60,
+        )
+        assert "Traceback" not in said
+        after = emulated.ok("efibootmgr -v")
+        entries = re.findall(
+            r"^Boot(\w{4})\* many\d\tHD\(1,.*\)/File\(\\EFI\\X.EFI\)$", after, re.M
+        )
+        made = re.findall(r"many\d", after)
+        assert 1 <= len(made) == len(entries)
+        for line in before.splitlines():
+            if re.match(r"Boot\w{4}\*", line):
+                assert line in after
+    finally:
+        for number in re.findall(r"^Boot(\w{4})\* many", emulated.ok("efibootmgr"), re.M):
+            emulated.run(f"efibootmgr -q -b {number} -B")
+        emulated.ok(f"efibootmgr -q -o {order[1]}")
+
+
+_CHARACTER_DEVICE = """
+import errno, os, stat, sys
+for _ in range(2):
+    fd = os.open(sys.argv[1], os.O_RDWR)
+for call in (lambda: os.read(fd, 512), lambda: os.write(fd, bytes(512)), lambda: os.write(fd, b"x"),
+             lambda: os.lseek(fd, 0, os.SEEK_SET), lambda: os.lseek(fd, 0, os.SEEK_END)):
+    try:
+        print(call())
+    except OSError as error:
+        print(errno.errorcode[error.errno])
+status = os.fstat(fd)
+print(stat.S_ISCHR(status.st_mode), status.st_rdev == os.stat(sys.argv[1]).st_rdev)
+"""
+
+
+@pytest.mark.fault("U3")
+@pytest.mark.parametrize("node", ["mmcblk0rpmb", "tee0"])
+def test_character_devices_are_not_read(
+    emulated: EmulatedBoard, need_tool: Need, node: str
+) -> None:
+    """Recorded of the RPMB: opened twice, EINVAL, EINVAL, ESPIPE."""
+    need_tool("python3", "python3")
+    shown = emulated.ok(f"python3 - /dev/{node}", stdin=_CHARACTER_DEVICE.encode())
+    assert shown.split() == ["EINVAL"] * 3 + ["ESPIPE"] * 2 + ["True", "True"]
+
+
+@pytest.mark.fault("U3")
+@pytest.mark.parametrize("node", ["mmcblk0rpmb", "tee0", "mmcblk0p1"])
+def test_fuser_shows_who_holds_a_device(
+    emulated: EmulatedBoard, need_tool: Need, node: str
+) -> None:
+    need_tool("fuser", "psmisc")
+    lines = f"exec 7</dev/{node}; echo $$; fuser /dev/{node} 2>/dev/null"
+    pid, *holders = emulated.ok(f"bash -c '{lines}'").split()
+    assert pid in holders
+    assert pid not in emulated.run(f"fuser /dev/{node} 2>/dev/null").out.split()
+
+
+@pytest.mark.fault("U3")
+def test_closed_devices_are_free_again(emulated: EmulatedBoard) -> None:
+    """More opens than may be at once, one after the other and at once."""
+    emulated.ok("for i in $(seq 300); do : </dev/tee0 || exit 1; done", timeout=60)
+    many = "for i in $(seq 300); do exec {fd}</dev/tee0 || exit 1; done"
+    refused = emulated.run(f"bash -c '{many}'", timeout=60)
+    assert "Too many open files in system" in refused.err
+    emulated.until(": </dev/tee0")

@@ -11,9 +11,10 @@ import threading
 from collections.abc import Awaitable, Callable, Sequence
 
 from emulation.userland.jail.spawner import Program, Pty
+from emulation.userland.system.command_line import Reply
 from emulation.userland.system.journal import Journal
 from emulation.userland.system.journalctl import Journalctl
-from emulation.userland.system.systemctl import Reply, Systemctl, UnitTable
+from emulation.userland.system.systemctl import Systemctl, UnitTable
 from emulation.userland.system.units import ProcessUnit, Readiness, UnitFile
 
 ROOT = 0

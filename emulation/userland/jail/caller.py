@@ -29,10 +29,12 @@ class Proceed(Exception):
 
 @dataclass(frozen=True)
 class Caller:
-    """A thread of the board that waits in a system call; ``pid`` is the host's number."""
+    """A thread of the board that waits in a system call; ``pid`` is the host's number, ``home``
+    the board's own user namespace: capabilities in another one are none to the kernel."""
 
     pid: int
     maps: IdMaps
+    home: str = ""
 
     @property
     def memory(self) -> ProcessMemory:
@@ -44,12 +46,24 @@ class Caller:
         fields = self._status()
         uid = to_board(self.maps.uids, int(fields["Uid"].split()[3]))
         gid = to_board(self.maps.gids, int(fields["Gid"].split()[3]))
-        capable = bool(int(fields["CapEff"], 16) >> CAP_SYS_ADMIN & 1)
+        capable = self._effective(fields, CAP_SYS_ADMIN)
         return Task(int(fields["NSpid"].split()[-1]), uid, gid, capable, comm=fields["Name"])
 
     def has_capability(self, number: int) -> bool:
         """Whether the capability is effective."""
-        return bool(int(self._status()["CapEff"], 16) >> number & 1)
+        return self._effective(self._status(), number)
+
+    def _effective(self, fields: dict[str, str], number: int) -> bool:
+        if not int(fields["CapEff"], 16) >> number & 1:
+            return False
+        return not self.home or self.user_namespace() == self.home
+
+    def user_namespace(self) -> str:
+        """Its user namespace, as /proc shows it; empty where that is not to be seen."""
+        try:
+            return prompt_readlink(f"/proc/{self.pid}/ns/user")
+        except OSError:
+            return ""
 
     def require(self, capability: int) -> None:
         """Raises ``OSError(EPERM)`` where it lacks the capability."""

@@ -14,13 +14,14 @@ from emulation.userland.jail.beneath import Tree
 from emulation.userland.jail.caller import Caller
 from emulation.userland.jail.calls import devices, efivarfs, mounts, opens, system
 from emulation.userland.jail.calls.call import Call, Shared, SystemCall
+from emulation.userland.jail.layout import NODES_TARGET
 from emulation.userland.jail.namespaces import IdMaps
 from emulation.userland.jail.nodes import NodeTree
 from emulation.userland.jail.paths import Mounts
 from emulation.userland.jail.plan import JailPlan, SyscallHandlers
-from emulation.userland.jail.seccomp import Listener
+from emulation.userland.jail.seccomp import Listener, Notification
 from emulation.userland.jail.supervisor import Supervisor
-from emulation.userland.jail.syscalls import host_architecture, read_path
+from emulation.userland.jail.syscalls import host_architecture, prompt_readlink, read_path
 
 SYSTEM_CALLS: Final = (
     SystemCall("open", opens.open_path, path=0),
@@ -66,6 +67,7 @@ class Dispatcher:
         mounts over that."""
         self._maps = maps
         self._init_pid = init_pid
+        self._home = ""
         self._shared = Shared(
             supervisor=supervisor,
             listener=listener,
@@ -89,6 +91,9 @@ class Dispatcher:
         if notification.pid == self._init_pid:
             shared.listener.proceed(notification.id)
             return
+        if not self._home:
+            # Of the first program of the board, which cannot have made a namespace yet.
+            self._home = Caller(notification.pid, self._maps).user_namespace()
         kind = self._calls[notification.number]
         if kind.path is not None:
             # Nearly all of them, and nearly all of these are the kernel's own business.
@@ -96,10 +101,11 @@ class Dispatcher:
             if path is not None and path.rpartition(b"/")[2] not in shared.interesting:
                 shared.listener.proceed(notification.id)
                 return
-        elif kind.of_disks and not shared.tree.handles:
+        elif kind.of_disks and not (shared.tree.handles and _may_be_device(notification)):
             shared.listener.proceed(notification.id)
             return
-        call = Call(kind.name, notification, Caller(notification.pid, self._maps), shared)
+        caller = Caller(notification.pid, self._maps, self._home)
+        call = Call(kind.name, notification, caller, shared)
         call.settle(lambda: kind.answer(call))
 
     def poke(self) -> None:
@@ -110,3 +116,15 @@ class Dispatcher:
     def close(self) -> None:
         """The power is gone."""
         self._shared.close()
+
+
+def _may_be_device(notification: Notification) -> bool:
+    """Whether the call's descriptor leads to the node tree: hardly ever, and fstat(2) is frequent.
+    The tee-supplicant always has a device open."""
+    try:
+        fd = notification.args[0] & 0xFFFFFFFF
+        return prompt_readlink(f"/proc/{notification.pid}/fd/{fd}").startswith(NODES_TARGET)
+    except PermissionError:
+        return True
+    except OSError:
+        return False

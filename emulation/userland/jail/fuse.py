@@ -28,6 +28,7 @@ from emulation.userland.jail.syscalls import encode_dev
 _LOOKUP, _FORGET, _GETATTR, _SETATTR, _READLINK, _SYMLINK = 1, 2, 3, 4, 5, 6
 _MKNOD, _MKDIR, _UNLINK, _RMDIR, _RENAME, _LINK = 8, 9, 10, 11, 12, 13
 _OPEN, _READ, _WRITE, _STATFS, _RELEASE, _FSYNC = 14, 15, 16, 17, 18, 20
+_SETXATTR, _LISTXATTR, _REMOVEXATTR = 21, 23, 24
 _INIT, _OPENDIR, _READDIR, _RELEASEDIR, _CREATE = 26, 27, 28, 29, 35
 _INTERRUPT, _DESTROY, _IOCTL, _BATCH_FORGET, _RENAME2 = 36, 38, 39, 42, 45
 
@@ -78,6 +79,7 @@ _FOPEN_DIRECT_IO = 1
 _FATTR_MODE, _FATTR_UID, _FATTR_GID, _FATTR_SIZE = 1, 2, 4, 8
 _FATTR_MTIME = 1 << 5
 
+_IMMUTABLE: Final = 0x10
 FS_IOC_GETFLAGS: Final = 0x80086601
 FS_IOC_SETFLAGS: Final = 0x40086602
 FS_IOC_FSGETXATTR: Final = 0x801C581F
@@ -172,6 +174,9 @@ class FuseConnection:
             _READDIR: self._readdir,
             _RELEASEDIR: self._releasedir,
             _IOCTL: self._ioctl,
+            _SETXATTR: self._change_xattr,
+            _REMOVEXATTR: self._change_xattr,
+            _LISTXATTR: self._listxattr,
         }
 
     def _inodes_on(self, paths: Sequence[bytes]) -> frozenset[int]:
@@ -295,7 +300,7 @@ class FuseConnection:
         nanoseconds = int((attr.mtime - seconds) * 1e9)
         rdev = encode_dev(os.major(attr.rdev), os.minor(attr.rdev))
         return _ATTR.pack(
-            attr.ino, attr.size, 0, seconds, seconds, seconds, nanoseconds, nanoseconds,
+            attr.shown or attr.ino, attr.size, 0, seconds, seconds, seconds, nanoseconds, nanoseconds,
             nanoseconds, attr.mode, attr.nlink, attr.uid, attr.gid, rdev, _PAGE, 0,
         )  # fmt: skip
 
@@ -423,6 +428,18 @@ class FuseConnection:
     def _releasedir(self, task: Task, ino: int, body: memoryview) -> tuple[bytes, ...]:
         self._listings.pop(_RELEASE_IN.unpack_from(body)[0], None)
         return ()
+
+    def _change_xattr(self, task: Task, ino: int, body: memoryview) -> tuple[bytes, ...]:
+        """There are none, and xattr_permission() comes first (K6 fs/xattr.c). To look for one is
+        left to FUSE, which learns once that it is in vain and asks at no write(2) again."""
+        flags = 0
+        with contextlib.suppress(OSError):
+            flags = self.filesystem.getflags(task, ino)
+        raise OSError(errno.EPERM if flags & _IMMUTABLE else errno.EOPNOTSUPP, "xattr")
+
+    def _listxattr(self, task: Task, ino: int, body: memoryview) -> tuple[bytes, ...]:
+        (size,) = struct.unpack_from("<I", body)
+        return () if size else (struct.pack("<II", 0, 0),)
 
     def _ioctl(self, task: Task, ino: int, body: memoryview) -> tuple[bytes, ...]:
         _, _, command, _, in_size, _ = _IOCTL_IN.unpack_from(body)

@@ -3,7 +3,8 @@
 mknod(2) is refused in a user namespace.  A FUSE file shows type, number, owner and mode of a
 device node; the kernel would not open it, but the open never gets there: the supervisor answers it.
 The content of a block device is a second, ordinary file that nobody sees by name: the supervisor
-gives it to who opens the node, and reading, writing and seeking are the kernel's business.
+gives it to who opens the node, and reading, writing and seeking are the kernel's business.  Of a
+character device every open(2) has such a file of its own, which cannot be read or written.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 
@@ -21,6 +22,20 @@ from emulation.linux.vfs import Attr, Entry, PlainFilesystem, StatFs
 
 _ROOT = 1
 _CONTENT = "c"
+_OPENED = "o"
+_OPENED_INODES = 1 << 20
+
+
+class _NoContent:
+    """What a driver without read and write operations gives (K6 fs/read_write.c)."""
+
+    size = 0
+
+    def read(self, offset: int, size: int) -> bytes:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    def write(self, offset: int, data: bytes) -> int:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 
 
 @dataclass(frozen=True)
@@ -28,7 +43,8 @@ class NodeTree(PlainFilesystem):
     """Implements :class:`emulation.linux.vfs.Filesystem`.
 
     ``names``: name in this file system -> inode; node n is called ``str(n)``, and its content, if
-    it has any, has the name that :meth:`content` tells.  ``handles``: open contents.
+    it has any, has the name that :meth:`content` tells.  ``handles``: open contents.  ``closing``:
+    what is to happen when an open character device is closed, by inode.
     """
 
     read_only = False
@@ -39,7 +55,9 @@ class NodeTree(PlainFilesystem):
     names: dict[str, int]
     storages: dict[int, Storage]
     handles: dict[int, Storage] = field(default_factory=dict)
+    closing: dict[int, Callable[[], None]] = field(default_factory=dict)
     root: int = _ROOT
+    _inodes: dict[int, int] = field(default_factory=dict)
     _handle_numbers: Iterator[int] = field(default_factory=lambda: count(1))
 
     @classmethod
@@ -56,7 +74,8 @@ class NodeTree(PlainFilesystem):
             if node.storage is not None:
                 ino = names[f"{index}{_CONTENT}"] = next(inodes)
                 size = node.storage.size
-                attributes[ino] = Attr(ino, stat.S_IFREG | 0o600, 1, 0, 0, size, now)
+                shown = numbers[node.path]
+                attributes[ino] = Attr(ino, stat.S_IFREG | 0o600, 1, 0, 0, size, now, shown=shown)
                 storages[ino] = node.storage
         return cls(attributes, numbers, names, storages)
 
@@ -64,6 +83,23 @@ class NodeTree(PlainFilesystem):
         """Name of the file that holds what ``node`` stores."""
         ino = self.numbers[node.path]
         return next(name for name, number in self.names.items() if number == ino) + _CONTENT
+
+    def opened(self, node: DeviceNode, closed: Callable[[], None]) -> str:
+        """Name of a new file that stands for one open file of a character device; ``closed`` is
+        called when its last descriptor is gone, or by :meth:`forget`."""
+        number = next(self._handle_numbers)
+        ino, name = _OPENED_INODES + number, f"{_OPENED}{number}"
+        shown = self.numbers[node.path]  # fuser(1) compares these
+        now = self.attributes[_ROOT].mtime
+        self.attributes[ino] = Attr(ino, stat.S_IFREG | 0o600, 1, 0, 0, 0, now, shown=shown)
+        self.names[name], self.storages[ino], self.closing[ino] = ino, _NoContent(), closed
+        return name
+
+    def forget(self, name: str) -> None:
+        """The file of :meth:`opened` is closed, or was never opened."""
+        ino = self.names.pop(name)
+        del self.storages[ino], self.attributes[ino]
+        self.closing.pop(ino)()
 
     def status(self, node: DeviceNode) -> Attr:
         """Owner and mode of ``node`` as they are now."""
@@ -116,6 +152,7 @@ class NodeTree(PlainFilesystem):
             raise OSError(errno.ENXIO, os.strerror(errno.ENXIO))
         handle = next(self._handle_numbers)
         self.handles[handle] = self.storages[ino]
+        self._inodes[handle] = ino
         return handle
 
     def read(self, task: Task, handle: int, offset: int, size: int) -> bytes:
@@ -129,6 +166,9 @@ class NodeTree(PlainFilesystem):
     def release(self, handle: int) -> None:
         """The descriptor and its duplicates are closed."""
         self.handles.pop(handle, None)
+        ino = self._inodes.pop(handle, 0)
+        if ino in self.closing and ino not in self._inodes.values():
+            self.forget(next(name for name, number in self.names.items() if number == ino))
 
     def statfs(self, task: Task) -> StatFs:
         """As the devtmpfs that the nodes stand in."""

@@ -21,8 +21,9 @@ from typing import Final
 from emulation.linux.kernel import Task
 from emulation.machine import Machine
 from emulation.userland.system import udev
+from emulation.userland.system.command_line import CommandLine, Ended, Reply, Words
 from emulation.userland.system.journalctl import Journalctl
-from emulation.userland.system.systemctl import PowerSwitch, Reply, Systemctl
+from emulation.userland.system.systemctl import PowerSwitch, Systemctl
 
 SOCKET_IN_BOARD: Final = "/run/systemd/private"
 """Where systemd's own private socket is."""
@@ -33,9 +34,55 @@ REQUEST_SECONDS: Final = 10.0
 
 COMMANDS: Final = (
     "systemctl", "journalctl", "modprobe", "rmmod", "udevadm",
-    "reboot", "poweroff", "halt", "shutdown",
+    "reboot", "poweroff", "halt", "shutdown", "systemd-detect-virt",
 )  # fmt: skip
 """Names under which the client program is installed."""
+
+_ENDS: Final = ("reboot", "poweroff", "halt")
+_MODPROBE: Final = CommandLine(
+    "modprobe",
+    "-q --quiet -r --remove -n --dry-run --show -a --all -b --use-blacklist -f --force -v "
+    "--verbose -s --syslog -i --ignore-install -S --set-version= -d --dirname= -C --config=",
+    "Usage: modprobe [options] [-i] [-b] modulename",
+    version=("kmod version 34",),
+)
+_RMMOD: Final = CommandLine(
+    "rmmod",
+    "-f --force -s --syslog -v --verbose",
+    "Usage: rmmod [options] modulename ...",
+    version=("kmod version 34",),
+)
+_SHUTDOWN: Final = CommandLine(
+    "shutdown",
+    "--no-wall -H --halt -P --poweroff -r --reboot -h -k -c -a -f -F -t=",
+    "shutdown [OPTIONS...] [TIME] [WALL...]",
+    "",
+    "Shut down the system.",
+)
+_DETECT_VIRT: Final = CommandLine(
+    "systemd-detect-virt",
+    "-c --container -v --vm -r --chroot --private-users -q --quiet",
+    "systemd-detect-virt [OPTIONS...]",
+    "",
+    "Detect execution in a virtualized environment.",
+)
+_UDEVADM: Final = CommandLine(
+    "udevadm",
+    "-q --query= -n --name= -p --path= -x --export -t --timeout= -R --reload -w --wait= "
+    "-E --exit-if-exists= -c --action= -s --subsystem-match= -v --verbose --settle",
+    "udevadm [--help] [--version] [--debug] COMMAND [COMMAND OPTIONS]",
+    version=("257",),
+)
+
+
+def _ending(program: str) -> CommandLine:
+    return CommandLine(
+        program,
+        "--no-wall -f --force -p --poweroff --reboot --halt -w --wtmp-only -d --no-wtmp -n "
+        "--no-sync -i -h",
+        f"{program} [OPTIONS...]",
+    )
+
 
 Command = Callable[[int, Sequence[str]], Awaitable[Reply]]
 
@@ -80,7 +127,6 @@ class Manager:
         self._server: asyncio.Server | None = None
         self._delayed: asyncio.TimerHandle | None = None
         self._commands: dict[str, Command] = {
-            "systemctl": systemctl.run,
             "journalctl": journalctl.run,
             "modprobe": self._modprobe,
             "rmmod": self._rmmod,
@@ -89,6 +135,7 @@ class Manager:
             "halt": self._end("halt"),
             "shutdown": self._shutdown,
             "udevadm": self._udevadm,
+            "systemd-detect-virt": self._detect_virt,
         }
 
     async def listen(self, path: Path) -> None:
@@ -135,12 +182,15 @@ class Manager:
             return  # refused: no client of ours sends that
         peer = writer.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
         uid = self._board_uid(struct.unpack("iII", peer)[1])
-        if request.drop_ins is not None:
-            reply = self._systemctl.reload(uid, request.drop_ins)
-        elif request.command in self._commands:
-            reply = await self._commands[request.command](uid, request.arguments)
-        else:
-            return
+        try:
+            if request.command == "systemctl":
+                reply = await self._systemctl.run(uid, request.arguments, request.drop_ins)
+            elif request.command in self._commands:
+                reply = await self._commands[request.command](uid, request.arguments)
+            else:
+                return
+        except Ended as ended:
+            reply = ended.reply
         answer = {
             "out": "".join(f"{line}\n" for line in reply.out),
             "err": "".join(f"{line}\n" for line in reply.err),
@@ -152,16 +202,16 @@ class Manager:
     # ------------------------------------------------------------- modules
 
     async def _modprobe(self, uid: int, arguments: Sequence[str]) -> Reply:
-        names = [word for word in arguments if not word.startswith("-")]
-        flags = {word for word in arguments if word.startswith("-")}
-        quiet = bool(flags & {"-q", "--quiet"})
+        words = _MODPROBE.read(arguments)
+        names = words.operands
+        quiet = words.has("quiet")
         if not names:
             return Reply().fail(1, "modprobe: ERROR: missing parameters. See -h.")
-        if flags & {"-r", "--remove"}:
+        if words.has("remove"):
             return await self._remove(uid, names, missing="modprobe: FATAL: Module {} not found.")
         reply = Reply()
         try:
-            if flags & {"-n", "--dry-run"}:
+            if words.has("dry-run", "show"):
                 self._machine.running.modules.find(names[0])
             else:
                 self._require_root(uid)
@@ -175,7 +225,7 @@ class Manager:
         return reply
 
     async def _rmmod(self, uid: int, arguments: Sequence[str]) -> Reply:
-        names = [word for word in arguments if not word.startswith("-")]
+        names = _RMMOD.read(arguments).operands
         if not names:
             return Reply().fail(1, "rmmod: ERROR: missing module name.")
         missing = "rmmod: ERROR: Module {} is not currently loaded"
@@ -201,30 +251,38 @@ class Manager:
     # --------------------------------------------------------------- power
 
     def _end(self, action: str) -> Command:
+        line = _ending(action)
+
         async def end(uid: int, arguments: Sequence[str]) -> Reply:
+            words = line.read(arguments)
+            if len(words.operands) > (action == "reboot"):
+                return Reply().fail(1, "Too many arguments.")
+            if words.has("wtmp-only"):
+                return Reply()  # a note in /var/log/wtmp, no more
             if uid != 0:
                 text = f"Call to {action.capitalize()} failed: Interactive authentication required."
                 return Reply().fail(1, text)
-            chosen = {"-p": "poweroff", "--poweroff": "poweroff", "--reboot": "reboot"}
-            final = next((chosen[word] for word in arguments if word in chosen), action)
-            force = any(word in ("-f", "-ff", "--force") for word in arguments)
+            final = next((name for name, _ in reversed(words.options) if name in _ENDS), action)
+            force = words.has("force")
             self._power.request(final, force=force)
             return Reply()
 
         return end
 
     async def _shutdown(self, uid: int, arguments: Sequence[str]) -> Reply:
+        words = _SHUTDOWN.read(arguments)
+        if words.has("k"):
+            return Reply()  # warns, and ends nothing
         if uid != 0:
             text = "Failed to set wall message, ignoring: Interactive authentication required."
             return Reply().fail(1, text)
         if self._delayed is not None:
             self._delayed.cancel()
             self._delayed = None
-        if "-c" in arguments:
+        if words.has("c"):
             return Reply()
-        action = "reboot" if {"-r", "--reboot"} & set(arguments) else "poweroff"
-        words = [word for word in arguments if not word.startswith("-")]
-        when = words[0] if words else "+1"
+        action = next((name for name, _ in reversed(words.options) if name in _ENDS), "poweroff")
+        when = words.operands[0] if words.operands else "+1"
         minutes = 0 if when == "now" else when.removeprefix("+")
         if not str(minutes).isdecimal():
             return Reply().fail(1, f"Failed to parse time specification: {when}")
@@ -238,21 +296,26 @@ class Manager:
             err=[f"{action.capitalize()} scheduled in {minutes} min, use 'shutdown -c' to cancel."]
         )
 
+    async def _detect_virt(self, uid: int, arguments: Sequence[str]) -> Reply:
+        """The recorded board is QEMU's, which DMI tells (boot log)."""
+        words = _DETECT_VIRT.read(arguments)
+        inside = not words.has("container", "chroot", "private-users")
+        shown = [] if words.has("quiet", "chroot", "private-users") else ["qemu"]
+        return Reply(out=shown if inside or not shown else ["none"], status=int(not inside))
+
     # ---------------------------------------------------------------- udev
 
     async def _udevadm(self, uid: int, arguments: Sequence[str]) -> Reply:
-        verb = arguments[0] if arguments else ""
-        if verb in ("settle", "trigger", "control", "--version"):
-            return Reply(out=["257"] if verb == "--version" else [])
+        words = _UDEVADM.read(arguments)
+        verb = words.operands[0] if words.operands else ""
+        if verb in ("settle", "trigger", "control"):
+            return Reply()
         if verb == "info":
-            return await self._device_info(arguments[1:])
+            return await self._device_info(words)
         return Reply().fail(1, f"Unknown command verb {verb}.")
 
-    async def _device_info(self, arguments: Sequence[str]) -> Reply:
-        path = next((word for word in arguments if word.startswith("/")), None)
-        for word in arguments:
-            if word.startswith("--path="):
-                path = word.removeprefix("--path=")
+    async def _device_info(self, words: Words) -> Reply:
+        path = words.last("path", "name") or next(iter(words.operands[1:]), None)
         if path is None:
             return Reply().fail(1, "A device name or path is required")
         task = Task.kernel("udevadm")

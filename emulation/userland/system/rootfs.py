@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,9 @@ _SERVICES: Final = Path(__file__).parent / "services"
 _DISGUISES: Final = ("tee-supplicant", "agetty")
 """Names under which processes of the board's Python show themselves."""
 
-_COVERED: Final = ("/usr/bin/systemctl", "/usr/bin/journalctl", "/usr/bin/udevadm")
+_COVERED: Final = tuple(
+    f"/usr/bin/{name}" for name in ("systemctl", "journalctl", "udevadm", "systemd-detect-virt")
+)
 """The host's own: they would talk to a service manager that is not there."""
 
 
@@ -72,7 +75,7 @@ def build(options: BoardOptions, state: Path) -> RootFs:
     binds, symlinks = _busybox_layout(busybox) if busybox else ([], {})
     files = [
         *_programs(busybox is None, options.supplicant_program),
-        *_etc(options, accounts.values(), path),
+        *_etc(options, accounts.values(), path, _machine_id(state)),
     ]
     return RootFs(
         host_programs=busybox is None,
@@ -161,7 +164,15 @@ def _accounts(options: BoardOptions, shell: str) -> dict[str, Account]:
     return {account.name: account for account in known}
 
 
-def _etc(options: BoardOptions, accounts: object, path: str) -> list[PlacedFile]:
+def _machine_id(state: Path) -> str:
+    """32 hexadecimal digits, made at the first boot and kept (machine-id(5))."""
+    file = state / "machine-id"
+    if not file.exists():
+        file.write_text(uuid.uuid4().hex)
+    return file.read_text()
+
+
+def _etc(options: BoardOptions, accounts: object, path: str, machine_id: str) -> list[PlacedFile]:
     known = list(accounts)  # type: ignore[call-overload]
     shadow = {None: "*", "": ""}
     passwd = [f"{a.name}:x:{a.uid}:{a.gid}:{a.gecos or a.name}:{a.home}:{a.shell}" for a in known]
@@ -179,7 +190,7 @@ def _etc(options: BoardOptions, accounts: object, path: str) -> list[PlacedFile]
         "issue": "Emulated board \\n \\l\n\n",
         "os-release": 'PRETTY_NAME="Emulated board"\nNAME="Emulated board"\nID=stmm-hil-board\n',
         "nsswitch.conf": "passwd: files\ngroup: files\nshadow: files\nhosts: files\n",
-        "machine-id": "\n",
+        "machine-id": f"{machine_id}\n",
         "fstab": f"efivarfs {EFIVARFS_AT} efivarfs ro,nosuid,nodev,noexec 0 0\n"
         if options.mount == "read-only"
         else "# efivarfs is mounted by the service manager\n",

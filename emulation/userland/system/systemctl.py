@@ -8,29 +8,16 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
+from emulation.userland.system.command_line import CommandLine, Ended, Reply
 from emulation.userland.system.journal import Journal
 from emulation.userland.system.units import StartLimitHit, Unit
 
-
-@dataclass
-class Reply:
-    """What a command prints and returns."""
-
-    out: list[str] = field(default_factory=list)
-    err: list[str] = field(default_factory=list)
-    status: int = 0
-
-    def fail(self, status: int, *lines: str) -> Reply:
-        """Add error lines and raise the exit status to ``status``."""
-        self.err += lines
-        self.status = max(self.status, status)
-        return self
-
-
 _STARTING: Final = ("start", "restart", "try-restart")
+_ALONE: Final = ("poweroff", "halt", "reboot", "is-system-running")
+"""Verbs without operands."""
 
 
 class PowerSwitch(Protocol):
@@ -76,45 +63,40 @@ class Options:
     quiet: bool = False
     force: bool = False
     signal: str = "TERM"
+    states: frozenset[str] = frozenset()
+    type: str = ""
 
 
-_WITH_VALUE: Final = (
-    "-p", "--property", "-s", "--signal", "-n", "--lines", "-t", "--type", "--state", "-o",
-    "--output", "--job-mode", "--kill-who", "--kill-whom",
-)  # fmt: skip
+_COMMAND_LINE: Final = CommandLine(
+    "systemctl",
+    "-p --property= -P= -s --signal= -n --lines= -t --type= --state= -o --output= --job-mode= "
+    "--kill-who= --kill-whom= --value -q --quiet -f --force -a --all -l --full --failed --system "
+    "--no-pager --no-legend --plain --no-block --wait --no-wall --no-ask-password --message= "
+    "--check-inhibitors= -i -T --show-transaction",
+    "systemctl [OPTIONS...] COMMAND ...",
+    "",
+    "Query or send control commands to the system manager.",
+)
 
 
 def _parse(arguments: Sequence[str]) -> Options:
-    words: list[str] = []
-    properties: list[str] = []
-    flags: set[str] = set()
-    chosen_signal = "TERM"
-    rest = list(arguments)
-    while rest:
-        word = rest.pop(0)
-        key, equals, value = word.partition("=")
-        if not word.startswith("-"):
-            words.append(word)
-            continue
-        if key not in _WITH_VALUE:
-            if key[:2] in ("-p", "-s") and key[:2] != key and not key.startswith("--"):
-                key, value = key[:2], word[2:]
-            else:
-                flags.add(key)
-                continue
-        elif not equals:
-            value = rest.pop(0) if rest else ""
-        if key in ("-p", "--property"):
-            properties += value.split(",")
-        elif key in ("-s", "--signal"):
-            chosen_signal = value
+    """Raises :class:`Ended`."""
+    words = _COMMAND_LINE.read(arguments)
+    shown = [value for name, value in words.options if name in ("property", "P")]
+    states = [value for name, value in words.options if name == "state"]
     return Options(
-        tuple(words),
-        tuple(properties),
-        value="--value" in flags,
-        quiet=bool(flags & {"-q", "--quiet"}),
-        force=bool(flags & {"-f", "--force", "-ff"}),
-        signal=chosen_signal,
+        words.operands,
+        tuple(name for value in shown for name in value.split(",")),
+        value=words.has("value", "P"),
+        quiet=words.has("quiet"),
+        force=words.has("force"),
+        signal=words.last("signal") or "TERM",
+        states=frozenset(
+            state
+            for value in (*states, *(["failed"] if words.has("failed") else []))
+            for state in value.split(",")
+        ),
+        type=words.last("type") or "",
     )
 
 
@@ -145,13 +127,22 @@ class Systemctl:
             "halt": self._end_system,
         }
 
-    async def run(self, uid: int, arguments: Sequence[str]) -> Reply:
-        """One invocation, by user ``uid`` of the board."""
-        options = _parse(arguments)
+    async def run(
+        self, uid: int, arguments: Sequence[str], drop_ins: Mapping[str, str] | None = None
+    ) -> Reply:
+        """One invocation, by user ``uid`` of the board; ``drop_ins``: see :meth:`_reload`."""
+        try:
+            options = _parse(arguments)
+        except Ended as ended:
+            return ended.reply
         verb = options.words[0] if options.words else "list-units"
+        if verb == "daemon-reload":
+            return self._reload(uid, drop_ins or {})
         action = self._verbs.get(verb)
         if action is None:
             return Reply().fail(1, f"Unknown command verb '{verb}'.")
+        if verb in _ALONE and len(options.words) > 1:
+            return Reply().fail(1, "Too many arguments.")
         return await action(uid, options)
 
     def _found(
@@ -239,7 +230,7 @@ class Systemctl:
             unit.reset_failed()
         return reply
 
-    def reload(self, uid: int, files: Mapping[str, str]) -> Reply:
+    def _reload(self, uid: int, files: Mapping[str, str]) -> Reply:
         """``daemon-reload``: the units have those drop-ins of ``files`` (path: content) that are
         theirs. Of two of one name the one in /etc counts (systemd.unit(5))."""
         if uid != 0:
@@ -295,7 +286,8 @@ class Systemctl:
         rows += [
             (unit.file.name, "loaded", unit.active, unit.sub, unit.file.description)
             for unit in self._units
-            if unit.active != "inactive"
+            if (unit.active in options.states if options.states else unit.active != "inactive")
+            and unit.file.name.endswith(options.type)
         ]
         widths = [max(len(row[column]) for row in rows) for column in range(5)]
         lines = [

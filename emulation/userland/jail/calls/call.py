@@ -44,8 +44,7 @@ class Shared:
     hooks: Mapping[str, OpenHook]
     interesting: frozenset[bytes]
     hostname: str
-    files: dict[int, tuple[DeviceNode, DeviceFile]] = field(default_factory=dict)
-    disks: dict[str, tuple[DeviceNode, DeviceFile]] = field(default_factory=dict)
+    files: dict[str, tuple[DeviceNode, DeviceFile]] = field(default_factory=dict)
     undelivered: dict[int, tuple[tuple[int, ...], int | ReturnedFd]] = field(default_factory=dict)
     records: list[Records] = field(default_factory=list)
 
@@ -65,10 +64,9 @@ class Shared:
         """The power is gone: nobody will close what the board had open."""
         for records in tuple(self.records):
             records.close()
-        for _, file in (*self.files.values(), *self.disks.values()):
+        for _, file in self.files.values():
             file.close()
         self.files.clear()
-        self.disks.clear()
 
 
 class Call(NamedTuple):
@@ -146,7 +144,7 @@ class SystemCall:
     """A call that the model answers, sometimes.
 
     ``path``: which argument names a file to open; nearly all of these are the kernel's business.
-    ``of_disks``: of interest only while the content of a block device is open.
+    ``of_disks``: of interest only while a device is open.
     """
 
     name: str

@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import select
 import socket
+from functools import partial
 from typing import Final
 
 from emulation.linux.devices import DeviceFile, DeviceNode, ReturnedFd
@@ -21,9 +21,7 @@ from emulation.userland.jail.seccomp import IOCTL_REQUESTS
 from emulation.userland.jail.syscalls import NodeStat, host_architecture
 
 _CONTENT_FLAGS: Final = os.O_ACCMODE | os.O_APPEND | os.O_NONBLOCK | os.O_DIRECT | os.O_SYNC
-"""Flags of open(2) that stay with an open block device."""
-
-_SOCKET_LINK: Final = "socket:["
+"""Flags of open(2) that stay with an open device."""
 
 
 def open_node(call: Call, node: DeviceNode, flags: int) -> None:
@@ -36,24 +34,28 @@ def open_node(call: Call, node: DeviceNode, flags: int) -> None:
     shared.require_room()
     file = node.device.open(task, flags)
     if node.storage is not None:
-        _open_content(call, node, file, flags)
-        return
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    ours.shutdown(socket.SHUT_WR)  # read(2) on the board's end returns 0
-    inode = os.fstat(theirs.fileno()).st_ino
-    shared.files[inode] = (node, file)
+        name = shared.tree.content(node)
+        lost = file.close
+    else:
+        name = shared.tree.opened(node, lambda: closed())
+        lost = partial(shared.tree.forget, name)
+    path = f"{NODES_TARGET}/{name}"
+    shared.files[path] = (node, file)
 
-    def closed(events: int) -> None:
-        if events & (select.EPOLLHUP | select.EPOLLERR):
-            shared.supervisor.on_ready(ours.fileno(), 0, closed)
-            ours.close()
-            if shared.files.pop(inode, None) is not None:
-                file.close()
-        else:
-            ours.recv(1 << 16)
+    def closed() -> None:
+        if shared.files.pop(path, None) is not None:
+            file.close()
 
-    shared.supervisor.on_ready(ours.fileno(), select.EPOLLIN, closed)
-    give(call, theirs, flags)
+    def done(fd: int, number: int) -> None:
+        if number:
+            lost()
+            call.fail(number)
+            return
+        call.reply_fd(fd, cloexec=bool(flags & os.O_CLOEXEC))
+        # close(2) is a request to the FUSE mount, which this thread has to answer.
+        shared.supervisor.run_later(lambda: os.close(fd))
+
+    shared.supervisor.open_content(name, flags & _CONTENT_FLAGS, done)
 
 
 def give(call: Call, theirs: socket.socket, flags: int) -> None:
@@ -71,22 +73,6 @@ def _permits(status: Attr, task: Task, flags: int) -> bool:
     return status.mode >> shift & wanted == wanted
 
 
-def _open_content(call: Call, node: DeviceNode, file: DeviceFile, flags: int) -> None:
-    shared = call.shared
-    name = shared.tree.content(node)
-    shared.disks[f"{NODES_TARGET}/{name}"] = (node, file)
-
-    def done(fd: int, number: int) -> None:
-        if number:
-            call.fail(number)
-            return
-        call.reply_fd(fd, cloexec=bool(flags & os.O_CLOEXEC))
-        # close(2) is a request to the FUSE mount, which this thread has to answer.
-        shared.supervisor.run_later(lambda: os.close(fd))
-
-    shared.supervisor.open_content(name, flags & _CONTENT_FLAGS, done)
-
-
 def ioctl(call: Call) -> None:
     """ioctl(2) of a device, or one of those that the VFS answers itself."""
     shared, caller, args = call.shared, call.caller, call.args[:3]
@@ -96,10 +82,7 @@ def ioctl(call: Call) -> None:
     if request in IOCTL_REQUESTS:
         efivarfs.set_flags(call, request)
         return
-    if link.startswith(_SOCKET_LINK):
-        opened = shared.files.get(int(link[len(_SOCKET_LINK) : -1]))
-    else:
-        opened = shared.disks.get(link)
+    opened = shared.files.get(link)
     if opened is None:
         raise Proceed
     lost = shared.undelivered.pop(caller.pid, None)
@@ -130,14 +113,14 @@ def _return(call: Call, result: int | ReturnedFd) -> None:
 
 
 def fstat(call: Call) -> None:
-    """An open block device is a regular file to the kernel."""
+    """An open device is a regular file to the kernel."""
     memory, shared = call.caller.memory, call.shared
     fd, address = call.args[0] & 0xFFFFFFFF, call.args[1]
     if call.name != "fstat":
         if fd == AT_FDCWD or (address and memory.read_string(address)):
             raise Proceed
         address = call.args[2 if call.name == "newfstatat" else 4]
-    opened = shared.disks.get(call.caller.descriptor(fd))
+    opened = shared.files.get(call.caller.descriptor(fd))
     if opened is None:
         raise Proceed
     attr = shared.tree.status(opened[0])
