@@ -15,6 +15,7 @@ import subprocess
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -27,6 +28,7 @@ from harness.formats.rpmb_fs import FAT_START, FatEntry
 from tests.emulation.rig import GUID, Rig
 
 VECTORS: list[dict[str, str]] = json.loads(Path(__file__).with_name("optee_keys.json").read_text())
+REAL = json.loads(Path(__file__).with_name("optee_real_blocks.json").read_text())
 HUK = bytes(range(0x11, 0x21))
 CID = bytes.fromhex("aa015851454d55212101deadbeef2900")
 STMM = UUID("ed32d533-99e6-4209-9cc0-2d72cdd998a7")
@@ -112,6 +114,16 @@ def test_an_image_of_the_board_is_what_the_real_optee_makes(
     assert store_in(tmp_path / "rpmb.img", ssk)[40:44] == b"_FVH"
     if huk:
         assert bytes.fromhex(rpmb_key(build, huk)) in (tmp_path / "rpmb.img").read_bytes()
+
+
+@pytest.mark.fault("K1")
+@pytest.mark.parametrize("seen", REAL, ids=lambda one: one["images"])
+def test_blocks_that_the_real_optee_wrote_are_read(seen: dict[str, Any]) -> None:
+    """``optee_real_blocks.json``: table entry and first half sector of the store in the eMMC of
+    QEMU's board, formatted by the images of ``hil qemu build``."""
+    config = OpTeeConfig(huk=HUK if seen["images"] == "mm-own-key" else bytes(16))
+    cipher = keys.FileKeys(config, STMM).cipher(bytes.fromhex(seen["fek"]))
+    assert cipher.decrypt(seen["block"], bytes.fromhex(seen["data"]))[40:44] == b"_FVH"
 
 
 @pytest.mark.fault("K1")

@@ -99,15 +99,15 @@ def test_zero_bytes_of_a_read_are_zero(tmp_path: Path) -> None:
 def test_what_goes_wrong_within_a_row_is_that_row_s(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [
         {"id": "g-001", "op": MAKE, "outcome": ["ok", 5, 0]},
-        {"id": "g-002", "op": [MAKE[0], "pread(fd,3)"], "outcome": ["ok", "3 bytes 070000"]},
-        {"id": "g-003", "op": ["stat"], "outcome": 5, "free_before": ["a", "b", "c"]},
+        {"id": "g-002", "op": ["stat"], "outcome": 5, "free_before": ["a", "b", "c"]},
+        {"id": "g-003", "op": [MAKE[0], "pread(fd,3)"], "outcome": ["ok", "3 bytes 070000"]},
         {"id": "g-004", "op": ["read back"], "outcome": "0700000061"},
     ]
     taken = replay(tmp_path, rows)
     verdicts = [row["verdict"] for row in taken.values()]
-    assert verdicts == ["agreed", "skipped", "differed", "agreed"]
-    assert "pread(fd,3)" in taken["g-002"]["reason"]
-    assert "ValueError" in taken["g-003"]["differences"][0]
+    assert verdicts == ["agreed", "differed", "skipped", "agreed"]
+    assert "pread(fd,3)" in taken["g-003"]["reason"]
+    assert "ValueError" in taken["g-002"]["differences"][0]
 
 
 @pytest.mark.fault("P1")

@@ -67,7 +67,7 @@ class UBoot:
 
     def __init__(self, console: socket.socket) -> None:
         self._console = console
-        self.said = b""
+        self._rest = b""
         self._until(b"Hit stop to stop autoboot", BOOT_SECONDS)
         self._console.sendall(b"stop")
         self._until(PROMPT, COMMAND_SECONDS)
@@ -95,8 +95,8 @@ class UBoot:
 
     def _until(self, mark: bytes, seconds: float) -> bytes:
         deadline = time.monotonic() + seconds
-        seen = b""
-        while not (seen.endswith(mark) if mark == PROMPT else mark in seen):
+        seen = self._rest
+        while mark not in seen:
             self._console.settimeout(max(0.1, deadline - time.monotonic()))
             try:
                 more = self._console.recv(4096)
@@ -104,8 +104,8 @@ class UBoot:
                 pytest.fail(f"no {mark!r} within {seconds:g} s, but {seen[-500:]!r}")
             assert more, f"the console ended: {seen[-500:]!r}"
             seen += more
-        self.said += seen
-        return seen
+        before, _, self._rest = seen.partition(mark)
+        return before
 
 
 @contextmanager
