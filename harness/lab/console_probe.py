@@ -84,7 +84,9 @@ def _listen(console: Console, start: int, seconds: float) -> bytes:
         booting = console.stage is Stage.KERNEL and console.quiet_seconds < _BOOTED_SECONDS
         if quiet and not booting and console.stage is not Stage.FIRMWARE:
             console.write(ERASE_LINE + b"\n" if changed else b"\n")
-        if console.stage in {Stage.LOGIN, Stage.PASSWORD, Stage.SHELL} and is_readable(console.text_since(start)):
+        if console.stage in {Stage.LOGIN, Stage.PASSWORD, Stage.SHELL} and is_readable(
+            console.text_since(start)
+        ):
             break
     return console.text_since(start)
 

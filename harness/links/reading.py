@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import Final
 
 from harness.links.address import Prompts
-from harness.links.readable import decoded, is_garbled
+from harness.links.readable import is_garbled
 
 
 class Stage(StrEnum):

@@ -12,7 +12,6 @@ from harness.power.outlet import OutletPower, StateUnclear
 from harness.power.section import OutletOptions, Section
 from harness.tables import Port
 
-
 _AUTH: Final = {
     "md5": "USM_AUTH_HMAC96_MD5",
     "sha": "USM_AUTH_HMAC96_SHA",

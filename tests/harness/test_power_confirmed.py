@@ -90,7 +90,7 @@ def board(tmp_path: Path, driver: str, options: str) -> Path:
     return path
 
 
-REFUSALS = {
+REFUSALS: dict[str, dict[str, object]] = {
     "tasmota": {"WARNING": "Need user=<username>&password=<password>"},
     "shelly": {"code": -103, "message": "Argument 'id', value 9 not found!"},
     "shelly-gen1": {"error": "no such relay"},
