@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -112,13 +111,12 @@ def test_a_login_shell_that_stays_is_named(tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()
     shell = need("tcsh", "tcsh")
-    environment: dict[str, Any] = {
-        "HOME": str(home),
-        "SHELL": shell,
-        "PATH": str(home),
-        "PS1": "# ",
-    }
-    with OnTerminal(lambda tty: [sys.executable, "-c", _LEADER, tty, shell], **environment) as line:
+    with OnTerminal(
+        lambda tty: [sys.executable, "-c", _LEADER, tty, shell],
+        SHELL=shell,
+        HOME=str(home),
+        PATH=str(home),
+    ) as line:
         told = refusal(SerialAddress(line.device), timeout=12)
     assert f"login shell {shell} is no POSIX shell" in told
 

@@ -1,6 +1,6 @@
 """Many commands over a bad line: how many come back right, how many as a link error.
 
-``python -m tests.harness.support.bad_line [COUNT]`` prints the table of
+``python -m tests.harness.support.bad_line [COUNT [LINE ...]]`` prints the table of
 docs/results/serial-noise.md.
 """
 
@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from shlex import quote
@@ -20,15 +21,23 @@ from harness.links.address import Login, SerialAddress
 from harness.links.serial import SerialShell
 from tests.harness.support.line import Line, Weather
 
+
+def _paced(baud: int) -> Callable[[], Weather]:
+    return lambda: Weather(baud=baud)
+
+
 SECONDS = 30.0  # that a command may take
 SHELL = ["bash", "--norc", "-i"]
 NOISE = 0.05
-WEATHERS = {
+WEATHERS: dict[str, Callable[[], Weather]] = {
     "input": lambda: Weather(lost_input=0.01, noise=NOISE, escapes=True),
     "output": lambda: Weather(lost_output=0.01, noise=NOISE, escapes=True),
     "both": lambda: Weather(lost_input=0.01, lost_output=0.01, noise=NOISE, escapes=True),
 }
 """One character in a hundred lost, kernel messages every 50 ms, colour escapes."""
+PACES = {f"{baud} baud": baud for baud in (9600, 115200, 1500000)}
+"""Rates whose pace the line keeps, both ways."""
+WEATHERS |= {name: _paced(baud) for name, baud in PACES.items()}
 
 
 @dataclass
@@ -54,8 +63,10 @@ class Tally:
 def run(where: str, count: int, folder: Path, *, seed: int = 1) -> Tally:
     """``count`` commands with ``where`` one of :data:`WEATHERS`; ``folder`` is scratch."""
     line = Line(SHELL, environment={"PS1": r"\[\e[01;32m\]board\[\e[0m\]# "})
-    shell = SerialShell.open(SerialAddress(line.device, login=Login("root")))
-    ran = folder / f"ran-{where}"
+    shell = SerialShell.open(
+        SerialAddress(line.device, PACES.get(where, 115200), login=Login("root"))
+    )
+    ran = folder / f"ran-{where.split()[0]}"
     tally = Tally(count)
     chance = random.Random(seed)
     started = time.monotonic()
@@ -103,7 +114,7 @@ def main() -> int:
     print("|---|---|---|---|---|---|---|")
     passed = True
     with tempfile.TemporaryDirectory() as name:
-        for where in WEATHERS:
+        for where in sys.argv[2:] or WEATHERS:
             tally = run(where, count, Path(name))
             passed = passed and tally.passed
             errors = ", ".join(f"{n} {kind}" for kind, n in tally.errors.items()) or "0"
