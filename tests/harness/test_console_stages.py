@@ -112,7 +112,10 @@ def test_a_login_shell_that_stays_is_named(tmp_path: Path) -> None:
     home.mkdir()
     shell = need("tcsh", "tcsh")
     with OnTerminal(
-        lambda tty: [sys.executable, "-c", _LEADER, tty, shell], SHELL=shell, HOME=str(home), PATH=str(home)
+        lambda tty: [sys.executable, "-c", _LEADER, tty, shell],
+        SHELL=shell,
+        HOME=str(home),
+        PATH=str(home),
     ) as line:
         told = refusal(SerialAddress(line.device), timeout=12)
     assert f"login shell {shell} is no POSIX shell" in told
