@@ -1,7 +1,8 @@
 """The user area of the eMMC: what ``/dev/mmcblk0`` shows, in a sparse file.
 
 A card comes from the factory with a partition table, an EFI system partition, which is an empty
-FAT, and a root partition, which is blank.  The system partition is the one that the recorded boot entry names (truth
+FAT, and a root partition, which is blank.
+The system partition is the one that the recorded boot entry names (truth
 special-051).  As with the RPMB (:mod:`emulation.emmc.image`), what was written survives the death
 of this process at any instruction.
 """

@@ -450,8 +450,8 @@ def test_the_host_is_not_shown(emulated: EmulatedBoard) -> None:
 
 _XATTR = """
 import errno, os
-for call in (os.listxattr, lambda p: os.setxattr(p, "user.x", b"1"), lambda p: os.getxattr(p, "user.x"),
-             lambda p: os.removexattr(p, "user.x")):
+for call in (os.listxattr, lambda p: os.setxattr(p, "user.x", b"1"),
+             lambda p: os.getxattr(p, "user.x"), lambda p: os.removexattr(p, "user.x")):
     try:
         print(call(PATH))
     except OSError as error:

@@ -300,8 +300,8 @@ class FuseConnection:
         nanoseconds = int((attr.mtime - seconds) * 1e9)
         rdev = encode_dev(os.major(attr.rdev), os.minor(attr.rdev))
         return _ATTR.pack(
-            attr.shown or attr.ino, attr.size, 0, seconds, seconds, seconds, nanoseconds, nanoseconds,
-            nanoseconds, attr.mode, attr.nlink, attr.uid, attr.gid, rdev, _PAGE, 0,
+            attr.shown or attr.ino, attr.size, 0, seconds, seconds, seconds, nanoseconds,
+            nanoseconds, nanoseconds, attr.mode, attr.nlink, attr.uid, attr.gid, rdev, _PAGE, 0,
         )  # fmt: skip
 
     def _entry(self, attr: Attr) -> bytes:

@@ -9,7 +9,7 @@ import socket
 from functools import partial
 from typing import Final
 
-from emulation.linux.devices import DeviceFile, DeviceNode, ReturnedFd
+from emulation.linux.devices import DeviceNode, ReturnedFd
 from emulation.linux.kernel import Task
 from emulation.linux.vfs import Attr
 from emulation.userland.jail.caller import CAP_DAC_OVERRIDE, Proceed

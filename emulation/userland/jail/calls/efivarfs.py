@@ -22,9 +22,9 @@ def lseek(call: Call) -> None:
     """lseek(2), also of a character device."""
     link = call.caller.descriptor(call.args[0])
     device = call.shared.files.get(link)
-    if device is None or device[0].storage is not None:
-        if not call.shared.mounts.is_variable(link):
-            raise Proceed
+    of_driver = device is not None and device[0].storage is None
+    if not of_driver and not call.shared.mounts.is_variable(link):
+        raise Proceed
     raise OSError(errno.ESPIPE, os.strerror(errno.ESPIPE))  # no llseek (K6 fs/efivarfs/file.c)
 
 
