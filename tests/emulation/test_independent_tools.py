@@ -39,7 +39,7 @@ Need = Callable[[str, str], str]
 
 
 def efi_vars(medium: bytes) -> bytes:
-    """The file of StandaloneMM in a raw RPMB of 2 MiB written with hardware key and chip id 0."""
+    """The file of StandaloneMM in a raw RPMB of 2 MiB written with hardware key 0."""
     magic, version, _counter, table = struct.unpack_from("<IIII", medium)
     assert (magic, version, table) == (0x52504D42, 2, 512)
     wanted = b"/33D532EDE69909429CC02D72CDD998A7/4546495F56415253"
@@ -52,7 +52,8 @@ def efi_vars(medium: bytes) -> bytes:
 
 
 def decrypted(medium: bytes, start: int, size: int, fek: bytes) -> bytes:
-    label = struct.pack("<I", 1) + bytes(32) + b"ONLY_FOR_tee_fs_ssk\0"
+    # CFG_CORE_HUK_SUBKEY_COMPAT, and the die id that OP-TEE has for boards without one.
+    label = b"BEEF" * 8 + b"ONLY_FOR_tee_fs_ssk\0"
     storage_key = hmac.digest(bytes(16), label, "sha256")
     application_key = hmac.digest(storage_key, STMM.bytes_le, "sha256")
     key = Cipher(algorithms.AES(application_key), modes.ECB()).decryptor().update(fek)
