@@ -152,7 +152,8 @@ def _parent(process: Path) -> str:
 def _told_to_use(process: Path, path: Path, target: Path, name: str) -> bool:
     with contextlib.suppress(OSError):
         words = (process / "cmdline").read_bytes().decode("utf-8", "replace").split("\0")
-        known = {str(path), str(target), target.name}
+        # As getty is told it: ttyUSB0, pts/3. A bare 3 is no device.
+        known = {str(path), str(target), str(target).removeprefix("/dev/")}
         # It opens every adapter that is plugged in, and gives no sign which.
         return name == "ModemManager" or not known.isdisjoint(words)
     return False
