@@ -69,13 +69,16 @@ def holders_of(path: Path) -> list[str]:
 
 
 def others_with(device: str) -> list[str]:
-    """As :func:`holders_of`, without this process; with those that were told to use the device and
-    cannot be looked into, and with what ends a program that opens adapters unasked."""
+    """As :func:`holders_of`, without this process, its ancestors, which keep the device for it as
+    long as they hold its lease, and a pty's other end, which is no reader of this one; with those
+    that were told to use the device and cannot be looked into, and with what ends a program that
+    opens adapters unasked."""
     path = Path(device)
     target = path.resolve()
+    ours = {str(os.getpid()), *_ancestors()}
     found = []
     for process in _processes():
-        if process.name == str(os.getpid()) or _is_child_of_this(process):
+        if process.name in ours or _is_child_of_this(process) or _is_other_end(process, target):
             continue
         open_ = _has_open(process, target)
         name = _name(process)
@@ -110,18 +113,47 @@ def _has_open(process: Path, target: Path) -> bool | None:
     return False
 
 
+def _is_other_end(process: Path, target: Path) -> bool:
+    """Whether it has the master of the pty ``target`` open: an emulator or a bridge, which may keep
+    the slave open, too, lest the line hang up between two users."""
+    if target.parent != Path("/dev/pts"):
+        return False
+    with contextlib.suppress(OSError):
+        for descriptor in (process / "fd").iterdir():
+            with contextlib.suppress(OSError):
+                if descriptor.readlink().name != "ptmx":
+                    continue
+                told = (process / "fdinfo" / descriptor.name).read_text(encoding="ascii")
+                if ["tty-index:", target.name] in map(str.split, told.splitlines()):
+                    return True
+    return False
+
+
 def _is_child_of_this(process: Path) -> bool:
     """What this process started has inherited its descriptor at most."""
+    return _parent(process) == str(os.getpid())
+
+
+def _ancestors() -> Iterator[str]:
+    parent = str(os.getppid())
+    while parent != "0":
+        yield parent
+        parent = _parent(Path("/proc", parent))
+
+
+def _parent(process: Path) -> str:
+    """The parent's process id; 0 where there is none to see."""
     with contextlib.suppress(OSError, IndexError):
         text = (process / "stat").read_text(encoding="utf-8", errors="replace")
-        return text.rpartition(")")[2].split()[1] == str(os.getpid())
-    return False
+        return text.rpartition(")")[2].split()[1]
+    return "0"
 
 
 def _told_to_use(process: Path, path: Path, target: Path, name: str) -> bool:
     with contextlib.suppress(OSError):
         words = (process / "cmdline").read_bytes().decode("utf-8", "replace").split("\0")
-        known = {str(path), str(target), target.name}
+        # As getty is told it: ttyUSB0, pts/3. A bare 3 is no device.
+        known = {str(path), str(target), str(target).removeprefix("/dev/")}
         # It opens every adapter that is plugged in, and gives no sign which.
         return name == "ModemManager" or not known.isdisjoint(words)
     return False

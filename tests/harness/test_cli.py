@@ -118,14 +118,14 @@ def test_what_takes_long_is_told(tmp_path: Path) -> None:
     words = ["power", "cycle", str(tmp_path / "desk.toml")]
     run = hil(*words)
     assert run.stderr == "desk: power cycle ...\n"
-    assert run.stdout.startswith("desk: power ")
+    assert run.stdout.startswith("desk: switched cycle; power unknown: ")
     screen = Screen([sys.executable, "-m", "harness", *words])
     try:
         assert screen.end() == 0
     finally:
         screen.close()
     assert "\r\x1b[Kdesk: power cycle ... 2 s" in screen.text
-    assert "s\r\x1b[Kdesk: power unknown" in screen.text
+    assert "s\r\x1b[Kdesk: switched cycle; power unknown" in screen.text
 
 
 def test_boards_lists_name_driver_and_description() -> None:
