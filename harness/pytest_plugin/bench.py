@@ -373,7 +373,7 @@ class Bench:
             broken = link_error(error)
             if broken is not None:
                 broken.located(board=self.file.name)
-                self._suspect = f"{item.nodeid}: {broken.what}"
+                self._suspect = self._suspect or f"{item.nodeid}: {broken.what}"
             if isinstance(error, HilError):
                 shorten(error)
             raise
