@@ -77,6 +77,7 @@ def install(*, told_by_parent: bool = False) -> Callable[[], None]:
     if threading.current_thread() is not threading.main_thread():
         return lambda: None
     numbers = (*ENDING, HURRY) if told_by_parent else ENDING
+    outer = _state
     before: dict[int, Any] = {number: signal.getsignal(number) for number in numbers}
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:
@@ -84,6 +85,8 @@ def install(*, told_by_parent: bool = False) -> Callable[[], None]:
     _state = _State(told_by_parent=told_by_parent)
 
     def restore() -> None:
+        global _state
+        _state = outer
         for number, handler in before.items():
             signal.signal(number, handler)
 

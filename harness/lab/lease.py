@@ -84,6 +84,9 @@ class Lease:
     _released: threading.Event = field(default_factory=threading.Event)
     _unwatched: threading.Event = field(default_factory=threading.Event)
     _broken: LeaseBroken | None = None
+    # Held while the main thread is interrupted: never once nobody watches any more.
+    _telling: threading.Lock = field(default_factory=threading.Lock)
+    _was_ignored: bool = False
 
     def __enter__(self) -> Self:
         return self
@@ -158,7 +161,8 @@ class Lease:
     def stop_watching(self) -> None:
         """What is done from now on goes on even if the lease is broken: the breaker waits until
         the lease is released."""
-        self._unwatched.set()
+        with self._telling:
+            self._unwatched.set()
 
     def interrupt_when_broken(self) -> None:
         """Interrupt the main thread, which calls this, once the lease is broken: it sees a
@@ -166,7 +170,14 @@ class Lease:
         main = threading.get_ident()
         if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
             signal.signal(signal.SIGINT, self._interrupt_if_broken)
-        self.watch(lambda broken: signal.pthread_kill(main, signal.SIGINT))
+            self._was_ignored = True
+
+        def interrupt(broken: LeaseBroken) -> None:
+            with self._telling:
+                if not (self._unwatched.is_set() or self._released.is_set()):
+                    signal.pthread_kill(main, signal.SIGINT)
+
+        self.watch(interrupt)
 
     def _interrupt_if_broken(self, number: int, frame: FrameType | None) -> None:
         if self.broken is not None:
@@ -181,6 +192,8 @@ class Lease:
             self._close(node)
         if self._ticket is not None:
             self._ticket.withdraw()
+        if self._was_ignored and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class LeaseDesk:
@@ -380,7 +393,11 @@ def leased(file: BoardFile, *, purpose: str, timeout: float = 0.0) -> Iterator[L
     with lease_board(file, purpose=purpose, timeout=timeout, waiting=tell) as lease:
         lease.interrupt_when_broken()
         try:
-            yield lease
+            try:
+                yield lease
+            finally:
+                # Who comes later is not interrupted for what was over.
+                lease.stop_watching()
         except KeyboardInterrupt:
             lease.check()
             raise
