@@ -80,7 +80,9 @@ def authenticate(transport: Transport, route: Route, deadline: float, said: list
                 return
     except (paramiko.SSHException, OSError, EOFError) as error:
         words = _words(transport, said)
-        if time.monotonic() >= deadline or not said:
+        # A server that goes down says so, too: that is no answer to a key.
+        answered = any("authentication" in one.lower() or asks_for_change(one) for one in words)
+        if time.monotonic() >= deadline or not answered:
             raise LinkLost(
                 told(words, f"{route.place} broke off or stopped answering during authentication")
                 + f" ({error})",
