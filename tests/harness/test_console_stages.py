@@ -215,9 +215,14 @@ _STOPPED = {
 @pytest.mark.parametrize("name", list(_STOPPED))
 def test_nothing_is_typed_at_a_stage_that_asks_something_else(name: str) -> None:
     shown, told = _STOPPED[name]
-    with Scripted(shown) as board:
-        said = refusal(SerialAddress(board.device, login=BENCH), timeout=2.5)
+    with Scripted(b"") as board:
+        shell = SerialShell.open(SerialAddress(board.device, login=BENCH))
+        board.say(shown)  # now: whoever opens a port discards what came before
+        with pytest.raises(HilError) as caught:
+            shell.run("true", timeout=2.5)
+        shell.close()
         assert board.typed == b""
+    said = str(caught.value)
     assert told in said
     assert "TX" not in said
 
