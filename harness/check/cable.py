@@ -240,9 +240,9 @@ def ssh(survey: Survey) -> Finding:
     timeout = limits.boot if survey.switched_on else _ALREADY_ON_SECONDS
     error = _reach(survey, timeout)
     if error is None:
-        return ok(f"{end.user}@{end.host}:{end.port}, the host key is the expected one")
+        return ok(f"{end}, the host key is the expected one")
     survey.board.links.do_without("ssh")
-    return fail(f"{end.user}@{end.host}:{end.port} refused", cause=error.what, remedy=error.remedy)
+    return fail(f"{end} refused", cause=error.what, remedy=error.remedy)
 
 
 def _reach(survey: Survey, timeout: float) -> HilError | None:

@@ -114,8 +114,8 @@ def _has_open(process: Path, target: Path) -> bool | None:
 
 
 def _is_other_end(process: Path, target: Path) -> bool:
-    """Whether it has the master of the pty ``target`` open: an emulator or a bridge, which may keep
-    the slave open, too, lest the line hang up between two users."""
+    """Whether it has the master of the pty ``target`` open: a board in software or a bridge, which
+    may keep the slave open, too, lest the line hang up between two users."""
     if target.parent != Path("/dev/pts"):
         return False
     with contextlib.suppress(OSError):
