@@ -89,6 +89,8 @@ def _myself() -> pwd.struct_passwd:
     try:
         return pwd.getpwuid(os.getuid())
     except KeyError as error:
+        # Without a descriptor to spare nobody is found either: that is told as what it is.
+        os.close(os.open("/etc/passwd", os.O_RDONLY | os.O_CLOEXEC))
         raise HostError(
             f"no user exists for uid {os.getuid()} (ssh(1) says the same)",
             remedy="add one to /etc/passwd of this machine or container",
