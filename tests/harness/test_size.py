@@ -40,7 +40,9 @@ def test_a_tree_is_compared_with_a_commit(
     git("commit", "-m", "first")
     file.write_text(BOARD + "\n    def off(self) -> None:\n        pass\n")
     (tmp_path / "emulation").mkdir()
-    (tmp_path / "emulation" / "flat.py").write_text('"""Longer than others: one piece."""\n' + "a = 1\n" * 501)
+    (tmp_path / "emulation" / "flat.py").write_text(
+        '"""Longer than others: one piece."""\n' + "a = 1\n" * 501
+    )
     (tmp_path / "harness" / "errors.py").write_text("b = 2\n" * 501)
     (tmp_path / "setup.py").write_text("c = 3\n" * 501)
 
